@@ -1,0 +1,52 @@
+"""The interface of aggregators: from the messages of one step to one vector."""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lightning_byz.rule import Rule
+from lightning_byz.stack import Stack
+
+
+class Aggregator(Rule):
+    """Turns a stack into one vector. A rule of your own overrides ``__call__``, and that is enough."""
+
+    def kappa(self, n: int, f: float) -> float | None:
+        r"""The constant of :math:`(f, \kappa)`-robustness, or None where none is known.
+
+        Whatever ``f`` of ``n`` rows hold, for the others, :math:`S`: :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`.
+        """
+        return None
+
+    @abstractmethod
+    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+        """The aggregate of the rows of ``stack``, in their dtype and on their device."""
+
+    def explain(
+        self, stack: Stack, *, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
+        """The aggregate, and each original row's coefficient in it, or None where it is no weighted sum of rows."""
+        return self(stack, generator=generator), None
+
+
+class RowAverage(Aggregator):
+    """An aggregator whose result is a weighted sum of rows: it overrides ``coefficients`` instead."""
+
+    @abstractmethod
+    def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
+        """The coefficient of each row of an admitted stack."""
+
+    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+        """The aggregate of the rows of ``stack``, in their dtype and on their device."""
+        stack = self.admit(stack)
+        return stack.combination(self.coefficients(stack, generator=generator))
+
+    def explain(
+        self, stack: Stack, *, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
+        """The aggregate, and each original row's coefficient in it."""
+        stack = self.admit(stack)
+        own = self.coefficients(stack, generator=generator)
+        return stack.combination(own), own if stack.mixing is None else own @ stack.mixing

@@ -1,0 +1,48 @@
+"""The coordinate-wise median."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_byz.aggregators.aggregator import Aggregator
+from lightning_byz.kernels import minority
+from lightning_byz.stack import Stack
+
+
+@dataclass(frozen=True)
+class CoordinateMedian(Aggregator):
+    r"""Take the weighted median of each coordinate.
+
+    The value at which the cumulative weight passes half of the total; where it is exactly half, the mean of the values on both sides. With unit weights, the
+    middle value, or the mean of the two middle ones.
+
+    Cost: a pruned sorting network along the workers, :math:`O(d\, n \log^2 n)` comparisons done on many coordinates at once.
+
+    Raises:
+        ToleranceError: If ``f`` is not below half of the total weight.
+
+    References:
+        Yin, Chen, Kannan, Bartlett. Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML 2018, arXiv 1803.01498.
+        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [4.0, 6.0], [1e9, -1e9]])
+        >>> CoordinateMedian()(Stack(rows, f=1))
+        tensor([3.0000, 6.5000])
+    """
+
+    condition = "f < W / 2"
+
+    def tolerates(self, weight: float, f: float) -> bool:
+        """Whether ``f`` is below half of ``weight``."""
+        return minority(weight, f)
+
+    def kappa(self, n: int, f: float) -> float:
+        """``4 (1 + f / (n - 2 f))^2``."""
+        return 4 * (1 + f / (n - 2 * f)) ** 2
+
+    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+        """The median of each coordinate."""
+        return self.admit(stack).centre().clone()

@@ -1,0 +1,74 @@
+"""Krum."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from lightning_byz.aggregators.aggregator import RowAverage
+from lightning_byz.errors import ToleranceError
+from lightning_byz.kernels import minority, nearest_shares
+from lightning_byz.stack import Stack
+
+
+@dataclass(frozen=True)
+class Krum(RowAverage):
+    r"""Choose the row that is nearest to its neighbours.
+
+    The score of a row is :math:`\sum_j u_j \|x_i - x_j\|^2` over its nearest rows, itself included, up to a weight :math:`\sum_j u_j = W - f`; the row with the
+    smallest score is the result, the lowest worker id among equals. This is the form for which integer weights equal repeated rows.
+
+    Cost: a coordinate-wise median (which centres the distances) and one Gram matrix, :math:`O(n^2 d)`.
+
+    Args:
+        neighbors: ``"weight"`` as above. ``"paper"`` scores over the ``n - f - 2`` nearest other rows, as first published: unit weights and
+            ``2 f + 2 < n`` only.
+
+    Raises:
+        ToleranceError: If ``f`` is not below half of the total weight (``"paper"``: ``2 f + 2 < n`` fails, or a weight is neither 0 nor 1).
+
+    References:
+        Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent. NeurIPS 2017, arXiv 1703.02757.
+        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+
+    Example:
+        >>> rows = torch.tensor([[0.0, 1.0], [0.0, 1.5], [0.5, 1.0], [1e9, 0.0]])
+        >>> Krum()(Stack(rows, f=1))
+        tensor([0., 1.])
+    """
+
+    neighbors: Literal["weight", "paper"] = "weight"
+
+    condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"'
+
+    def __post_init__(self) -> None:
+        if self.neighbors not in ("weight", "paper"):
+            raise ValueError(f'neighbors must be "weight" or "paper", not {self.neighbors!r}')
+
+    def tolerates(self, weight: float, f: float) -> bool:
+        """Whether ``f`` meets the condition of the chosen neighbours."""
+        return minority(weight, f) if self.neighbors == "weight" else 2 * f + 2 < weight
+
+    def kappa(self, n: int, f: float) -> float:
+        """``6 (n - f) / (n - 2 f)``, which is ``6 (1 + f / (n - 2 f))``; ``6 (n - f) / (n - 2 f - 1)`` for the paper's neighbours."""
+        return 6 * (n - f) / (n - 2 * f - (self.neighbors == "paper"))
+
+    def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
+        """One for the chosen row."""
+        distances, weights = stack.squared_distances(), stack.weights
+        if self.neighbors == "paper":
+            shares = self._paper_shares(stack)
+        else:
+            shares = nearest_shares(distances, weights, stack.total_weight - stack.f)
+        scores = torch.where(weights > 0, (shares * distances).sum(1), torch.inf)
+        chosen = scores.sort(stable=True).indices[0]
+        return torch.zeros_like(weights).index_fill_(0, chosen, 1.0)
+
+    def _paper_shares(self, stack: Stack) -> Tensor:
+        if not bool(((stack.weights == 0) | (stack.weights == 1)).all()):
+            raise ToleranceError(f'Krum(neighbors="paper") takes weights 0 and 1 only, not {stack.weights.tolist()}; use neighbors="weight"')
+        # a row's own distance is set below all others, so that it alone is what the budget's first unit buys
+        apart = stack.squared_distances().clone().fill_diagonal_(-1.0)
+        return nearest_shares(apart, stack.weights, stack.total_weight - stack.f - 1)

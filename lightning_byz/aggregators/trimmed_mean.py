@@ -1,0 +1,50 @@
+"""The coordinate-wise trimmed mean."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_byz import kernels
+from lightning_byz.aggregators.aggregator import Aggregator
+from lightning_byz.stack import Stack
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Aggregator):
+    r"""Average each coordinate after trimming the extreme weight on both sides.
+
+    Sort the workers of a coordinate by value and lay their weights end to end: what lies within :math:`f` of either end of the line is trimmed,
+    a worker astride the edge counts for the part inside. With unit weights this drops the :math:`f` smallest and the :math:`f` largest values.
+
+    Cost: a pruned sorting network along the workers, :math:`O(d\, n \log^2 n)` comparisons done on many coordinates at once.
+
+    Raises:
+        ToleranceError: If ``f`` is not below half of the total weight.
+
+    References:
+        Yin, Chen, Kannan, Bartlett. Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML 2018, arXiv 1803.01498.
+        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [3.0, 6.5], [7.0, 6.0], [1e9, -1e9]])
+        >>> TrimmedMean()(Stack(rows, f=1))
+        tensor([4.0000, 6.5000])
+    """
+
+    condition = "f < W / 2"
+
+    def tolerates(self, weight: float, f: float) -> bool:
+        """Whether ``f`` is below half of ``weight``."""
+        return kernels.minority(weight, f)
+
+    def kappa(self, n: int, f: float) -> float:
+        """``6 q (1 + q)`` with ``q = f / (n - 2 f)``."""
+        ratio = f / (n - 2 * f)
+        return 6 * ratio * (1 + ratio)
+
+    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+        """The trimmed mean of each coordinate."""
+        stack = self.admit(stack)
+        return kernels.trimmed_mean(stack.vectors, stack.weights, stack.f)

@@ -1,0 +1,41 @@
+"""The interface of attacks: what Byzantine workers send, and what they do to their data."""
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lightning_byz.aggregators import Aggregator
+from lightning_byz.stack import Stack
+
+
+class Attack(ABC):
+    """An attack has two doors, and each does nothing until it is overridden."""
+
+    def poison(self, batch: Any, *, generator: torch.Generator) -> Any:
+        """The batch on which an attacker computes, from the one it was given."""
+        return batch
+
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+    ) -> Float[Tensor, "m d"]:
+        """What the attackers send instead of their rows.
+
+        Args:
+            stack: All rows, usable ones only; perhaps one slice of them, so coordinates must be treated alike wherever the slice is cut.
+            attackers: The rows under control.
+            generator: The only source of randomness.
+            defence: The rule that will be applied, for attacks that try it out.
+        """
+        return stack.vectors[list(attackers)]
+
+
+def honest_weights(stack: Stack, attackers: Sequence[int]) -> Float64[Tensor, " n"]:
+    """The weights of the stack, zero for attackers, as parts of their sum; all zero where no honest row has weight."""
+    weights = stack.weights.clone()
+    weights[list(attackers)] = 0.0
+    total = weights.sum()
+    return weights / total if bool(total > 0) else weights

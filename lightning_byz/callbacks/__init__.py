@@ -1,0 +1,5 @@
+"""Callbacks that show what the strategy saw."""
+
+from .worker_monitor import WorkerMonitor
+
+__all__ = ["WorkerMonitor"]

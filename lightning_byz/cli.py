@@ -1,0 +1,88 @@
+"""The command ``lightning-byz``: Lightning's command line with this package's classes known by their bare names."""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import lightning_byz
+import lightning_byz.callbacks
+import lightning_byz.demos
+from lightning_byz.errors import ToleranceError, TooManyFaults
+
+_UNKNOWN_OPTION = re.compile(r"Problem with given class_path '(?P<owner>[\w.]+)':\s+Option '(?P<option>[^']+)' is not accepted")
+_MISSING = re.compile(r"Problem with given class_path '(?P<owner>[\w.]+)':\s+the following arguments are required: (?P<options>[^\n]+)")
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+
+
+class Parser(LightningArgumentParser):
+    """A parser that answers a mistake with its sentence, instead of the list of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what was wrong, and exit with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(2, f"error: {explain(message)}\n")
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI which ends a fit with the metrics of its last epoch."""
+
+    def after_fit(self) -> None:
+        """Print the validation metrics as they stand after the last epoch, which is not always the best one."""
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if metrics:
+            rank_zero_only(print)("last epoch:", ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; classes in the current directory's files can be named in it.
+
+    Args:
+        args: The arguments, by default those of the process.
+
+    Raises:
+        SystemExit: With status 2 if the arguments are wrong, 1 if the run they describe was refused or stopped by this package.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        CommandLine(parser_class=Parser, seed_everything_default=0, save_config_kwargs={"overwrite": True}, args=None if args is None else list(args))
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def explain(message: str) -> str:
+    """Return the parser's message as one sentence, where it hides an unknown argument or class.
+
+    Example:
+        >>> explain("Problem with given class_path 'lightning_byz.RobustStrategy':\\n  Option 'ff' is not accepted")
+        "RobustStrategy has no argument 'ff': see --print_config for those of the classes in use."
+    """
+    if found := _UNKNOWN_OPTION.search(message):
+        owner = found["owner"].split(".")[-1]
+        return f"{owner} has no argument {found['option']!r}: see --print_config for those of the classes in use."
+    if found := _MISSING.search(message):
+        return f"{found['owner'].split('.')[-1]} needs a value for: {found['options']}."
+    if found := _UNKNOWN_CLASS.search(message):
+        close = difflib.get_close_matches(found["name"], [*lightning_byz.__all__, *lightning_byz.demos.__all__], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "give the import path of a class, such as my_file.MyClass, or a name of this package."
+        return f"there is no class {found['name']!r}: {hint}"
+    return message
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether ``error`` is a sentence for the user rather than a fault in somebody's code: then no traceback is shown."""
+    if isinstance(error, (ToleranceError, TooManyFaults, MisconfigurationException)):
+        return True
+    last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return isinstance(error, ValueError) and last.f_globals.get("__name__", "").split(".")[0] == "lightning_byz"

@@ -1,0 +1,155 @@
+"""Loaders whose draws are keyed: what a worker fetches does not depend on where, or beside whom, it runs."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.utilities.data import _update_dataloader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from lightning_byz.data.partition import Partition
+from lightning_byz.random import Streams
+
+
+class RunSeed(int):
+    """The run's seed, recognizable: a sampler that carries it was made for this run, not by the user."""
+
+
+class WorkerBatches(list):
+    """One batch per logical worker of this rank, in the order of the workers."""
+
+
+class KeyedLoader:
+    """A loader that fetches each batch with the random streams keyed by (seed, epoch, pass, batch, worker).
+
+    Everything else is the loader's own: attributes, length, sampler. Loader processes derive their seeds from the key of the iterator.
+
+    Args:
+        loader: The loader to fetch from.
+        worker: The logical worker it serves.
+        streams: The global random streams.
+        seed: The run's seed.
+        epoch: Returns the current epoch.
+
+    """
+
+    def __init__(self, loader: Iterable, *, worker: int, streams: Streams, seed: int, epoch: Callable[[], int]) -> None:
+        self._loader = loader
+        self._worker = worker
+        self._streams = streams
+        self._seed = seed
+        self._epoch = epoch
+        self._passes = (-1, 0)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - stands in for the loader
+        if name.startswith("__") or "_loader" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        """Return the number of batches of the loader."""
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the loader's batches; nothing is drawn before the first one is asked for."""
+        epoch = self._epoch()
+        passes = self._passes[1] + 1 if self._passes[0] == epoch else 0
+        self._passes = (epoch, passes)
+        own_draws = _shuffles_from_its_own_seed(self._loader)
+        with self._streams.inside(self._seed, "loader", epoch, passes, *((self._worker,) if own_draws else ())):
+            iterator = iter(self._loader)
+        for batch in range(2**62):
+            # A user's sampler draws its order from the global stream at the first batch: alike on all ranks, as under DDP.
+            key = (batch, self._worker) if own_draws or batch else (batch,)
+            with self._streams.inside(self._seed, "fetch", epoch, passes, *key):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+
+class WorkerLoaders:
+    """One keyed loader per logical worker of this rank; yields :class:`WorkerBatches`."""
+
+    def __init__(self, loaders: Sequence[KeyedLoader]) -> None:
+        self.loaders = loaders
+
+    @property
+    def dataset(self) -> Any:  # noqa: ANN401 - the user's
+        """The dataset that the workers share."""
+        return self.loaders[0].dataset
+
+    @property
+    def sampler(self) -> "WorkerLoaders":
+        """This object: Lightning tells a loader's sampler the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Forward the epoch to each worker's sampler."""
+        for loader in self.loaders:
+            set_epoch = getattr(loader.sampler, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of batches of each worker."""
+        return min(len(loader) for loader in self.loaders)
+
+    def __iter__(self) -> Iterator[WorkerBatches]:
+        """Yield one batch per worker at a time."""
+        for batches in zip(*self.loaders, strict=False):
+            yield WorkerBatches(batches)
+
+
+def split_loader(loader: object, partition: Partition, *, workers: int, seed: int) -> Callable[[int], DataLoader]:
+    """Return what makes the loader of a logical worker from the user's loader, as Lightning handed it over.
+
+    Raises:
+        ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
+
+    """
+    advice = f"With several logical workers per rank ({workers} in all) each worker needs a shard of its own"
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise ValueError(f"{advice}, and {type(loader).__name__} over iterable data has none: run one worker per rank, or give a map-style dataset.")
+    sampler = loader.sampler
+    if isinstance(sampler, DistributedSamplerWrapper) or not isinstance(getattr(sampler, "seed", None), RunSeed):
+        inner = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+        raise ValueError(
+            f"{advice}, and the loader's own sampler {type(inner).__name__} would be lost: run one worker per rank, leave the sampler to the"
+            " loader's shuffle=, and keep Trainer(use_distributed_sampler=True)."
+        )
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        raise ValueError(f"{advice}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: run one worker per rank.")
+    shuffle = bool(getattr(sampler, "shuffle", False))
+
+    def make(worker: int) -> DataLoader:
+        return _update_dataloader(loader, partition.sampler(loader.dataset, workers=workers, worker=worker, shuffle=shuffle, seed=seed))
+
+    _refuse_empty_shards(make, loader, workers)
+    return make
+
+
+def refuse_small_dataset(dataset: object, workers: int) -> None:
+    """Refuse fewer samples than workers: some shard would hold copies only."""
+    samples = len(dataset) if hasattr(dataset, "__len__") else workers  # type: ignore[arg-type]
+    if samples < workers:
+        empty = list(range(samples, workers))
+        raise ValueError(f"{samples} training samples for {workers} workers leave workers {empty} with an empty shard: give more data or fewer workers.")
+
+
+def _refuse_empty_shards(make: Callable[[int], DataLoader], loader: DataLoader, workers: int) -> None:
+    refuse_small_dataset(loader.dataset, workers)
+    empty = [worker for worker in range(workers) if len(make(worker)) == 0]
+    if empty:
+        raise ValueError(
+            f"Workers {empty} have an empty shard: {len(loader.dataset)} samples over {workers} workers with"  # type: ignore[arg-type]
+            f" batch_size={loader.batch_size} and drop_last={loader.drop_last} leave no batch. Give more data, fewer workers or a smaller batch."
+        )
+
+
+def _shuffles_from_its_own_seed(loader: object) -> bool:
+    """Whether the loader's order comes from a seeded sampler rather than from the global stream."""
+    sampler = getattr(loader, "sampler", None)
+    return isinstance(sampler, DistributedSampler) and not isinstance(sampler, DistributedSamplerWrapper)

@@ -1,0 +1,7 @@
+"""Estimators: a worker's gradient(s) -> the vector it sends."""
+
+from lightning_byz.estimators.estimator import Estimator
+from lightning_byz.estimators.gradient import Gradient
+from lightning_byz.estimators.worker_momentum import WorkerMomentum
+
+__all__ = ["Estimator", "Gradient", "WorkerMomentum"]

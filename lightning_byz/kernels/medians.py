@@ -1,0 +1,74 @@
+"""Weighted medians and trimmed means of every coordinate.
+
+Lay the weights of a coordinate end to end in the order of its values. The median is what lies at the middle of that line, the trimmed mean the average of
+what lies further than ``f`` from both ends. With equal weights each rank keeps a share known beforehand, and only the ranks that matter are ordered.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lightning_byz.kernels.blocks import saturate
+from lightning_byz.kernels.networks import groups_of, network
+from lightning_byz.kernels.ordering import Scratch, chunks, ordered
+from lightning_byz.kernels.shares import SLIVER
+from lightning_byz.kernels.weighted import weighted_median, weighted_trimmed_mean
+
+
+def coordinate_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"]) -> Float[Tensor, " d"]:
+    """The weighted median of each coordinate over rows of positive weight: at exactly half the weight, the mean of both neighbours.
+
+    Zero where no row has weight.
+    """
+    rows, values = _present(weights)
+    if not rows:
+        return vectors.new_zeros(vectors.shape[1])
+    if len(set(values)) > 1:
+        return weighted_median(vectors, rows, weights[rows])
+    return _rank_average(vectors, rows, [float(abs(2 * rank + 1 - len(rows)) <= 1) for rank in range(len(rows))])
+
+
+def trimmed_mean(
+    vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float
+) -> Float[Tensor, " d"]:
+    """The mean of each coordinate without the lowest and the highest ``f`` of its weight; ``f`` must be below half of it."""
+    rows, values = _present(weights)
+    if len(set(values)) > 1:
+        return weighted_trimmed_mean(vectors, rows, weights[rows], f)
+    return _rank_average(vectors, rows, _trimmed_shares(len(rows), f / values[0]))
+
+
+def _present(weights: Tensor) -> tuple[list[int], list[float]]:
+    """The rows of positive weight, and their weights."""
+    pairs = [(row, weight) for row, weight in enumerate(weights.tolist()) if weight > 0]
+    return [row for row, _ in pairs], [weight for _, weight in pairs]
+
+
+def _trimmed_shares(count: int, trimmed: float) -> list[float]:
+    """The part kept of each rank of ``count`` unit weights; both ends are trimmed alike to the last bit."""
+    depths = [min(rank, count - 1 - rank) for rank in range(count)]
+    shares = [min(depth + 1.0, count - trimmed) - max(float(depth), trimmed) for depth in depths]
+    return [0.0 if share < SLIVER else 1.0 if share > 1 - SLIVER**2 else share for share in shares]
+
+
+def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float]) -> Tensor:
+    """The average, weighted by ``shares``, of the values at each rank."""
+    groups, total = groups_of(shares), sum(shares)
+    comparators, scratch = network(groups), Scratch()
+    ranks = {group: [rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})}
+    result = vectors.new_empty(vectors.shape[1])
+    for low, high in chunks(vectors):
+        wires = ordered([vectors[row, low:high] for row in rows], comparators, scratch)
+        sums = [shares[members[0]] * _sum([wires[rank] for rank in members]) for members in ranks.values()]
+        result[low:high] = saturate(_sum(sums) / total, vectors.dtype)
+    return result
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of ``terms`` in float64, in their order."""
+    result = terms[0].to(torch.float64, copy=True)
+    for term in terms[1:]:
+        result.add_(term)
+    return result

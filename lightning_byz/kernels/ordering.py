@@ -1,0 +1,63 @@
+"""Runs a sorting network on the rows of a chunk of coordinates, many coordinates at once, without writing to the rows."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_byz.kernels.networks import Comparator
+
+_CHUNK = 16384  # rows of this many coordinates, n of them, stay in a core's second-level cache
+_DEVICE_CHUNK = 2**22
+
+
+def chunks(vectors: Tensor) -> Iterator[tuple[int, int]]:
+    """``(low, high)`` of runs of coordinates to order at a time; the result does not depend on where they end."""
+    length = vectors.shape[1]
+    step = _CHUNK if vectors.device.type == "cpu" else _DEVICE_CHUNK
+    return ((low, min(low + step, length)) for low in range(0, length, step))
+
+
+class Scratch:
+    """Buffers of one chunk's length, handed out and taken back; the one returned last is warmest, so it goes out first."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def like(self, row: Tensor) -> Tensor:
+        """A buffer like ``row``, of undefined content."""
+        if self._free and self._free[-1].shape != row.shape:
+            self._free.clear()
+        return self._free.pop() if self._free else torch.empty_like(row, memory_format=torch.contiguous_format)
+
+    def release(self, buffers: Sequence[Tensor | None]) -> None:
+        """Take ``buffers`` back; None is ignored."""
+        self._free.extend(buffer for buffer in buffers if buffer is not None)
+
+
+def ordered(rows: Sequence[Tensor], comparators: Sequence[Comparator], scratch: Scratch) -> list[Tensor]:
+    """Values by rank where ``comparators`` keep the rank, elsewhere whatever was left; they last until ``scratch`` is used again."""
+    wires: list[Tensor] = list(rows)
+    borrowed: list[Tensor | None] = [None] * len(rows)
+    for low, high, keep_low, keep_high in comparators:
+        first, second = wires[low], wires[high]
+        spent = borrowed[low], borrowed[high]
+        borrowed[low] = borrowed[high] = None
+        if keep_low:
+            wires[low] = borrowed[low] = torch.minimum(first, second, out=scratch.like(first))
+        if keep_high:
+            wires[high] = borrowed[high] = torch.maximum(first, second, out=scratch.like(first))
+        scratch.release(spent)
+    scratch.release(borrowed)
+    return wires
+
+
+def ordered_with_rows(rows: Sequence[Tensor], comparators: Sequence[Comparator]) -> list[tuple[Tensor, Tensor]]:
+    """Values by rank, each with the index of the row it came from; ``comparators`` must keep all ranks."""
+    wires = [(row, torch.full_like(row, index, dtype=torch.int32)) for index, row in enumerate(rows)]
+    for low, high, _, _ in comparators:
+        (first, first_row), (second, second_row) = wires[low], wires[high]
+        swap = first > second
+        wires[low] = torch.minimum(first, second), torch.where(swap, second_row, first_row)
+        wires[high] = torch.maximum(first, second), torch.where(swap, first_row, second_row)
+    return wires

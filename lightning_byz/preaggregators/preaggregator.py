@@ -1,0 +1,20 @@
+"""The interface of pre-aggregators: from the messages of one step to others, on which an aggregator does better."""
+
+from abc import abstractmethod
+
+import torch
+
+from lightning_byz.rule import Rule
+from lightning_byz.stack import Stack
+
+
+class PreAggregator(Rule):
+    """Turns a stack into a stack of the same shape. A rule of your own overrides ``__call__``, and that is enough."""
+
+    def kappa(self, n: int, f: float, following: float | None) -> float | None:
+        """The constant of robustness of this followed by an aggregator whose own is ``following``; None where none is known."""
+        return None
+
+    @abstractmethod
+    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Stack:
+        """The stack that the next rule gets."""

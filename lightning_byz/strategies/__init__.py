@@ -1,0 +1,5 @@
+"""Lightning strategies."""
+
+from lightning_byz.strategies.robust import RobustStrategy
+
+__all__ = ["RobustStrategy"]

@@ -1,0 +1,133 @@
+"""Buffers (batch norm's running statistics) of logical workers that share one module."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_byz.aggregators import Aggregator, CoordinateMedian
+from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.flat import Layout
+
+Values = dict[str, Tensor]
+
+
+class WorkerBuffers:
+    """Each worker's own values of the buffers that its training steps change.
+
+    A worker finds its values in the module while it computes. They are adopted only with its row: a step that was not accepted leaves no trace.
+    Evaluation and checkpoints use :meth:`consensus`.
+
+    Args:
+        module: The user's module.
+        workers: The logical workers of this rank.
+        rule: What makes one buffer of the workers' buffers.
+
+    """
+
+    def __init__(self, module: nn.Module, workers: Sequence[int], *, rule: Aggregator | None = None) -> None:
+        self._module = module
+        self._rule = CoordinateMedian() if rule is None else rule
+        self._initial: Values = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        self._adopted: dict[int, Values] = {worker: {} for worker in workers}
+        self._proposed: dict[int, Values] = {}
+        self._changing: set[str] = set()
+        self._resident: int | None = None
+
+    @contextmanager
+    def inside(self, worker: int) -> Iterator[None]:
+        """Put the worker's values into the module, and note afterwards which ones its step has changed."""
+        if self._resident != worker:
+            self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
+        versions = {name: (id(buffer), buffer._version) for name, buffer in self._module.named_buffers()}
+        try:
+            yield
+        finally:
+            changed = {
+                name: buffer.detach().clone()
+                for name, buffer in self._module.named_buffers()
+                if name in self._initial and versions.get(name) != (id(buffer), buffer._version)
+            }
+            self._changing.update(changed)
+            self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
+            self._resident = worker
+
+    def settle(self, accepted: Mapping[int, bool]) -> None:
+        """Adopt what the accepted workers' steps changed, forget the rest."""
+        for worker, changed in self._proposed.items():
+            if accepted[worker]:
+                self._adopted[worker].update(changed)
+            elif changed:
+                self._resident = None
+        self._proposed = {}
+
+    def consensus(self, exchange: Exchange, placement: Placement) -> Values:
+        """Return one value of each buffer that changes: the rule's of floating ones, worker 0's of counters.
+
+        Every rank must call it. A row that is not finite counts as absent; where no row is finite the buffers are worker 0's.
+        """
+        self.agree(exchange)
+        own = [self._values(worker) for worker in placement.local]
+        floating = [name for name in sorted(self._changing) if self._initial[name].is_floating_point()]
+        result = {name: exchange.share(own[0][name]) for name in sorted(self._changing) if name not in floating}
+        if not floating:
+            return result
+        layout = Layout.of((name, self._initial[name]) for name in floating)
+        rows = torch.empty(len(own), layout.total, dtype=layout.dtype, device=self._initial[floating[0]].device)
+        for row, values in zip(rows, own, strict=True):
+            layout.flatten([values[name] for name in floating], out=row)
+        whole = self._combined(rows, exchange, placement)
+        parts = zip(floating, layout.shapes, whole.split(layout.sizes), strict=True)
+        return result | {name: part.reshape(shape).to(self._initial[name].dtype, copy=True) for name, shape, part in parts}
+
+    def agree(self, exchange: Exchange) -> None:
+        """Learn which buffers change on other ranks. Every rank must call it."""
+        names = sorted(self._initial)
+        flags = torch.tensor([name in self._changing for name in names], dtype=torch.int64, device=self._device)
+        self._changing.update(name for name, count in zip(names, exchange.add(flags).tolist(), strict=True) if count)
+
+    def show(self, values: Values) -> None:
+        """Put ``values`` into the module until a worker computes again."""
+        self._load(values)
+        self._resident = None
+
+    def state(self, worker: int) -> Values:
+        """Return a worker's own values of the buffers that change; call :meth:`agree` before."""
+        values = self._values(worker)
+        return {name: values[name] for name in sorted(self._changing)}
+
+    def restore(self, states: Mapping[int, Values]) -> None:
+        """Take over the workers' values from a checkpoint."""
+        for worker in self._adopted:
+            self._adopted[worker] = {name: value.to(self._device) for name, value in states[worker].items()}
+            self._changing.update(states[worker])
+        self._resident = None
+
+    @property
+    def _device(self) -> torch.device:
+        return next((buffer.device for buffer in self._initial.values()), torch.device("cpu"))
+
+    def _values(self, worker: int) -> Values:
+        return {**self._initial, **self._adopted[worker], **self._proposed.get(worker, {})}
+
+    @torch.no_grad()
+    def _load(self, values: Values) -> None:
+        for name, buffer in self._module.named_buffers():
+            value = values.get(name)
+            if value is None:
+                continue
+            if buffer.shape == value.shape:
+                buffer.copy_(value)
+            else:
+                owner, _, last = name.rpartition(".")
+                setattr(self._module.get_submodule(owner), last, value.clone())
+
+    def _combined(self, rows: Tensor, exchange: Exchange, placement: Placement) -> Tensor:
+        nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
+        stack = exchange.scatter(rows, nothing, placement=placement, f=0).stack
+        usable = stack.nonfinite() == 0
+        if not bool(usable.any()):
+            return exchange.share(rows[0])
+        stack = stack.excluding(~usable, faulty=False)
+        return exchange.gather(self._rule(stack), stack)[0]

@@ -1,0 +1,90 @@
+"""What cannot be right is refused before the first step: what was given, what is allowed, what to change."""
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_byz.aggregators import Aggregator
+from lightning_byz.attacks import Attack
+from lightning_byz.data import Partition
+from lightning_byz.estimators import Estimator
+from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.preaggregators import PreAggregator
+
+
+def check_arguments(f: float | str, workers: int | None, attackers: Sequence[int], attack: Attack | None) -> None:
+    """Refuse numbers that no run can use."""
+    if isinstance(f, str) and f != "max":
+        raise ValueError(f"f={f!r}: f is a number of workers, 0 or more, or 'max'.")
+    if not isinstance(f, str) and (isinstance(f, bool) or not math.isfinite(f) or f < 0):
+        raise ValueError(f"f={f}: the number of Byzantine workers to tolerate must be finite and 0 or more.")
+    if workers is not None and (isinstance(workers, bool) or workers < 1):
+        raise ValueError(f"workers={workers}: give 1 or more logical workers, or None for one per rank.")
+    if len(set(attackers)) != len(attackers):
+        raise ValueError(f"attackers={list(attackers)} names a worker twice: give each id once.")
+    if attackers and attack is None:
+        warnings.warn(f"attackers={list(attackers)} without an attack behave honestly: give attack=, or leave attackers out.", stacklevel=3)
+
+
+def check_attackers(attackers: Sequence[int], workers: int) -> None:
+    """Refuse ids that no worker has."""
+    outside = [worker for worker in attackers if not 0 <= worker < workers]
+    if outside:
+        raise ValueError(f"attackers={list(attackers)}: {outside} are no worker ids; the {workers} workers are 0 to {workers - 1}.")
+
+
+def check_stages(stages: Iterable[tuple[str, object, type]]) -> None:
+    """Refuse a stage that is not an instance of its class."""
+    for name, stage, kind in stages:
+        if not isinstance(stage, kind):
+            given = f"the class {stage.__name__}" if isinstance(stage, type) else repr(stage)
+            raise TypeError(f"{name}={given}: give an instance of a {kind.__name__}, e.g. {_EXAMPLES[kind]}.")
+
+
+def check_module(module: pl.LightningModule, placement: Placement, *, synchronized: bool) -> None:
+    """Refuse what several workers on one rank cannot do, warn about what one worker per rank should know."""
+    several = f"{placement.workers} logical workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}"
+    synchronized = synchronized or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+    if placement.one_per_rank:
+        if synchronized and placement.ranks > 1:
+            warnings.warn(
+                "SyncBatchNorm mixes the workers' activations before any robust rule sees them: a Byzantine worker can poison everyone's batch.",
+                stacklevel=2,
+            )
+        return
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization, which steps inside training_step; {several} share it."
+            " Run one worker per rank (workers=None), or use automatic optimization."
+        )
+    if synchronized:
+        raise ValueError(f"SyncBatchNorm waits for all ranks in each forward pass, and {several} run in turn: use BatchNorm or one worker per rank.")
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise ValueError(f"training_step(dataloader_iter) fetches its own batches, and {several} need one each: take a batch, or one worker per rank.")
+
+
+def check_optimizers(module: pl.LightningModule, optimizers: Sequence[Optimizer], *, has_memory: bool) -> None:
+    """Refuse optimizers that leave nothing to aggregate or would feed a memory several times a step."""
+    if not any(parameter.requires_grad for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            f"{type(module).__name__} has no trainable parameter in its {len(optimizers)} optimizer(s): there is no gradient to aggregate."
+            " Set requires_grad=True on what should train, and return an optimizer over it from configure_optimizers."
+        )
+    if has_memory and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+        raise ValueError("LBFGS evaluates the gradient several times a step, which would feed the workers' memory each time: use estimator=Gradient().")
+
+
+_EXAMPLES: dict[type, str] = {
+    Aggregator: "CoordinateMedian()",
+    PreAggregator: "NNM()",
+    Estimator: "WorkerMomentum(beta=0.9)",
+    Attack: "SignFlip()",
+    Exchange: "AllToAll()",
+    Partition: "IID()",
+}

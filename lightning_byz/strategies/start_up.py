@@ -1,0 +1,79 @@
+"""Before the first step: whether the rules tolerate what they are asked to, and what a run says of itself."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_byz.errors import ToleranceError
+from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.pipeline import Pipeline
+from lightning_byz.kernels import block_size
+from lightning_byz.stack import Slice, Stack
+
+
+def fitting_pipeline(f: float | str, make: Callable[[float], Pipeline], *, workers: int, sliced: bool) -> Pipeline:
+    """Return the pipeline for ``f``, or for the largest whole number of workers that its rules tolerate.
+
+    Raises:
+        ToleranceError: If a rule cannot tolerate ``f``.
+        ValueError: If ranks hold slices and a rule mixes coordinates past the Stack's methods.
+
+    """
+    if not isinstance(f, str):
+        pipeline = make(float(f))
+        pipeline.check()
+    else:
+        pipeline = _largest(make, workers)
+    if sliced:
+        refuse_mixing(pipeline)
+    return pipeline
+
+
+def refuse_mixing(pipeline: Pipeline) -> None:
+    """Refuse a rule that computes across coordinates by itself: on a slice it would see a part and not know it."""
+    asked = False
+
+    def gather(partials: Tensor) -> Tensor:
+        nonlocal asked
+        asked = True
+        return torch.cat([partials, torch.zeros_like(partials)])
+
+    width = block_size(128)
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn(pipeline.workers, 2 * width, generator=draws)
+    rows[:, width:] *= 10.0 * torch.rand(pipeline.workers, 1, generator=draws)
+    part = Stack(rows[:, :width], f=pipeline.f, slice=Slice(0, width, 2 * width, gather, lambda counts: counts))
+    sliced = pipeline.aggregate(part, step=0)[0]
+    whole = pipeline.aggregate(Stack(rows, f=pipeline.f), step=0)[0]
+    if not asked and not torch.allclose(sliced, whole[:width], rtol=1e-4, atol=1e-5):
+        names = [type(rule).__name__ for rule in (*pipeline.preaggregators, pipeline.aggregator)]
+        raise ValueError(
+            f"{' -> '.join(names)} gives other values on a slice of the coordinates than on all of them, and on several ranks each rank sees a slice:"
+            " compute across coordinates through stack.squared_distances(), stack.squared_distances_to(point) and stack.squared_norms()."
+        )
+
+
+def start_up_line(pipeline: Pipeline, exchange: Exchange, placement: Placement) -> str:
+    """Return one line on exchange, trust, threads, and the workers that could together exceed f."""
+    line = (
+        f"lightning_byz: {placement.workers} workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}, f = {pipeline.f:g};"
+        f" exchange {type(exchange).__name__} trusts {exchange.trusts}; {torch.get_num_threads()} torch threads per rank"
+    )
+    crowded = [list(placement.of(rank)) for rank, share in enumerate(placement.shares) if share > pipeline.f]
+    if placement.ranks > 1 and crowded:
+        line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"
+    return line
+
+
+def _largest(make: Callable[[float], Pipeline], workers: int) -> Pipeline:
+    for f in range((workers - 1) // 2, 0, -1):
+        pipeline = make(float(f))
+        try:
+            pipeline.check()
+        except ToleranceError:
+            continue
+        return pipeline
+    pipeline = make(0.0)
+    pipeline.check()
+    return pipeline

@@ -1,0 +1,85 @@
+"""Gives each logical worker its loader, inside Lightning's own handling of loaders and batches."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_byz.data import Partition
+from lightning_byz.data.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, refuse_small_dataset, split_loader
+from lightning_byz.exchange import Placement
+from lightning_byz.random import Streams
+
+
+class TrainingData:
+    """Tells training loaders from others, and makes them the loaders of logical workers.
+
+    Lightning hands every loader to the strategy without saying what it is for, and calls one of the module's batch hooks past the strategy; both are
+    mended on the trainer's and the module's instances for the length of a run.
+
+    Args:
+        trainer: The trainer of the run.
+        module: The user's module.
+        placement: Which workers live here.
+        partition: Which samples belong to which worker.
+        streams: The global random streams.
+        seed: The run's seed.
+
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, module: pl.LightningModule, placement: Placement, *, partition: Partition, streams: Streams, seed: RunSeed
+    ) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._placement = placement
+        self._partition = partition
+        self._streams = streams
+        self._seed = seed
+        self._setting_up = False
+
+    def install(self) -> None:
+        """Mark the set-up of training loaders, and let worker batches pass the hook that Lightning calls past the strategy."""
+        set_up = self._trainer.fit_loop.setup_data
+
+        def marked() -> None:
+            self._setting_up = True
+            try:
+                set_up()
+            finally:
+                self._setting_up = False
+
+        self._trainer.fit_loop.setup_data = marked  # type: ignore[method-assign]
+        if not self._placement.one_per_rank:
+            before = self._module._on_before_batch_transfer
+            self._module._on_before_batch_transfer = (  # type: ignore[method-assign]
+                lambda batch, dataloader_idx=0: batch if holds_worker_batches(batch) else before(batch, dataloader_idx)
+            )
+
+    def remove(self) -> None:
+        """Undo :meth:`install`."""
+        self._trainer.fit_loop.__dict__.pop("setup_data", None)
+        self._module.__dict__.pop("_on_before_batch_transfer", None)
+
+    def process(self, loader: Any) -> Any:  # noqa: ANN401 - the user's loader
+        """Return the keyed loader(s) in place of a training loader; any other loader as it is."""
+        if not self._setting_up:
+            return loader
+        workers = self._placement.workers
+        if self._placement.one_per_rank:
+            if isinstance(getattr(getattr(loader, "sampler", None), "seed", None), RunSeed):
+                refuse_small_dataset(loader.dataset, workers)
+            return self._keyed(loader, self._placement.local[0])
+        make = split_loader(loader, self._partition, workers=workers, seed=self._seed)
+        return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local])
+
+    def _keyed(self, loader: Any, worker: int) -> KeyedLoader:  # noqa: ANN401
+        progress = self._trainer.fit_loop.epoch_progress
+        return KeyedLoader(loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed)
+
+
+def holds_worker_batches(batch: Any) -> bool:  # noqa: ANN401
+    """Whether a batch, or a collection of batches of several loaders, has one part per worker."""
+    if isinstance(batch, WorkerBatches):
+        return True
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    return any(holds_worker_batches(part) for part in parts)
