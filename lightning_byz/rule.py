@@ -1,6 +1,5 @@
 """What every rule says of itself, and the door through which stacks enter it."""
 
-from abc import ABC
 from typing import ClassVar
 
 from lightning_byz.errors import ToleranceError
@@ -8,7 +7,7 @@ from lightning_byz.kernels import SLIVER
 from lightning_byz.stack import Stack
 
 
-class Rule(ABC):
+class Rule:
     """Aggregators and pre-aggregators: class data that users, error messages and the contract suite read."""
 
     condition: ClassVar[str] = "no guarantee"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from lightning_byz import kernels
+import lightning_byz.kernels as kernels
 from lightning_byz.errors import TooManyFaults
 
 
@@ -32,10 +32,11 @@ class Slice:
 
     def __post_init__(self) -> None:
         size = kernels.block_size(self.total)
-        if not 0 <= self.start <= self.stop <= self.total or self.start % size and self.start != self.total:
+        whole = all(end % size == 0 or end == self.total for end in (self.start, self.stop))
+        if not (whole and 0 <= self.start <= self.stop <= self.total):
             raise ValueError(
                 f"a slice from {self.start} to {self.stop} of {self.total} coordinates is not a run of whole blocks: "
-                f"start must be a multiple of {size}, and start <= stop <= total"
+                f"both ends must be multiples of {size}, or the total, and start <= stop"
             )
 
 
@@ -152,9 +153,7 @@ class Stack:
 
     def squared_norms(self) -> Float64[Tensor, " n"]:
         """Squared length of each row."""
-        return self._once(
-            "squared_norms", lambda: self._across(kernels.square_sums(self.vectors, None, self.blocks(), self._width))
-        )
+        return self._once("squared_norms", lambda: self._across(kernels.square_sums(self.vectors, None, self.blocks(), self._width)))
 
     # ---- sums of rows
 

@@ -115,7 +115,7 @@ def _lead(world: int) -> None:
     os.dup2(2, 1)
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(world)]
-    children = [context.Process(target=_rank, args=(rank, world, port, pipe[1]), daemon=True) for rank, pipe in enumerate(pipes)]
+    children = [context.Process(target=_rank, args=(rank, world, port, pipe[1])) for rank, pipe in enumerate(pipes)]
     for child in children:
         child.start()
     while True:

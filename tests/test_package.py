@@ -4,13 +4,18 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import lightning_byz
 from lightning_byz.versions import TESTED
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lightning_byz"

@@ -1,6 +1,6 @@
 """The interface of aggregators: from the messages of one step to one vector."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float, Float64
@@ -10,13 +10,14 @@ from lightning_byz.rule import Rule
 from lightning_byz.stack import Stack
 
 
-class Aggregator(Rule):
+class Aggregator(Rule, ABC):
     """Turns a stack into one vector. A rule of your own overrides ``__call__``, and that is enough."""
 
     def kappa(self, n: int, f: float) -> float | None:
         r"""The constant of :math:`(f, \kappa)`-robustness, or None where none is known.
 
-        Whatever ``f`` of ``n`` rows hold, for the others, :math:`S`: :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`.
+        Whatever ``f`` of ``n`` rows hold, for the others, :math:`S`:
+        :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`.
         """
         return None
 
@@ -24,9 +25,7 @@ class Aggregator(Rule):
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The aggregate of the rows of ``stack``, in their dtype and on their device."""
 
-    def explain(
-        self, stack: Stack, *, generator: torch.Generator | None = None
-    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
+    def explain(self, stack: Stack, *, generator: torch.Generator | None = None) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
         """The aggregate, and each original row's coefficient in it, or None where it is no weighted sum of rows."""
         return self(stack, generator=generator), None
 
@@ -43,9 +42,7 @@ class RowAverage(Aggregator):
         stack = self.admit(stack)
         return stack.combination(self.coefficients(stack, generator=generator))
 
-    def explain(
-        self, stack: Stack, *, generator: torch.Generator | None = None
-    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
+    def explain(self, stack: Stack, *, generator: torch.Generator | None = None) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
         """The aggregate, and each original row's coefficient in it."""
         stack = self.admit(stack)
         own = self.coefficients(stack, generator=generator)

@@ -15,8 +15,8 @@ from lightning_byz.stack import Stack
 class CoordinateMedian(Aggregator):
     r"""Take the weighted median of each coordinate.
 
-    The value at which the cumulative weight passes half of the total; where it is exactly half, the mean of the values on both sides. With unit weights, the
-    middle value, or the mean of the two middle ones.
+    The value at which the cumulative weight passes half of the total; where it is exactly half, the mean of the values on both sides.
+    With unit weights, the middle value, or the mean of the two middle ones.
 
     Cost: a pruned sorting network along the workers, :math:`O(d\, n \log^2 n)` comparisons done on many coordinates at once.
 

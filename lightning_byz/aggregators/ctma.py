@@ -15,9 +15,9 @@ from lightning_byz.stack import Stack
 class CTMA(RowAverage):
     r"""Average the rows nearest to what another rule found.
 
-    With :math:`x_0` the result of ``base``: keep rows in the order of their distance from :math:`x_0`, lower worker ids first among equals, up to a weight of
-    :math:`W - f`; the row that passes it is kept in part. :math:`F(x) = \sum_i u_i x_i / (W - f)`. Where ``f`` is small this improves the error of ``base`` to
-    one of order :math:`f / W`; near half of the weight it can be worse than ``base`` alone.
+    With :math:`x_0` the result of ``base``: keep rows in the order of their distance from :math:`x_0`, lower worker ids first among equals, up to a
+    weight of :math:`W - f`; the row that passes it is kept in part. :math:`F(x) = \sum_i u_i x_i / (W - f)`. Where ``f`` is small this improves the
+    error of ``base`` to one of order :math:`f / W`; near half of the weight it can be worse than ``base`` alone.
 
     Cost: ``base``, one pass for the distances and one for the sum, :math:`O(nd)`.
 
@@ -51,7 +51,7 @@ class CTMA(RowAverage):
         return minority(weight, f) and self.base.tolerates(weight, f)
 
     def kappa(self, n: int, f: float) -> float | None:
-        """``4 f / (n - f) (1 + kappa of base)``: what is kept of the faulty weight displaces as much honest weight, no nearer to the base's result."""
+        """``4 f / (n - f) (1 + kappa of base)``: faulty weight that is kept displaces as much honest weight, no nearer to the base's result."""
         base = self.base.kappa(n, f)
         return None if base is None else 4 * f / (n - f) * (1 + base)
 

@@ -65,11 +65,12 @@ class GeometricMedian(RowAverage):
         scale = coordinate_median(distances[:, None], weights)
         if not bool(scale > 0):  # half of the weight or more sits on the start, which is then a minimum
             return _normalised(torch.where(distances > 0, 0.0, weights))
-        for _ in range(self.iterations):
-            inner = _normalised(weights / torch.maximum(distances, self.smoothing * scale))
-            image = gram @ inner
-            distances = (squares - 2 * image + inner @ image).clamp_(min=0.0).sqrt()
-        return inner
+        result = _normalised(weights / torch.maximum(distances, self.smoothing * scale))
+        for _ in range(self.iterations - 1):
+            image = gram @ result
+            distances = (squares - 2 * image + result @ image).clamp_(min=0.0).sqrt()
+            result = _normalised(weights / torch.maximum(distances, self.smoothing * scale))
+        return result
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from lightning_byz.stack import Stack
 class Krum(RowAverage):
     r"""Choose the row that is nearest to its neighbours.
 
-    The score of a row is :math:`\sum_j u_j \|x_i - x_j\|^2` over its nearest rows, itself included, up to a weight :math:`\sum_j u_j = W - f`; the row with the
-    smallest score is the result, the lowest worker id among equals. This is the form for which integer weights equal repeated rows.
+    The score of a row is :math:`\sum_j u_j \|x_i - x_j\|^2` over its nearest rows, itself included, up to a weight :math:`\sum_j u_j = W - f`.
+    The row with the smallest score is the result, the lowest worker id among equals. In this form integer weights equal repeated rows.
 
     Cost: a coordinate-wise median (which centres the distances) and one Gram matrix, :math:`O(n^2 d)`.
 
@@ -30,7 +30,8 @@ class Krum(RowAverage):
         ToleranceError: If ``f`` is not below half of the total weight (``"paper"``: ``2 f + 2 < n`` fails, or a weight is neither 0 nor 1).
 
     References:
-        Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent. NeurIPS 2017, arXiv 1703.02757.
+        Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent. NeurIPS 2017,
+        arXiv 1703.02757.
         For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
 
     Example:
@@ -57,16 +58,15 @@ class Krum(RowAverage):
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """One for the chosen row."""
-        distances, weights = stack.squared_distances(), stack.weights
-        if self.neighbors == "paper":
-            shares = self._paper_shares(stack)
-        else:
-            shares = nearest_shares(distances, weights, stack.total_weight - stack.f)
-        scores = torch.where(weights > 0, (shares * distances).sum(1), torch.inf)
+        shares = self._published_shares(stack) if self.neighbors == "paper" else self._shares(stack)
+        scores = torch.where(stack.weights > 0, (shares * stack.squared_distances()).sum(1), torch.inf)
         chosen = scores.sort(stable=True).indices[0]
-        return torch.zeros_like(weights).index_fill_(0, chosen, 1.0)
+        return torch.zeros_like(stack.weights).index_fill_(0, chosen, 1.0)
 
-    def _paper_shares(self, stack: Stack) -> Tensor:
+    def _shares(self, stack: Stack) -> Tensor:
+        return nearest_shares(stack.squared_distances(), stack.weights, stack.total_weight - stack.f)
+
+    def _published_shares(self, stack: Stack) -> Tensor:
         if not bool(((stack.weights == 0) | (stack.weights == 1)).all()):
             raise ToleranceError(f'Krum(neighbors="paper") takes weights 0 and 1 only, not {stack.weights.tolist()}; use neighbors="weight"')
         # a row's own distance is set below all others, so that it alone is what the budget's first unit buys

@@ -15,7 +15,7 @@ from lightning_byz.stack import Stack
 class Mean(RowAverage):
     r"""Average the rows: what ordinary distributed training does, and what one bad row can move anywhere.
 
-    :math:`F(x) = \sum_i w_i x_i / \sum_i w_i`. Rows that are visibly broken are left out; otherwise nothing is promised, and an ``f`` above zero warns once.
+    :math:`F(x) = \sum_i w_i x_i / \sum_i w_i`. Rows that are not finite are left out, up to ``f``; nothing else is promised; ``f > 0`` warns once.
 
     Cost: one pass, :math:`O(nd)`.
 

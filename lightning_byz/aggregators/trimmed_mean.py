@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz import kernels
 from lightning_byz.aggregators.aggregator import Aggregator
+from lightning_byz.kernels import minority, trimmed_mean
 from lightning_byz.stack import Stack
 
 
@@ -37,7 +37,7 @@ class TrimmedMean(Aggregator):
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` is below half of ``weight``."""
-        return kernels.minority(weight, f)
+        return minority(weight, f)
 
     def kappa(self, n: int, f: float) -> float:
         """``6 q (1 + q)`` with ``q = f / (n - 2 f)``."""
@@ -47,4 +47,4 @@ class TrimmedMean(Aggregator):
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The trimmed mean of each coordinate."""
         stack = self.admit(stack)
-        return kernels.trimmed_mean(stack.vectors, stack.weights, stack.f)
+        return trimmed_mean(stack.vectors, stack.weights, stack.f)

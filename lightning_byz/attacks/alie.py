@@ -19,8 +19,8 @@ from lightning_byz.stack import Stack
 class ALIE(Attack):
     r"""Hide within the spread of the honest rows, all attackers at the same place: :math:`\mu - z \sigma` at each coordinate.
 
-    :math:`\mu` and :math:`\sigma` are the weighted mean and sample standard deviation of the honest rows. The default :math:`z` is the largest at which enough
-    honest workers are expected further out than the attackers to make a majority with them: with :math:`m` attackers and
+    :math:`\mu` and :math:`\sigma` are the weighted mean and sample standard deviation of the honest rows. The default :math:`z` is the largest where
+    enough honest workers are expected further out than the attackers to make a majority with them: with :math:`m` attackers and
     :math:`s = \lfloor n / 2 + 1 \rfloor - m` such supporters, :math:`z = \Phi^{-1}((n - m - s) / (n - m))`.
 
     Args:

@@ -12,7 +12,7 @@ from lightning_byz.aggregators import Aggregator
 from lightning_byz.stack import Stack
 
 
-class Attack(ABC):
+class Attack(ABC):  # noqa: B024 an attack overrides either door
     """An attack has two doors, and each does nothing until it is overridden."""
 
     def poison(self, batch: Any, *, generator: torch.Generator) -> Any:

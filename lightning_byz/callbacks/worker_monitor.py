@@ -1,6 +1,5 @@
 """What the strategy did with each worker: to the loggers while it trains, and as a table at the end."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_byz.flat import Layout
 from lightning_byz.pipeline import Report
 from lightning_byz.strategies import RobustStrategy
 
@@ -80,8 +80,9 @@ class WorkerMonitor(Callback):
             return
         self._tally = (self._tally or _Tally.empty(len(report.accepted))).add(report)
         if trainer.is_global_zero and trainer._logger_connector.should_update_logs:
+            metrics = _metrics(report, width=_layout(optimizer).dtype.itemsize)
             for logger in trainer.loggers:
-                logger.log_metrics(_metrics(report), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on rank 0, after the progress bar has gone."""
@@ -106,7 +107,12 @@ def _robust(trainer: Trainer) -> RobustStrategy:
     return trainer.strategy
 
 
-def _metrics(report: Report) -> Mapping[str, float]:
+def _layout(optimizer: Optimizer) -> Layout:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+    return Layout.of((str(place), parameter) for place, parameter in enumerate(parameters))
+
+
+def _metrics(report: Report, *, width: int) -> dict[str, float]:
     per_worker = {
         "worker_norm": report.norms,
         "worker_distance": report.distances,
@@ -114,9 +120,8 @@ def _metrics(report: Report) -> Mapping[str, float]:
         "worker_accepted": report.accepted,
     }
     metrics = {f"{name}/{worker}": float(value) for name, row in per_worker.items() if row is not None for worker, value in enumerate(row)}
-    metrics["exchange/elements_received"] = float(report.received)
-    metrics["exchange/seconds"], metrics["rule/seconds"] = report.exchange_seconds, report.rule_seconds
-    return metrics
+    metrics["exchange/bytes_received"] = float(report.received * width)
+    return metrics | {"exchange/seconds": report.exchange_seconds, "rule/seconds": report.rule_seconds}
 
 
 def _table(tally: _Tally, *, attackers: list[int]) -> Table:

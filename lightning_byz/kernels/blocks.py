@@ -1,6 +1,6 @@
 """Sums over rows and over coordinates, one block of coordinates at a time, always in float64.
 
-A block is copied into one float64 buffer whose width never varies, so a block gives the same bits whether the whole stack or only a slice of it is at hand.
+A block is copied into one float64 buffer whose width never varies, so it gives the same bits whether the whole stack or only a slice is at hand.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,9 +35,7 @@ def _in_float64(vectors: Tensor, bounds: Bounds, width: int) -> Iterator[tuple[i
         yield low, high, buffer[:, : high - low].copy_(vectors[:, low:high])
 
 
-def weighted_rows(
-    vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int
-) -> Float[Tensor, "m d"]:
+def weighted_rows(vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int) -> Float[Tensor, "m d"]:
     """``matrix @ vectors`` in float64, saturated to the dtype of ``vectors``; no temporary longer than a block."""
     result = vectors.new_empty(matrix.shape[0], vectors.shape[1])
     for low, high, block in _in_float64(vectors, bounds, width):
@@ -58,9 +56,7 @@ def moments(
     return mean, variance
 
 
-def cross_products(
-    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int
-) -> Float64[Tensor, "blocks n n"]:
+def cross_products(vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int) -> Float64[Tensor, "blocks n n"]:
     """Gram matrix of ``vectors - origin``, one partial sum per block."""
     count = vectors.shape[0]
     partials = torch.empty(len(bounds), count, count, dtype=torch.float64, device=vectors.device)
@@ -70,9 +66,7 @@ def cross_products(
     return partials
 
 
-def square_sums(
-    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, bounds: Bounds, width: int
-) -> Float64[Tensor, "blocks n"]:
+def square_sums(vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, bounds: Bounds, width: int) -> Float64[Tensor, "blocks n"]:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
     partials = torch.empty(len(bounds), vectors.shape[0], dtype=torch.float64, device=vectors.device)
     for index, (low, high, block) in enumerate(_in_float64(vectors, bounds, width)):

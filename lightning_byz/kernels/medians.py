@@ -1,7 +1,8 @@
 """Weighted medians and trimmed means of every coordinate.
 
-Lay the weights of a coordinate end to end in the order of its values. The median is what lies at the middle of that line, the trimmed mean the average of
-what lies further than ``f`` from both ends. With equal weights each rank keeps a share known beforehand, and only the ranks that matter are ordered.
+Lay the weights of a coordinate end to end in the order of its values. The median is what lies at the middle of that line, the trimmed mean the
+average of what lies further than ``f`` from both ends. With equal weights each rank keeps a share known beforehand, and only ranks that matter are
+ordered.
 """
 
 from collections.abc import Sequence
@@ -30,9 +31,7 @@ def coordinate_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " 
     return _rank_average(vectors, rows, [float(abs(2 * rank + 1 - len(rows)) <= 1) for rank in range(len(rows))])
 
 
-def trimmed_mean(
-    vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float
-) -> Float[Tensor, " d"]:
+def trimmed_mean(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float) -> Float[Tensor, " d"]:
     """The mean of each coordinate without the lowest and the highest ``f`` of its weight; ``f`` must be below half of it."""
     rows, values = _present(weights)
     if len(set(values)) > 1:

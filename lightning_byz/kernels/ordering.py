@@ -53,11 +53,17 @@ def ordered(rows: Sequence[Tensor], comparators: Sequence[Comparator], scratch: 
 
 
 def ordered_with_rows(rows: Sequence[Tensor], comparators: Sequence[Comparator]) -> list[tuple[Tensor, Tensor]]:
-    """Values by rank, each with the index of the row it came from; ``comparators`` must keep all ranks."""
-    wires = [(row, torch.full_like(row, index, dtype=torch.int32)) for index, row in enumerate(rows)]
+    """Values by rank, each with the index of its row as a number of the same dtype; ``comparators`` must keep all ranks.
+
+    Args:
+        rows: In float32 or float64, where all indices are exact.
+        comparators: A network that sorts.
+    """
+    wires = [(row, torch.full_like(row, index)) for index, row in enumerate(rows)]
     for low, high, _, _ in comparators:
         (first, first_row), (second, second_row) = wires[low], wires[high]
-        swap = first > second
-        wires[low] = torch.minimum(first, second), torch.where(swap, second_row, first_row)
-        wires[high] = torch.maximum(first, second), torch.where(swap, first_row, second_row)
+        swap = torch.gt(first, second, out=torch.empty_like(first))  # 0 or 1: with arithmetic, several times faster than `where`
+        change = (second_row - first_row).mul_(swap)
+        wires[low] = torch.minimum(first, second), first_row + change
+        wires[high] = torch.maximum(first, second), second_row - change
     return wires

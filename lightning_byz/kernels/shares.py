@@ -14,15 +14,14 @@ def minority(weight: float, f: float) -> bool:
 
 def without_slivers(shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """``shares`` of ``weights``, with what is only rounding set to zero."""
-    return torch.where(shares < SLIVER * weights, 0.0, shares)
+    return torch.ge(shares, SLIVER * weights, out=torch.empty_like(shares)).mul_(shares)
 
 
-def nearest_shares(
-    distances: Float64[Tensor, "m n"], weights: Float64[Tensor, " n"], budget: float
-) -> Float64[Tensor, "m n"]:
+def nearest_shares(distances: Float64[Tensor, "m n"], weights: Float64[Tensor, " n"], budget: float) -> Float64[Tensor, "m n"]:
     """For each line of ``distances``, the weight kept of every row when the nearest rows are kept up to ``budget``.
 
-    The row that passes the budget is kept in part; rows at equal distance are taken in the order of their index. A line sums to ``budget`` but for slivers.
+    The row that passes the budget is kept in part; rows at equal distance are taken in the order of their index. A line sums to ``budget``, but
+    for slivers.
 
     Example:
         >>> nearest_shares(torch.tensor([[3.0, 0.0, 2.0]]).double(), torch.ones(3).double(), 1.5)
@@ -38,7 +37,8 @@ def nearest_shares(
 def mixed_distances(gram: Float64[Tensor, "n n"], mixing: Float64[Tensor, "m n"]) -> Float64[Tensor, "m m"]:
     """Squared distances between the rows of ``mixing @ X``, from the Gram matrix of X about any point.
 
-    The differences of the coefficients are formed first: what two mixtures share, however large, cancels exactly. Lines of ``mixing`` must have equal sums.
+    The differences of the coefficients are formed first: what two mixtures share, however large, cancels exactly. Lines of ``mixing`` must have
+    equal sums.
     """
     distances = torch.stack([(((line - mixing) @ gram) * (line - mixing)).sum(1) for line in mixing])
     return symmetric(distances)

@@ -10,21 +10,28 @@ from lightning_byz.kernels.networks import network
 from lightning_byz.kernels.ordering import chunks, ordered_with_rows
 from lightning_byz.kernels.shares import without_slivers
 
-_HALF = 1e-9  # weight this close to half of the total is half of it
+_TOLERANCE = 1e-9  # weight this close to half of the total, relatively, is half of it
 
 
 def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Tensor) -> Tensor:
     """The median of the given ``rows``, weighted by ``weights`` (of these rows only), at each coordinate."""
-    total = float(weights.sum())
-    below, above = total * (0.5 - _HALF), total * (0.5 + _HALF)
+    half = float(weights.sum()) / 2
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors):
-        lower = upper = vectors[rows[0], low:high]
-        for value, start, _ in _line(vectors, rows, weights, low, high):
-            lower = torch.where(start < below, value, lower)
-            upper = torch.where(start <= above, value, upper)
-        result[low:high] = saturate((lower.to(torch.float64) + upper) / 2, vectors.dtype)
+        values, starts, _ = zip(*_line(vectors, rows, weights, low, high), strict=True)
+        lower = _last(starts, half * (1 - _TOLERANCE))
+        upper = _last(starts, half * (1 + _TOLERANCE))
+        middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
+        result[low:high] = saturate((middles[0] + middles[1]) / 2, vectors.dtype)
     return result
+
+
+def _last(starts: Sequence[Tensor], limit: float) -> Tensor:
+    """The highest rank whose weight starts at or below ``limit``; starts never decrease."""
+    count = torch.zeros_like(starts[0])
+    for start in starts[1:]:
+        count += torch.le(start, limit, out=torch.empty_like(start))
+    return count.to(torch.int64)
 
 
 def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -> Tensor:
@@ -43,14 +50,12 @@ def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Tensor,
     return result
 
 
-def _line(
-    vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _line(vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """By rank, smallest first: the value, where its weight starts on the line of weights, and that weight."""
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
     comparators = network(tuple(range(1, len(rows) + 1)))
-    wires = ordered_with_rows([vectors[row, low:high] for row in rows], comparators)
     start = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
-    for value, row in wires:
-        weight = weights.index_select(0, row)
+    for value, row in ordered_with_rows([vectors[row, low:high].to(dtype) for row in rows], comparators):
+        weight = weights.index_select(0, row.to(torch.int32))
         yield value, start, weight
         start = start + weight

@@ -13,8 +13,8 @@ from lightning_byz.stack import Stack
 class NNM(PreAggregator):
     r"""Replace each row by the average of its nearest rows, itself included, up to a weight of :math:`W - f`.
 
-    :math:`y_i = \sum_j u_{ij} x_j / (W - f)`; the row that passes the weight is kept in part, lower worker ids first among equals. A row without weight
-    becomes zero. Distances between the averages follow from those between the rows and are handed on.
+    :math:`y_i = \sum_j u_{ij} x_j / (W - f)`; the row that passes the weight is kept in part, lower worker ids first among equals. A row without
+    weight becomes zero. Distances between the averages follow from those between the rows and are handed on.
 
     Cost: a coordinate-wise median (which centres the distances), one Gram matrix and one matrix product, :math:`O(n^2 d)`.
 

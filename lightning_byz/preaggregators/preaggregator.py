@@ -1,6 +1,6 @@
 """The interface of pre-aggregators: from the messages of one step to others, on which an aggregator does better."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 
@@ -8,7 +8,7 @@ from lightning_byz.rule import Rule
 from lightning_byz.stack import Stack
 
 
-class PreAggregator(Rule):
+class PreAggregator(Rule, ABC):
     """Turns a stack into a stack of the same shape. A rule of your own overrides ``__call__``, and that is enough."""
 
     def kappa(self, n: int, f: float, following: float | None) -> float | None:

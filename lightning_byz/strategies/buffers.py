@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.exchange import Exchange, Placement
@@ -30,6 +31,7 @@ class WorkerBuffers:
         self._module = module
         self._rule = CoordinateMedian() if rule is None else rule
         self._initial: Values = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        self._unversioned = _running_statistics(module)
         self._adopted: dict[int, Values] = {worker: {} for worker in workers}
         self._proposed: dict[int, Values] = {}
         self._changing: set[str] = set()
@@ -40,15 +42,13 @@ class WorkerBuffers:
         """Put the worker's values into the module, and note afterwards which ones its step has changed."""
         if self._resident != worker:
             self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
-        versions = {name: (id(buffer), buffer._version) for name, buffer in self._module.named_buffers()}
+        before = self._versions()
         try:
             yield
         finally:
-            changed = {
-                name: buffer.detach().clone()
-                for name, buffer in self._module.named_buffers()
-                if name in self._initial and versions.get(name) != (id(buffer), buffer._version)
-            }
+            now = self._versions()
+            names = [name for name in self._initial if name in now and (name in self._unversioned or before.get(name) != now[name])]
+            changed = {name: self._module.get_buffer(name).detach().clone() for name in names}
             self._changing.update(changed)
             self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
             self._resident = worker
@@ -104,6 +104,9 @@ class WorkerBuffers:
             self._changing.update(states[worker])
         self._resident = None
 
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        return {name: (id(buffer), buffer._version) for name, buffer in self._module.named_buffers()}
+
     @property
     def _device(self) -> torch.device:
         return next((buffer.device for buffer in self._initial.values()), torch.device("cpu"))
@@ -131,3 +134,14 @@ class WorkerBuffers:
             return exchange.share(rows[0])
         stack = stack.excluding(~usable, faulty=False)
         return exchange.gather(self._rule(stack), stack)[0]
+
+
+def _running_statistics(module: nn.Module) -> set[str]:
+    """Return the buffers that torch's normalisation layers write without counting a new version of the tensor."""
+    return {
+        f"{name}.{buffer}".lstrip(".")
+        for name, part in module.named_modules()
+        if isinstance(part, _NormBase) and part.track_running_stats
+        for buffer, value in part.named_buffers(recurse=False)
+        if value is not None
+    }

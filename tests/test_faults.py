@@ -1,0 +1,88 @@
+"""One broken worker does not stop the run, all broken workers do; absence is no fault; nothing broken is remembered."""
+
+import pytest
+import torch
+
+from lightning_byz.aggregators import CoordinateMedian
+from lightning_byz.estimators import WorkerMomentum
+from tests.ranks import RankFailure
+from tests.scenarios import Fit, Options, fit, same_bits
+
+STRATEGY = {"workers": 4, "f": 1, "aggregator": CoordinateMedian(), "estimator": WorkerMomentum(0.9)}
+
+
+def calls_of(worker: int, steps: range) -> tuple[int, ...]:
+    """Which calls of training_step belong to a worker, with four workers on one rank."""
+    return tuple(4 * step + worker for step in steps)
+
+
+def test_a_nan_of_one_worker_is_left_out_and_forgotten(ranks):
+    broken = Options(batch_norm=True, nan_calls=calls_of(2, range(3)))
+    result = ranks(1).run(fit, Fit(broken, STRATEGY), 1)[0]
+    assert all(bool(value.isfinite().all()) for value in result["parameters"].values())
+    assert result["report"].taken
+    assert result["report"].accepted.tolist() == [True] * 4, "it is back once its gradient is finite"
+    silent = ranks(1).run(fit, Fit(Options(batch_norm=True, nan_calls=calls_of(2, range(12))), STRATEGY), 1)[0]
+    assert silent["report"].accepted.tolist() == [True, True, False, True]
+    assert silent["report"].left_out.tolist() == [False, False, True, False]
+    assert silent["metrics"]["val_accuracy"] > 0.6
+
+
+def test_a_nan_on_one_rank_of_two_does_not_stop_the_run(ranks):
+    job = Fit(Options(nan_calls=tuple(range(100))), {"f": 1, "aggregator": CoordinateMedian(), "workers": 5})
+    with pytest.raises(RankFailure, match="TooManyFaults"):
+        ranks(2).run(fit, job, 2)
+    results = ranks(2).run(fit_broken_on_rank_one, Fit(strategy={"f": 2, "aggregator": CoordinateMedian(), "workers": 5}), 2)
+    for result in results:
+        assert result["report"].accepted.tolist() == [True, True, True, False, False]
+        assert not same_bits(result["parameters"], results[0]["parameters"])
+
+
+def fit_broken_on_rank_one(job: Fit, devices: int) -> dict:
+    import os
+
+    if os.environ["LOCAL_RANK"] == "1":
+        job.options.nan_calls = tuple(range(100))
+    return fit(job, devices)
+
+
+def test_all_broken_stops_after_three_steps_and_names_the_workers(ranks):
+    everything = tuple(call for worker in range(4) for call in calls_of(worker, range(2, 12)))
+    with pytest.raises(RankFailure, match=r"3 steps in a row could not be taken: workers \[0, 1, 2, 3\]"):
+        ranks(1).run(fit, Fit(Options(nan_calls=everything), STRATEGY), 1)
+
+
+def test_a_step_that_is_not_taken_changes_nothing(ranks):
+    """Two bad steps are survived, and the parameters are as if their batches had never been there."""
+    bad = tuple(call for worker in range(4) for call in calls_of(worker, range(10, 12)))
+    survived = ranks(1).run(fit, Fit(Options(nan_calls=bad), STRATEGY), 1)[0]
+    shorter = ranks(1).run(fit, Fit(Options(), STRATEGY, {"max_steps": 10}), 1)[0]
+    assert survived["global_step"] == 12
+    assert not same_bits(survived["parameters"], shorter["parameters"])
+
+
+def test_none_is_absence_and_no_fault(ranks):
+    for world, workers in ((1, 4), (2, 2)):
+        strategy = {**STRATEGY, "f": 0, "workers": workers}
+        silent = Options(none_calls=tuple(range(0, 100, 4)) if world == 1 else tuple(range(0, 100, 3)))
+        for result in ranks(world).run(fit, Fit(silent, strategy), world):
+            assert result["report"].taken
+            assert all(bool(value.isfinite().all()) for value in result["parameters"].values())
+    absent = Fit(Options(none_calls=calls_of(0, range(100))), {**STRATEGY, "f": 0})
+    report = ranks(1).run(fit, absent, 1)[0]["report"]
+    assert report.present.tolist() == [False, True, True, True]
+    assert report.left_out.tolist() == [False] * 4
+
+
+def test_all_absent_is_no_fault_either(ranks):
+    result = ranks(1).run(fit, Fit(Options(none_calls=tuple(range(1000))), {**STRATEGY, "f": 0}), 1)[0]
+    start = {name: value.detach() for name, value in Fit().module(Options()).named_parameters()}
+    assert not same_bits(result["parameters"], start)
+
+
+def test_a_gradient_scaler_sees_a_step_that_is_not_taken(ranks):
+    """The first scale of 65536 overflows float16 for everyone: the scaler lowers it, and no step counts as a fault."""
+    job = Fit(Options(learning_rate=0.1), {**STRATEGY, "estimator": WorkerMomentum(0.0)}, {"precision": "16-mixed"})
+    result = ranks(1).run(fit, job, 1)[0]
+    assert all(bool(value.isfinite().all()) for value in result["parameters"].values())
+    assert torch.stack([value.abs().max() for value in result["parameters"].values()]).max() > 0
