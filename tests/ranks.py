@@ -72,7 +72,7 @@ class RankPool:
     def _start(self) -> subprocess.Popen:
         if self._leader is None:
             environment = {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "PYTEST_"))}
-            environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             self._leader = subprocess.Popen(
                 [sys.executable, "-m", "tests.ranks", str(self.world)],
                 stdin=subprocess.PIPE,
@@ -86,7 +86,7 @@ class RankPool:
 
 def _rank(rank: int, world: int, port: int, connection: Connection) -> None:
     """Serve calls as one rank."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     sys.stdout = sys.stderr
     import warnings
 

@@ -13,11 +13,11 @@ from lightning_byz.stack import Stack
 class Aggregator(Rule, ABC):
     """Turns a stack into one vector. A rule of your own overrides ``__call__``, and that is enough."""
 
-    def kappa(self, n: int, f: float) -> float | None:
+    def kappa(self, n: float, f: float) -> float | None:
         r"""The constant of :math:`(f, \kappa)`-robustness, or None where none is known.
 
         Whatever ``f`` of ``n`` rows hold, for the others, :math:`S`:
-        :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`.
+        :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`. With unequal weights ``n`` is the total weight.
         """
         return None
 

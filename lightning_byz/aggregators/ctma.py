@@ -50,7 +50,7 @@ class CTMA(RowAverage):
         """Whether ``f`` is below half of ``weight``, and ``base`` tolerates it."""
         return minority(weight, f) and self.base.tolerates(weight, f)
 
-    def kappa(self, n: int, f: float) -> float | None:
+    def kappa(self, n: float, f: float) -> float | None:
         """``4 f / (n - f) (1 + kappa of base)``: faulty weight that is kept displaces as much honest weight, no nearer to the base's result."""
         base = self.base.kappa(n, f)
         return None if base is None else 4 * f / (n - f) * (1 + base)

@@ -53,7 +53,7 @@ class GeometricMedian(RowAverage):
         """Whether ``f`` is below half of ``weight``."""
         return minority(weight, f)
 
-    def kappa(self, n: int, f: float) -> float:
+    def kappa(self, n: float, f: float) -> float:
         """``4 (1 + f / (n - 2 f))^2``."""
         return 4 * (1 + f / (n - 2 * f)) ** 2
 

@@ -52,7 +52,7 @@ class Krum(RowAverage):
         """Whether ``f`` meets the condition of the chosen neighbours."""
         return minority(weight, f) if self.neighbors == "weight" else 2 * f + 2 < weight
 
-    def kappa(self, n: int, f: float) -> float:
+    def kappa(self, n: float, f: float) -> float:
         """``6 (n - f) / (n - 2 f)``, which is ``6 (1 + f / (n - 2 f))``; ``6 (n - f) / (n - 2 f - 1)`` for the paper's neighbours."""
         return 6 * (n - f) / (n - 2 * f - (self.neighbors == "paper"))
 

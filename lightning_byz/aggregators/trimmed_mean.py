@@ -39,7 +39,7 @@ class TrimmedMean(Aggregator):
         """Whether ``f`` is below half of ``weight``."""
         return minority(weight, f)
 
-    def kappa(self, n: int, f: float) -> float:
+    def kappa(self, n: float, f: float) -> float:
         """``6 q (1 + q)`` with ``q = f / (n - 2 f)``."""
         ratio = f / (n - 2 * f)
         return 6 * ratio * (1 + ratio)

@@ -37,7 +37,7 @@ class NNM(PreAggregator):
         """Whether ``f`` is below half of ``weight``."""
         return minority(weight, f)
 
-    def kappa(self, n: int, f: float, following: float | None) -> float | None:
+    def kappa(self, n: float, f: float, following: float | None) -> float | None:
         """``8 f / (n - f) (following + 1)``."""
         return None if following is None else 8 * f / (n - f) * (following + 1)
 

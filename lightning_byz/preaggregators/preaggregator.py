@@ -11,7 +11,7 @@ from lightning_byz.stack import Stack
 class PreAggregator(Rule, ABC):
     """Turns a stack into a stack of the same shape. A rule of your own overrides ``__call__``, and that is enough."""
 
-    def kappa(self, n: int, f: float, following: float | None) -> float | None:
+    def kappa(self, n: float, f: float, following: float | None) -> float | None:
         """The constant of robustness of this followed by an aggregator whose own is ``following``; None where none is known."""
         return None
 

@@ -1,5 +1,6 @@
 """Lightning strategies."""
 
+from lightning_byz.strategies import registration as registration
 from lightning_byz.strategies.robust import RobustStrategy
 
 __all__ = ["RobustStrategy"]
