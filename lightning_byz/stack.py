@@ -131,21 +131,19 @@ class Stack:
 
     def gram(self) -> Float64[Tensor, "n n"]:
         """Inner products of the rows about ``centre()``: common parts, however large, cost no digits."""
+        return self._once("gram", self._gram)
 
-        def compute() -> Tensor:
-            gram = self._across(kernels.cross_products(self.vectors, self.centre(), self.blocks(), self._width))
-            return (gram + gram.T) / 2
-
-        return self._once("gram", compute)
+    def _gram(self) -> Tensor:
+        gram = self._across(kernels.cross_products(self.vectors, self.centre(), self.blocks(), self._width))
+        return (gram + gram.T) / 2
 
     def squared_distances(self) -> Float64[Tensor, "n n"]:
         """Squared distances between rows: symmetric, zero on the diagonal."""
+        return self._once("squared_distances", self._squared_distances)
 
-        def compute() -> Tensor:
-            squares = self.gram().diagonal()
-            return kernels.symmetric(squares[:, None] + squares - 2 * self.gram())
-
-        return self._once("squared_distances", compute)
+    def _squared_distances(self) -> Tensor:
+        squares = self.gram().diagonal()
+        return kernels.symmetric(squares[:, None] + squares - 2 * self.gram())
 
     def squared_distances_to(self, point: Float[Tensor, " d"]) -> Float64[Tensor, " n"]:
         """Squared distance of each row from ``point``."""
@@ -182,12 +180,11 @@ class Stack:
 
     def nonfinite(self) -> Int64[Tensor, " n"]:
         """How many coordinates of each whole row no rule can use: not finite, or beyond 2**480 in float64."""
+        return self._once("nonfinite", self._nonfinite)
 
-        def compute() -> Tensor:
-            counts = kernels.unusable(self.vectors)
-            return counts if self.slice is None else self.slice.add(counts)
-
-        return self._once("nonfinite", compute)
+    def _nonfinite(self) -> Tensor:
+        counts = kernels.unusable(self.vectors)
+        return counts if self.slice is None else self.slice.add(counts)
 
     def inspected(self, counts: Int64[Tensor, " n"]) -> "Stack":
         """The same stack, told what ``nonfinite()`` would find."""

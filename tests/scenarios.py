@@ -164,3 +164,12 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """Return the largest absolute difference between two sets of tensors."""
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
+def attempt(job: Fit, devices: int) -> tuple[str, str]:
+    """Run a fit that must be refused; return the error's class and sentence."""
+    try:
+        fit(job, devices)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return type(error).__name__, str(error)
+    return "nothing", "was refused"

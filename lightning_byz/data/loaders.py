@@ -113,6 +113,8 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
     advice = f"With several logical workers per rank ({workers} in all) each worker needs a shard of its own"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(f"{advice}, and {type(loader).__name__} over iterable data has none: run one worker per rank, or give a map-style dataset.")
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        raise ValueError(f"{advice}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: run one worker per rank.")
     sampler = loader.sampler
     if isinstance(sampler, DistributedSamplerWrapper) or not isinstance(getattr(sampler, "seed", None), RunSeed):
         inner = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
@@ -120,8 +122,6 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
             f"{advice}, and the loader's own sampler {type(inner).__name__} would be lost: run one worker per rank, leave the sampler to the"
             " loader's shuffle=, and keep Trainer(use_distributed_sampler=True)."
         )
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        raise ValueError(f"{advice}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: run one worker per rank.")
     shuffle = bool(getattr(sampler, "shuffle", False))
 
     def make(worker: int) -> DataLoader:

@@ -93,7 +93,7 @@ def _usable(values: Tensor) -> Tensor:
 def _suspects(vectors: Tensor) -> Tensor:
     """A cheap first look in one reading pass: a row of usable numbers is cleared, unless its sum overflows by itself."""
     doubtful = torch.zeros(vectors.shape[0], dtype=torch.bool, device=vectors.device)
-    for part in vectors.split(_CHUNK, dim=1):
+    for part in vectors.split(_CHUNK, dim=1) if vectors.numel() else ():
         if vectors.dtype == torch.float64:
             doubtful |= ~_usable(torch.linalg.vector_norm(part, ord=torch.inf, dim=1))
         else:

@@ -18,37 +18,29 @@ def chunks(vectors: Tensor) -> Iterator[tuple[int, int]]:
     return ((low, min(low + step, length)) for low in range(0, length, step))
 
 
-class Scratch:
-    """Buffers of one chunk's length, handed out and taken back; the one returned last is warmest, so it goes out first."""
+def ordered(rows: Sequence[Tensor], comparators: Sequence[Comparator], free: list[Tensor]) -> list[Tensor]:
+    """Values by rank where ``comparators`` keep the rank, elsewhere whatever was left.
 
-    def __init__(self) -> None:
-        self._free: list[Tensor] = []
-
-    def like(self, row: Tensor) -> Tensor:
-        """A buffer like ``row``, of undefined content."""
-        if self._free and self._free[-1].shape != row.shape:
-            self._free.clear()
-        return self._free.pop() if self._free else torch.empty_like(row, memory_format=torch.contiguous_format)
-
-    def release(self, buffers: Sequence[Tensor | None]) -> None:
-        """Take ``buffers`` back; None is ignored."""
-        self._free.extend(buffer for buffer in buffers if buffer is not None)
-
-
-def ordered(rows: Sequence[Tensor], comparators: Sequence[Comparator], scratch: Scratch) -> list[Tensor]:
-    """Values by rank where ``comparators`` keep the rank, elsewhere whatever was left; they last until ``scratch`` is used again."""
+    Args:
+        rows: One chunk of each row.
+        comparators: The network.
+        free: Buffers to use, which comes back longer for the next call; until then the result may lie in them. The one used last is warmest, so it is
+            used next.
+    """
     wires: list[Tensor] = list(rows)
     borrowed: list[Tensor | None] = [None] * len(rows)
+    if free and free[0].shape != rows[0].shape:
+        free.clear()
     for low, high, keep_low, keep_high in comparators:
         first, second = wires[low], wires[high]
         spent = borrowed[low], borrowed[high]
         borrowed[low] = borrowed[high] = None
         if keep_low:
-            wires[low] = borrowed[low] = torch.minimum(first, second, out=scratch.like(first))
+            wires[low] = borrowed[low] = torch.minimum(first, second, out=free.pop() if free else torch.empty_like(first))
         if keep_high:
-            wires[high] = borrowed[high] = torch.maximum(first, second, out=scratch.like(first))
-        scratch.release(spent)
-    scratch.release(borrowed)
+            wires[high] = borrowed[high] = torch.maximum(first, second, out=free.pop() if free else torch.empty_like(first))
+        free.extend(buffer for buffer in spent if buffer is not None)
+    free.extend(buffer for buffer in borrowed if buffer is not None)
     return wires
 
 

@@ -1,0 +1,191 @@
+"""Law 9: what cannot be right is refused before the first step, on every rank, with the value given and the range allowed."""
+
+import os
+import re
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
+
+from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Krum, TrimmedMean
+from lightning_byz.attacks import SignFlip
+from lightning_byz.errors import ToleranceError
+from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.exchange import Local
+from lightning_byz.pipeline import Pipeline
+from lightning_byz.strategies import RobustStrategy
+from lightning_byz.strategies.start_up import fitting_pipeline
+from tests.ranks import RankFailure
+from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit
+
+MEDIAN = {"f": 0, "aggregator": CoordinateMedian()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"f": -1}, r"f=-1.*0 or more"),
+        ({"f": float("nan")}, r"f=nan.*0 or more"),
+        ({"f": "most"}, r"f='most'.*'max'"),
+        ({"workers": 0}, r"workers=0.*1 or more"),
+        ({"attackers": [1, 1], "attack": SignFlip()}, r"attackers=\[1, 1\] names a worker twice"),
+        ({"aggregator": CoordinateMedian}, r"aggregator=the class CoordinateMedian.*an instance"),
+        ({"preaggregators": [CoordinateMedian()]}, r"preaggregators=CoordinateMedian\(\).*PreAggregator"),
+        ({"attack": "SignFlip"}, r"attack='SignFlip'.*SignFlip\(\)"),
+        ({"buffers": "rank0"}, r"buffers='rank0'"),
+    ],
+)
+def test_arguments_are_refused_at_construction(arguments, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        RobustStrategy(**{**MEDIAN, **arguments})
+
+
+def test_attackers_without_an_attack_are_pointed_out():
+    with pytest.warns(UserWarning, match=r"attackers=\[1\] without an attack"):
+        RobustStrategy(**MEDIAN, attackers=[1])
+
+
+class Manual(Classifier):
+    def __init__(self, options):
+        super().__init__(options)
+        self.automatic_optimization = False
+
+
+class Synchronized(Classifier):
+    def __init__(self, options):
+        super().__init__(options)
+        self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+
+
+class Frozen(Classifier):
+    def __init__(self, options):
+        super().__init__(options)
+        self.requires_grad_(False)
+
+
+class Streaming(IterableDataset):
+    def __iter__(self):
+        return iter(Points(8))
+
+
+class OverStream(Classifier):
+    def train_dataloader(self):
+        return DataLoader(Streaming(), batch_size=4)
+
+
+class OwnSampler(Classifier):
+    def train_dataloader(self):
+        return DataLoader(Points(), batch_size=4, sampler=WeightedRandomSampler(torch.ones(96), 96))
+
+
+class OwnBatches(BatchSampler):
+    pass
+
+
+class OwnBatchSampler(Classifier):
+    def train_dataloader(self):
+        return DataLoader(Points(), batch_sampler=OwnBatches(SequentialSampler(Points()), 4, False))
+
+
+class OwnDistributedSampler(Classifier):
+    def train_dataloader(self):
+        sampler = torch.utils.data.DistributedSampler(Points(), num_replicas=1, rank=0)
+        return DataLoader(Points(), batch_size=4, sampler=sampler)
+
+
+class Lbfgs(Classifier):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+class AcrossCoordinates(Aggregator):
+    """A rule that mixes coordinates past the Stack: its slices would disagree."""
+
+    def __call__(self, stack, *, generator=None):
+        return stack.vectors[stack.vectors.norm(dim=1).argmin()]
+
+
+FOUR = {**MEDIAN, "workers": 4}
+REFUSED = {
+    "f of the median": (Fit(strategy={**FOUR, "f": 2}), "ToleranceError", r"CoordinateMedian cannot tolerate f = 2 of the total weight W = 4"),
+    "f of the trimmed mean": (Fit(strategy={**FOUR, "f": 2, "aggregator": TrimmedMean()}), "ToleranceError", "TrimmedMean cannot tolerate f = 2"),
+    "f of the base": (Fit(strategy={**FOUR, "f": 2, "aggregator": CTMA(CoordinateMedian())}), "ToleranceError", "f = 2"),
+    "f of krum": (Fit(strategy={**FOUR, "f": 2, "aggregator": Krum()}), "ToleranceError", "Krum cannot tolerate f = 2"),
+    "attackers out of range": (Fit(strategy={**FOUR, "attackers": [4], "attack": SignFlip()}), "ValueError", r"\[4\] are no worker ids.*0 to 3"),
+    "manual optimization": (Fit(strategy=FOUR, module=Manual), "ValueError", "Manual uses manual optimization.*4 logical workers"),
+    "SyncBatchNorm": (Fit(Options(batch_norm=True), FOUR, module=Synchronized), "ValueError", "SyncBatchNorm waits for all ranks"),
+    "no trainable parameter": (Fit(strategy=FOUR, module=Frozen), "ValueError", "Frozen has no trainable parameter"),
+    "iterable data": (Fit(strategy=FOUR, module=OverStream), "ValueError", "iterable data has none"),
+    "a user's sampler": (Fit(strategy=FOUR, module=OwnSampler), "ValueError", "own sampler WeightedRandomSampler would be lost"),
+    "a user's distributed sampler": (Fit(strategy=FOUR, module=OwnDistributedSampler), "ValueError", "own sampler DistributedSampler would be lost"),
+    "a user's batch sampler": (Fit(strategy=FOUR, module=OwnBatchSampler), "ValueError", "batch sampler OwnBatches would be lost"),
+    "no distributed sampler": (Fit(strategy=FOUR, trainer={"use_distributed_sampler": False}), "ValueError", "use_distributed_sampler=True"),
+    "an empty shard": (Fit(Options(samples=3), FOUR), "ValueError", r"3 training samples for 4 workers leave workers \[3\] with an empty shard"),
+    "LBFGS with a memory": (Fit(strategy={**FOUR, "estimator": WorkerMomentum()}, module=Lbfgs), "ValueError", "LBFGS evaluates the gradient several"),
+    "workers across ranks": (Fit(strategy={**MEDIAN, "workers": 1}), "ValueError", "workers=1 on 2 ranks leaves a rank without a worker"),
+    "local on two ranks": (Fit(strategy={**FOUR, "exchange": Local()}), "ValueError", r"exchange=Local\(\) serves one process, and this run has 2 ranks"),
+    "across coordinates": (Fit(strategy={**FOUR, "aggregator": AcrossCoordinates()}), "ValueError", "AcrossCoordinates gives other values on a slice"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_is_refused_on_every_rank(ranks, name):
+    job, kind, sentence = REFUSED[name]
+    for answer in ranks(2).run(attempt, job, 2):
+        assert answer[0] == kind, answer
+        assert re.search(sentence, answer[1]), answer
+
+
+def test_an_accepted_run_is_not_refused(ranks):
+    assert ranks(2).run(attempt, Fit(strategy=FOUR), 2) == [("nothing", "was refused")] * 2
+
+
+def test_one_worker_per_rank_keeps_the_users_loader(ranks):
+    """Samplers, iterable data and manual optimization are Lightning's own there."""
+    for module in (OwnSampler, OverStream, OwnBatchSampler):
+        for result in ranks(2).run(fit, Fit(strategy=MEDIAN, module=module), 2):
+            assert result["global_step"] > 0
+
+
+def test_an_error_on_one_rank_ends_both(ranks):
+    with pytest.raises(RankFailure, match="only rank 1 fails"):
+        ranks(2).run(fit_failing_on_rank_one, Fit(strategy=FOUR), 2, timeout=60)
+
+
+def fit_failing_on_rank_one(job: Fit, devices: int):
+    job.module = FailsOnRankOne if os.environ["LOCAL_RANK"] == "1" else Classifier
+    return fit(job, devices)
+
+
+class FailsOnRankOne(Classifier):
+    def training_step(self, batch, batch_idx):
+        if self.calls > 4:
+            raise RuntimeError("only rank 1 fails")
+        return super().training_step(batch, batch_idx)
+
+
+def test_max_is_the_largest_number_the_rules_tolerate():
+    found = {
+        n: fitting_pipeline("max", lambda f, n=n: Pipeline(n, f, CoordinateMedian()), workers=n, sliced=False).f for n in (1, 2, 3, 4, 7, 8)
+    }
+    assert found == {1: 0, 2: 0, 3: 1, 4: 1, 7: 3, 8: 3}
+    paper = Krum(neighbors="paper")
+    assert fitting_pipeline("max", lambda f: Pipeline(8, f, paper), workers=8, sliced=False).f == 2
+    with pytest.raises(ToleranceError):
+        Pipeline(8, 4, CoordinateMedian()).check()
+
+
+def test_more_attackers_than_f_is_a_warning():
+    with pytest.warns(UserWarning, match="2 workers attack in this experiment and f = 1"):
+        Pipeline(8, 1, CoordinateMedian(), attackers=[1, 2], attack=SignFlip()).check()
+
+
+def test_the_name_robust_is_registered():
+    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy="robust", max_steps=2, logger=False, enable_checkpointing=False)
+    assert isinstance(trainer.strategy, RobustStrategy)
+    assert isinstance(trainer.strategy.aggregator, CoordinateMedian)
+    assert trainer.strategy.f == "max"
+
+
