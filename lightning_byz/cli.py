@@ -12,14 +12,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import lightning_byz
-import lightning_byz.callbacks
-import lightning_byz.demos
+from lightning_byz import aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies
 from lightning_byz.errors import ToleranceError, TooManyFaults
 
-_UNKNOWN_OPTION = re.compile(r"Problem with given class_path '(?P<owner>[\w.]+)':\s+Option '(?P<option>[^']+)' is not accepted")
-_MISSING = re.compile(r"Problem with given class_path '(?P<owner>[\w.]+)':\s+the following arguments are required: (?P<options>[^\n]+)")
-_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_FAMILIES = (aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies)
+_CLASS = r"Problem with given class_path '(?:[\w.]+\.)?(?P<name>\w+)':\s+"
+_MISTAKES = (
+    (_CLASS + r"Option '(?P<given>[^']+)' is not accepted", "{name} has no argument '{given}': see --print_config for those of the classes in use."),
+    (_CLASS + r"the following arguments are required: (?P<given>[^\n]+)", "{name} needs a value for: {given}."),
+    (_CLASS + r"(?P<given>No module named [^\n]+|module [^\n]+ has no attribute [^\n]+)", "there is no class {name}: {given}."),
+    (r"Import path (?P<given>\S+) does not correspond to a subclass of (?P<name>\w+)", "{given} is no {name}."),
+    (r'Parser key "(?P<name>\w+)":\s+Expected a <class \'(?P<kind>\w+)\'>. Got value: (?P<given>[^\n]+)', "{name}={given}: give a value of type {kind}."),
+)
 
 
 class Parser(LightningArgumentParser):
@@ -36,7 +40,7 @@ class CommandLine(LightningCLI):
     """LightningCLI which ends a fit with the metrics of its last epoch."""
 
     def after_fit(self) -> None:
-        """Print the validation metrics as they stand after the last epoch, which is not always the best one."""
+        """Print the metrics as they stand after the last epoch, which is not always the best one."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if metrics:
             rank_zero_only(print)("last epoch:", ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())))
@@ -62,21 +66,22 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def explain(message: str) -> str:
-    """Return the parser's message as one sentence, where it hides an unknown argument or class.
+    """Return the parser's message as one sentence, where it wraps the mistake in all that it tried.
 
     Example:
         >>> explain("Problem with given class_path 'lightning_byz.RobustStrategy':\\n  Option 'ff' is not accepted")
         "RobustStrategy has no argument 'ff': see --print_config for those of the classes in use."
+        >>> explain("- Expected a dot import path string: CoordinateMedain")
+        "there is no class 'CoordinateMedain': did you mean CoordinateMedian?"
     """
-    if found := _UNKNOWN_OPTION.search(message):
-        owner = found["owner"].split(".")[-1]
-        return f"{owner} has no argument {found['option']!r}: see --print_config for those of the classes in use."
-    if found := _MISSING.search(message):
-        return f"{found['owner'].split('.')[-1]} needs a value for: {found['options']}."
-    if found := _UNKNOWN_CLASS.search(message):
-        close = difflib.get_close_matches(found["name"], [*lightning_byz.__all__, *lightning_byz.demos.__all__], n=1, cutoff=0.5)
+    for pattern, sentence in _MISTAKES:
+        if found := re.search(pattern, message):
+            return sentence.format_map(found.groupdict())
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        known = [name for family in _FAMILIES for name in family.__all__]
+        close = difflib.get_close_matches(found[1], known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "give the import path of a class, such as my_file.MyClass, or a name of this package."
-        return f"there is no class {found['name']!r}: {hint}"
+        return f"there is no class {found[1]!r}: {hint}"
     return message
 
 

@@ -1,8 +1,10 @@
 """Fixtures shared by the tests."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch.distributed as dist
 
 from tests.ranks import RankPool
 
@@ -14,3 +16,15 @@ def ranks() -> Iterator[Callable[[int], RankPool]]:
     yield lambda world: pools.setdefault(world, RankPool(world))
     for pool in pools.values():
         pool.kill()
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace() -> Iterator[None]:
+    """Take back what a fit in this process leaves behind: environment variables of ranks and seeds, and the process group."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

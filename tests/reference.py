@@ -97,7 +97,7 @@ def geometric_median(rows: list[list[float]], weights: list[float], f: float, it
     """Weiszfeld's iteration on the points themselves, from the coordinate-wise median."""
     point = coordinate_median(rows, weights, f)
     scale = coordinate_median([[distance(row, point)] for row in rows], weights, f)[0]
-    for _ in range(iterations):
+    for _ in range(iterations if scale else 0):  # half of the weight on the start: it is a minimum
         factors = [weight / max(distance(row, point), smoothing * scale) for row, weight in zip(rows, weights, strict=True)]
         point = [math.fsum(factor * row[k] for row, factor in zip(rows, factors, strict=True)) / math.fsum(factors) for k in range(len(point))]
     return point

@@ -31,7 +31,7 @@ def test_slices_give_the_bits_of_the_whole(rule: Aggregator) -> None:
             weighted = rule.unequal_weights and "paper" not in str(rule) and (seed + place) % 2 == 0
             stack = example(d, dtype, broken=place == 0, weighted=weighted)
             whole, shares = rule.explain(stack)
-            for count in (1, 2, 3, 5, 12):
+            for count in ((2, 12), (3, 5), (1, 4))[(seed + place) % 3]:
                 pieces = on_slices(rule.explain, stack, cuts_of(d, count, seed + count))
                 assert torch.equal(torch.cat([piece for piece, _ in pieces]), whole), (d, dtype, count)
                 for _, own in pieces:

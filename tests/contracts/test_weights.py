@@ -25,8 +25,9 @@ def close(left: torch.Tensor, right: torch.Tensor) -> None:
 def test_integer_weight_is_repetition(rule: Aggregator) -> None:
     for seed, (n, f) in enumerate(CASES * 2):
         weights = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(seed))
-        total = int(weights.sum())
-        if total == 0 or not rule.tolerates(total, f):
+        total, present = int(weights.sum()), int((weights > 0).sum())
+        # two rows are equally far from any rule between them: a tie, broken by rounding
+        if present in (0, 2) or not rule.tolerates(total, f):
             continue
         rows = example(n, seed)
         close(rule(Stack(rows, weights, f)), rule(Stack(rows.repeat_interleave(weights, 0), f=f)))

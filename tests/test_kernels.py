@@ -1,0 +1,222 @@
+"""Sorting networks, weighted order statistics, shares, block sums."""
+
+import itertools
+
+import pytest
+import torch
+
+from lightning_byz.kernels import (
+    block_size,
+    coordinate_median,
+    mixed_distances,
+    nearest_shares,
+    network,
+    saturate,
+    trimmed_mean,
+    unusable,
+    weighted_rows,
+)
+from lightning_byz.kernels.ordering import chunks, ordered, ordered_with_rows
+from tests import reference
+
+INF = float("inf")
+
+
+def sorting(n: int) -> tuple[int, ...]:
+    return tuple(range(1, n + 1))
+
+
+def all_bits(n: int) -> torch.Tensor:
+    """Every column of n zeros and ones: a network that orders these orders everything."""
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=n))).T.contiguous()
+
+
+@pytest.mark.parametrize("n", range(1, 13))
+def test_networks_sort_all_zeros_and_ones(n: int) -> None:
+    rows = all_bits(n)
+    expected = rows.sort(dim=0).values
+    for rank, values in enumerate(ordered(rows.unbind(), network(sorting(n)), [])):
+        assert torch.equal(values, expected[rank])
+    for rank in range(n):
+        groups = tuple(int(place == rank) for place in range(n))
+        assert torch.equal(ordered(rows.unbind(), network(groups), [])[rank], expected[rank])
+
+
+@pytest.mark.parametrize("n", range(2, 11))
+def test_ranks_of_a_group_are_its_values_in_any_order(n: int) -> None:
+    rows = all_bits(n)
+    expected = rows.sort(dim=0).values
+    generator = torch.Generator().manual_seed(n)
+    for _ in range(20):
+        groups = tuple(torch.randint(0, 3, (n,), generator=generator).tolist())
+        wires = ordered(rows.unbind(), network(groups), [])
+        for group in set(groups) - {0}:
+            ranks = [rank for rank in range(n) if groups[rank] == group]
+            got = torch.stack([wires[rank] for rank in ranks]).sort(dim=0).values
+            assert torch.equal(got, expected[ranks])
+
+
+@pytest.mark.parametrize("n", [13, 17, 26, 33, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_networks_sort_anything(n: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(n, 500, generator=torch.Generator().manual_seed(n)).to(dtype)
+    rows[:, 0] = torch.finfo(dtype).max
+    rows[n // 2, 1] = torch.finfo(dtype).min
+    before, expected = rows.clone(), rows.sort(dim=0).values
+    free: list[torch.Tensor] = []
+    for _ in range(2):  # the second time with the buffers of the first
+        assert torch.equal(torch.stack(ordered(rows.unbind(), network(sorting(n)), free)), expected)
+    assert torch.equal(rows, before)
+    middle = ordered(rows.unbind(), network(tuple(int(rank == n // 2) for rank in range(n))), free)[n // 2]
+    assert torch.equal(middle, expected[n // 2])
+
+
+def test_pruning_leaves_little() -> None:
+    """What a median costs, in halves of comparators: fewer than 2.2 per value and doubling of n; and nothing where order does not matter."""
+    full = network(sorting(17))
+    median = network(tuple(int(rank == 8) for rank in range(17)))
+    assert len(full) == 85
+    assert sum(keep_low + keep_high for _, _, keep_low, keep_high in median) <= 124
+    assert network((1,) * 17) == ()
+    assert len(network((1, 0, 0, 0))) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_travel_with_their_values(dtype: torch.dtype) -> None:
+    rows = torch.randint(0, 9, (14, 400), generator=torch.Generator().manual_seed(1)).to(dtype)
+    wires = ordered_with_rows(rows.unbind(), network(sorting(14)))
+    places = torch.stack([place for _, place in wires]).long()
+    assert torch.equal(places.sort(dim=0).values, torch.arange(14)[:, None].expand(14, 400))
+    assert torch.equal(rows.gather(0, places), torch.stack([value for value, _ in wires]))
+    assert torch.equal(rows.gather(0, places), rows.sort(dim=0).values)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 10])
+def test_medians_of_whole_vectors(n: int) -> None:
+    """Longer than a chunk, and not a multiple of it; against a sort."""
+    rows = torch.randn(n, 40_001, generator=torch.Generator().manual_seed(n))
+    ranked = rows.sort(dim=0).values.double()
+    expected = ((ranked[(n - 1) // 2] + ranked[n // 2]) / 2).float()
+    assert torch.equal(coordinate_median(rows, torch.ones(n).double()), expected)
+    weights = torch.ones(n + 2).double()
+    weights[[1, n]] = 0.0
+    padded = torch.full((n + 2, 40_001), 1e30)
+    padded[weights > 0] = rows
+    assert torch.equal(coordinate_median(padded, weights), expected)
+
+
+def test_the_median_of_an_even_count_neither_overflows_nor_underflows() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        limits = torch.finfo(dtype)
+        tiny = limits.smallest_normal * limits.eps
+        rows = torch.tensor([[limits.max, limits.max, tiny, -limits.max], [limits.max, -limits.max, tiny, 0.0]], dtype=torch.float64).to(dtype)
+        for weights in ([1, 1], [0.1, 0.1], [2, 2]):
+            result = coordinate_median(rows, torch.tensor(weights).double())
+            assert result.tolist() == [limits.max, 0.0, tiny, -limits.max / 2]
+
+
+def test_half_of_the_weight_is_half_whatever_the_scale() -> None:
+    rows = torch.tensor([[1.0], [2.0], [5.0], [7.0]])
+    for scale in (1.0, 0.1, 1 / 7, 1e-3, 1e9):
+        weights = torch.tensor([1, 2, 1, 2]).double() * scale  # 1 and 2 weigh as much as 5 and 7
+        assert coordinate_median(rows, weights).item() == 3.5
+        assert coordinate_median(rows, weights + torch.tensor([0, 0, 0, scale * 1e-3]).double()).item() == 5.0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_weighted_order_statistics_agree_with_their_definitions(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(1, 12, (1,), generator=generator))
+    choices = torch.tensor([0.0, 0.1, 1 / 7, 1e-3, 1.0, 2.0, 0.5]).double()
+    weights = choices[torch.randint(len(choices), (n,), generator=generator)]
+    if seed % 3 == 0:
+        weights = torch.full((n,), float(choices[1 + seed % 6])).double()
+    if not bool(weights.any()):
+        weights[0] = 1.0
+    rows = torch.randn(n, 7, generator=generator).double()
+    rows[:, 0] = rows[:, 0].round()  # ties
+    expected = reference.coordinate_median(rows.tolist(), weights.tolist(), 0)
+    torch.testing.assert_close(coordinate_median(rows, weights), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    f = float(weights.sum()) * float(torch.rand(1, generator=generator)) * 0.49
+    expected = reference.trimmed_mean(rows.tolist(), weights.tolist(), float(reference.exact(f)))
+    torch.testing.assert_close(trimmed_mean(rows, weights, f), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+
+
+def test_trimming_by_a_fraction() -> None:
+    rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [1e30]])
+    ones = torch.ones(5).double()
+    assert trimmed_mean(rows, ones, 1.0).item() == 2.0
+    assert trimmed_mean(rows, ones, 2.0).item() == 2.0
+    # half of the ranks 1 and 3 stay
+    assert trimmed_mean(rows, ones, 1.5).item() == pytest.approx((0.5 * 1 + 2 + 0.5 * 3) / 2)
+    assert trimmed_mean(rows * torch.tensor([1, 1, 1, 1, 1e-27])[:, None], ones, 0.25).item() == pytest.approx((0.75 * (0 + 1e3) + 6) / 4.5)
+    # what rounding leaves of the huge value is nothing
+    assert trimmed_mean(rows, ones, 1 - 1e-12).item() == 2.0
+    assert trimmed_mean(rows, ones * 0.1, 0.1 - 1e-14).item() == 2.0
+    weights = torch.tensor([1, 1, 1, 1, 1 + 1e-12]).double()
+    assert trimmed_mean(rows, weights, 1.0).item() == pytest.approx(2.0)
+
+
+def test_chunks_cover_all_coordinates_once() -> None:
+    ends = list(chunks(torch.empty(1, 40_001)))
+    assert [low for low, _ in ends] == [0, *[high for _, high in ends[:-1]]]
+    assert ends[-1][1] == 40_001
+    assert list(chunks(torch.empty(3, 0))) == []
+
+
+def test_block_sizes() -> None:
+    assert [block_size(total) for total in (0, 1, 16384, 16385, 10**6, 10**7, 10**9)] == [64, 64, 64, 128, 3968, 16384, 16384]
+
+
+def test_saturation() -> None:
+    values = torch.tensor([1e39, -1e39, 70000.0, 1e-60, 1.0], dtype=torch.float64)
+    assert saturate(values, torch.float32).tolist() == [torch.finfo(torch.float32).max, torch.finfo(torch.float32).min, 70000.0, 0.0, 1.0]
+    assert saturate(values, torch.float16).tolist() == [65504.0, -65504.0, 65504.0, 0.0, 1.0]
+    assert bool(saturate(values, torch.bfloat16).isfinite().all())
+
+
+def test_nearest_shares() -> None:
+    distances = torch.tensor([[0.0, 5.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]]).double()
+    weights = torch.tensor([1.0, 1.0, 2.0, 0.5]).double()
+    assert nearest_shares(distances, weights, 2.0).tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+    assert nearest_shares(distances, weights, 3.25).tolist() == [[1.0, 0.0, 2.0, 0.25], [1.0, 1.0, 1.25, 0.0]]
+    assert nearest_shares(distances, weights, 2 + 1e-8).tolist() == [[1.0, 0.0, 1.00000001, 0.0], [1.0, 1.0, 0.0, 0.0]]
+    tenth = torch.full((10,), 0.1).double()
+    kept = nearest_shares(torch.arange(10.0).double()[None], tenth, float(tenth.sum()) - 0.3)
+    assert bool((kept[0, :7] > 0.0999).all())
+    assert kept[0, 7:].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_distances_of_mixtures() -> None:
+    rows = torch.randn(6, 30, generator=torch.Generator().manual_seed(0)).double()
+    mixing = torch.rand(6, 6, generator=torch.Generator().manual_seed(1)).double()
+    mixing /= mixing.sum(1, keepdim=True)
+    mixing[:, 0] = mixing[0, 0]  # what all share of a huge row cancels
+    mixing[:, 1:] *= (1 - mixing[0, 0]) / mixing[:, 1:].sum(1, keepdim=True)
+    mixing[4] = mixing[2]
+    rows[0] = 1e12
+    got = mixed_distances(rows @ rows.T, mixing)
+    small = mixing[:, 1:] @ rows[1:]
+    expected = (small[:, None] - small[None]).square().sum(2)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+    assert float(got[2, 4]) == 0.0
+
+
+def test_unusable_numbers_are_counted() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        rows = torch.ones(5, 70_000, dtype=dtype)
+        rows[1, [3, 69_999]] = float("nan")
+        rows[2, 65_536:] = INF
+        rows[3] = torch.finfo(dtype).max if dtype != torch.float64 else 2.0**480  # sums overflow, the numbers do not
+        rows[4, 5], rows[4, 6] = INF, -INF
+        assert unusable(rows).tolist() == [0, 2, 4464, 0, 2]
+    assert unusable(torch.tensor([[1e200, -(2.0**480) * 1.001, 2.0**480]], dtype=torch.float64)).tolist() == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_sums_of_rows(dtype: torch.dtype) -> None:
+    rows = torch.randn(5, 1000, generator=torch.Generator().manual_seed(4)).to(dtype)
+    matrix = torch.randn(3, 5, generator=torch.Generator().manual_seed(5)).double()
+    bounds = [(low, min(low + 64, 1000)) for low in range(0, 1000, 64)]
+    torch.testing.assert_close(weighted_rows(rows, matrix, bounds, 64), (matrix @ rows.double()).to(dtype))
+    torch.testing.assert_close(weighted_rows(rows, matrix[:1], bounds, 64), (matrix[:1] @ rows.double()).to(dtype))
