@@ -60,9 +60,9 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         CommandLine(parser_class=Parser, seed_everything_default=0, save_config_kwargs={"overwrite": True}, args=None if args is None else list(args))
     except Exception as error:
-        if not is_refusal(error):
-            raise
-        sys.exit(f"error: {error}")
+        if sentence := refusal(error):
+            sys.exit(f"error: {sentence}")
+        raise
 
 
 def explain(message: str) -> str:
@@ -85,9 +85,17 @@ def explain(message: str) -> str:
     return message
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether ``error`` is a sentence for the user rather than a fault in somebody's code: then no traceback is shown."""
-    if isinstance(error, (ToleranceError, TooManyFaults, MisconfigurationException)):
-        return True
-    last = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    return isinstance(error, ValueError) and last.f_globals.get("__name__", "").split(".")[0] == "lightning_byz"
+def refusal(error: Exception) -> str | None:
+    """Return the sentence of an error that speaks to the user; ``None`` for a fault in somebody's code, which needs its traceback.
+
+    Example:
+        >>> refusal(ToleranceError("f = 4 of 8 workers"))
+        'f = 4 of 8 workers'
+        >>> refusal(ZeroDivisionError())
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    origin = frames[-1].f_globals.get("__name__", "").split(".")[0] if frames else ""
+    if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
+        return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
+    spoken = isinstance(error, (ToleranceError, TooManyFaults, MisconfigurationException)) or (isinstance(error, ValueError) and origin == "lightning_byz")
+    return str(error) if spoken else None

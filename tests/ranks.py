@@ -1,9 +1,10 @@
 """Real gloo ranks for tests: one pool per world size, in a process group of its own that is killed whole.
 
-A pool is a leader process with one child per rank. Every child has joined the process group of its world size and stays for all calls, so a test pays for
-its work only. ``pool.run(function, *args)`` calls a module-level function on every rank and returns the results by rank.
+A pool is a leader process with one child per rank. The children stay for all calls, so a test pays for its work only. ``pool.run(function, *args)``
+calls a module-level function on every rank and returns the results by rank.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -59,10 +60,8 @@ class RankPool:
     def kill(self) -> None:
         """Kill leader and ranks."""
         if self._leader is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._leader.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._leader.wait()
             for stream in (self._leader.stdin, self._leader.stdout):
                 if stream is not None:
@@ -72,7 +71,8 @@ class RankPool:
     def _start(self) -> subprocess.Popen:
         if self._leader is None:
             environment = {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "PYTEST_"))}
-            environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            paths = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+            environment |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             self._leader = subprocess.Popen(
                 [sys.executable, "-m", "tests.ranks", str(self.world)],
                 stdin=subprocess.PIPE,
@@ -86,7 +86,8 @@ class RankPool:
 
 def _rank(rank: int, world: int, port: int, connection: Connection) -> None:
     """Serve calls as one rank."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    os.environ |= {"NODE_RANK": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     sys.stdout = sys.stderr
     import warnings
 

@@ -32,7 +32,7 @@ class Points(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         point = self.points[index]
         if self.augment:
-            point = point + 0.1 * torch.randn(8) + 0.1 * float(np.random.rand()) + 0.1 * random.random()
+            point = point + 0.1 * torch.randn(8) + 0.1 * float(np.random.rand()) + 0.1 * random.random()  # noqa: NPY002 - as users do
         return point, self.labels[index]
 
 

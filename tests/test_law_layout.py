@@ -20,7 +20,9 @@ CASES = {
         {"accumulate_grad_batches": 2},
     ),
     "trimmed mean, alie": Fit(
-        Options(augment=True, batch_norm=True), {"f": 1, "aggregator": TrimmedMean(), "attackers": [0], "attack": ALIE(1.0)}, {"gradient_clip_val": 0.3}
+        Options(augment=True, batch_norm=True),
+        {"f": 1, "aggregator": TrimmedMean(), "attackers": [0], "attack": ALIE(1.0)},
+        {"gradient_clip_val": 0.3},
     ),
     "geometric median, momentum, ipm": Fit(
         Options(dropout=0.2), {"f": 1, "aggregator": GeometricMedian(), "estimator": WorkerMomentum(0.5), "attackers": [2], "attack": IPM(0.5)}

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_byz.aggregators import CoordinateMedian, Mean
@@ -186,7 +186,8 @@ def test_global_random_state_is_left_alone():
 )
 def test_trainer_arguments(arguments):
     trainer = pl.Trainer(
-        **{**QUIET, "devices": 1, "strategy": RobustStrategy(**FOUR), "max_epochs": 1, "enable_checkpointing": False, "reload_dataloaders_every_n_epochs": 1}
+        **{**QUIET, "devices": 1, "strategy": RobustStrategy(**FOUR), "max_epochs": 1, "enable_checkpointing": False}
+        | {"reload_dataloaders_every_n_epochs": 1}
         | arguments
     )
     trainer.fit(Classifier(Options()))

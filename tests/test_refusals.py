@@ -123,10 +123,10 @@ REFUSED = {
     "a user's batch sampler": (Fit(strategy=FOUR, module=OwnBatchSampler), "ValueError", "batch sampler OwnBatches would be lost"),
     "no distributed sampler": (Fit(strategy=FOUR, trainer={"use_distributed_sampler": False}), "ValueError", "use_distributed_sampler=True"),
     "an empty shard": (Fit(Options(samples=3), FOUR), "ValueError", r"3 training samples for 4 workers leave workers \[3\] with an empty shard"),
-    "LBFGS with a memory": (Fit(strategy={**FOUR, "estimator": WorkerMomentum()}, module=Lbfgs), "ValueError", "LBFGS evaluates the gradient several"),
+    "LBFGS with a memory": (Fit(strategy={**FOUR, "estimator": WorkerMomentum()}, module=Lbfgs), "ValueError", "LBFGS evaluates"),
     "workers across ranks": (Fit(strategy={**MEDIAN, "workers": 1}), "ValueError", "workers=1 on 2 ranks leaves a rank without a worker"),
-    "local on two ranks": (Fit(strategy={**FOUR, "exchange": Local()}), "ValueError", r"exchange=Local\(\) serves one process, and this run has 2 ranks"),
-    "across coordinates": (Fit(strategy={**FOUR, "aggregator": AcrossCoordinates()}), "ValueError", "AcrossCoordinates gives other values on a slice"),
+    "local on two ranks": (Fit(strategy={**FOUR, "exchange": Local()}), "ValueError", r"Local\(\) serves one process.*2 ranks"),
+    "across coordinates": (Fit(strategy={**FOUR, "aggregator": AcrossCoordinates()}), "ValueError", "AcrossCoordinates gives other values"),
 }
 
 

@@ -17,7 +17,8 @@ class Aggregator(Rule, ABC):
         r"""The constant of :math:`(f, \kappa)`-robustness, or None where none is known.
 
         Whatever ``f`` of ``n`` rows hold, for the others, :math:`S`:
-        :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`. With unequal weights ``n`` is the total weight.
+        :math:`\|F(x) - \bar x_S\|^2 \le \kappa\, \frac{1}{|S|} \sum_S \|x_i - \bar x_S\|^2`. With unequal weights
+        ``n`` is the total weight. Only where ``f`` is tolerated.
         """
         return None
 

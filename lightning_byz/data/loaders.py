@@ -42,7 +42,7 @@ class KeyedLoader:
         self._epoch = epoch
         self._passes = (-1, 0)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - stands in for the loader
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_loader" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._loader, name)
@@ -77,7 +77,7 @@ class WorkerLoaders:
         self.loaders = loaders
 
     @property
-    def dataset(self) -> Any:  # noqa: ANN401 - the user's
+    def dataset(self) -> Any:
         """The dataset that the workers share."""
         return self.loaders[0].dataset
 
@@ -122,10 +122,11 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
             f"{advice}, and the loader's own sampler {type(inner).__name__} would be lost: run one worker per rank, leave the sampler to the"
             " loader's shuffle=, and keep Trainer(use_distributed_sampler=True)."
         )
+    dataset: Any = loader.dataset
     shuffle = bool(getattr(sampler, "shuffle", False))
 
     def make(worker: int) -> DataLoader:
-        return _update_dataloader(loader, partition.sampler(loader.dataset, workers=workers, worker=worker, shuffle=shuffle, seed=seed))
+        return _update_dataloader(loader, partition.sampler(dataset, workers=workers, worker=worker, shuffle=shuffle, seed=seed))
 
     _refuse_empty_shards(make, loader, workers)
     return make
@@ -136,7 +137,10 @@ def refuse_small_dataset(dataset: object, workers: int) -> None:
     samples = len(dataset) if hasattr(dataset, "__len__") else workers  # type: ignore[arg-type]
     if samples < workers:
         empty = list(range(samples, workers))
-        raise ValueError(f"{samples} training samples for {workers} workers leave workers {empty} with an empty shard: give more data or fewer workers.")
+        raise ValueError(
+            f"{samples} training samples for {workers} workers leave workers {empty} with an empty shard: give more data or"
+            " fewer workers."
+        )
 
 
 def _refuse_empty_shards(make: Callable[[int], DataLoader], loader: DataLoader, workers: int) -> None:

@@ -1,5 +1,6 @@
 """Each rank aggregates one slice of the coordinates of every row."""
 
+import math
 from typing import ClassVar
 
 import torch
@@ -103,14 +104,14 @@ class AllToAll(Exchange):
 def slice_bounds(total: int, ranks: int) -> list[tuple[int, int]]:
     """Cut ``total`` coordinates into one run of whole blocks per rank; late ranks may get fewer, or none."""
     size = block_size(total)
-    length = -(-(-(-total // size)) // ranks) * size
+    length = math.ceil(math.ceil(total / size) / ranks) * size
     return [(min(rank * length, total), min((rank + 1) * length, total)) for rank in range(ranks)]
 
 
 def _slice(start: int, stop: int, total: int, ranks: int) -> Slice:
     """Return the slice of this rank, with partial results gathered over all ranks."""
     size = block_size(total)
-    blocks, longest = -(-total // size), -(-slice_bounds(total, ranks)[0][1] // size)
+    blocks, longest = math.ceil(total / size), math.ceil(slice_bounds(total, ranks)[0][1] / size)
 
     def gather(partials: Tensor) -> Tensor:
         own = partials.new_zeros((longest, *partials.shape[1:]))

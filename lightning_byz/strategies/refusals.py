@@ -66,7 +66,7 @@ def check_module(module: pl.LightningModule, placement: Placement, *, synchroniz
     if synchronized:
         raise ValueError(f"SyncBatchNorm waits for all ranks in each forward pass, and {several} run in turn: use BatchNorm or one worker per rank.")
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(f"training_step(dataloader_iter) fetches its own batches, and {several} need one each: take a batch, or one worker per rank.")
+        raise ValueError(f"training_step(dataloader_iter) fetches its own batches, and {several} need one each: take a batch instead.")
 
 
 def check_optimizers(module: pl.LightningModule, optimizers: Sequence[Optimizer], *, has_memory: bool) -> None:
@@ -77,7 +77,7 @@ def check_optimizers(module: pl.LightningModule, optimizers: Sequence[Optimizer]
             " Set requires_grad=True on what should train, and return an optimizer over it from configure_optimizers."
         )
     if has_memory and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise ValueError("LBFGS evaluates the gradient several times a step, which would feed the workers' memory each time: use estimator=Gradient().")
+        raise ValueError("LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient().")
 
 
 _EXAMPLES: dict[type, str] = {

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_byz.errors import ToleranceError
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.pipeline import Pipeline
 from lightning_byz.kernels import block_size
+from lightning_byz.pipeline import Pipeline
 from lightning_byz.stack import Slice, Stack
 
 

@@ -60,7 +60,7 @@ class TrainingData:
         self._trainer.fit_loop.__dict__.pop("setup_data", None)
         self._module.__dict__.pop("_on_before_batch_transfer", None)
 
-    def process(self, loader: Any) -> Any:  # noqa: ANN401 - the user's loader
+    def process(self, loader: Any) -> Any:
         """Return the keyed loader(s) in place of a training loader; any other loader as it is."""
         if not self._setting_up:
             return loader
@@ -72,12 +72,12 @@ class TrainingData:
         make = split_loader(loader, self._partition, workers=workers, seed=self._seed)
         return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local])
 
-    def _keyed(self, loader: Any, worker: int) -> KeyedLoader:  # noqa: ANN401
+    def _keyed(self, loader: Any, worker: int) -> KeyedLoader:
         progress = self._trainer.fit_loop.epoch_progress
-        return KeyedLoader(loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed)
+        return KeyedLoader(loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def holds_worker_batches(batch: Any) -> bool:  # noqa: ANN401
+def holds_worker_batches(batch: Any) -> bool:
     """Whether a batch, or a collection of batches of several loaders, has one part per worker."""
     if isinstance(batch, WorkerBatches):
         return True

@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_byz.attacks import Attack
@@ -58,7 +58,7 @@ class WorkerLoop:
         self.finished = False
         """Whether the backward pass of this micro-batch is done, so that Lightning's own must do nothing."""
 
-    def run_one(self, step: Callable[..., Any], batch: Any, *rest: Any) -> Any:  # noqa: ANN401 - the user's batch and output
+    def run_one(self, step: Callable[..., Any], batch: Any, *rest: Any) -> Any:
         """Run the step of the only worker of this rank; Lightning does the backward pass."""
         worker = self._placement.local[0]
         self.finished = False
@@ -87,7 +87,7 @@ class WorkerLoop:
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
 
-    def backward_of_one(self, backward: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def backward_of_one(self, backward: Callable[[], Any]) -> Any:
         """Run Lightning's backward pass of the only worker, in the random streams where its step left them."""
         self._present.add(self._placement.local[0])
         if self.worker is not None:
@@ -108,7 +108,7 @@ class WorkerLoop:
         self._kept.clear()
         self._present.clear()
 
-    def each(self, function: Callable[[Any], Any], batch: Any, purpose: str) -> Any:  # noqa: ANN401 - the user's batch
+    def each(self, function: Callable[[Any], Any], batch: Any, purpose: str) -> Any:
         """Apply ``function`` to each worker's part of a batch, in a random stream of its own."""
         if self._placement.one_per_rank:
             return self._keyed(function, batch, purpose, self._placement.local[0])
@@ -153,12 +153,12 @@ class WorkerLoop:
         kept = self._kept.get(worker, {})
         return [kept.get(id(parameter)) for parameter in parameters]
 
-    def _keyed(self, function: Callable[[Any], Any], batch: Any, purpose: str, worker: int) -> Any:  # noqa: ANN401
+    def _keyed(self, function: Callable[[Any], Any], batch: Any, purpose: str, worker: int) -> Any:
         epoch, batch_idx = self._position
         with self._streams.inside(self._seed, purpose, epoch, batch_idx + 1, worker):
             return function(batch)
 
-    def _poisoned(self, worker: int, batch: Any) -> Any:  # noqa: ANN401
+    def _poisoned(self, worker: int, batch: Any) -> Any:
         if self._attack is None or worker not in self._attackers:
             return batch
         return self._attack.poison(batch, generator=generator(self._seed, "poison", *self._position, worker))
