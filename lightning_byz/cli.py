@@ -58,7 +58,13 @@ def main(args: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        CommandLine(parser_class=Parser, seed_everything_default=0, save_config_kwargs={"overwrite": True}, args=None if args is None else list(args))
+        CommandLine(
+            parser_class=Parser,
+            parser_kwargs={command: {"allow_abbrev": False} for command in CommandLine.subcommands()},
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            args=None if args is None else list(args),
+        )
     except Exception as error:
         if sentence := refusal(error):
             sys.exit(f"error: {sentence}")

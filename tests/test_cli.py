@@ -154,6 +154,7 @@ def test_faults_in_other_code_keep_their_traceback(run: Run, tmp_path: Path) -> 
         run("fit", "--config", QUICKSTART, *SHORT, "--trainer.strategy.aggregator=broken_rule.Broken")
 
 
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")  # the logger's and the checkpoint's word on a fixed version
 def test_fit_twice_in_one_directory(run: Run, tmp_path: Path) -> None:
     """A fit writes config, log and checkpoint, and ends with the metrics and the table; a second one does not trip over the first."""
     fixed = ["--trainer.logger.version=fixed", "--trainer.default_root_dir=."]

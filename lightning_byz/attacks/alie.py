@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators import Aggregator
-from lightning_byz.attacks.attack import Attack, honest_weights
+from lightning_byz.attacks.attack import Attack, Defence, honest_weights
 from lightning_byz.kernels import saturate
 from lightning_byz.stack import Stack
 
@@ -45,7 +44,7 @@ class ALIE(Attack):
             raise ValueError(f"z must be None or a finite number >= 0, not {self.z}")
 
     def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
     ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)

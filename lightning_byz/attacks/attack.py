@@ -1,15 +1,16 @@
 """The interface of attacks: what Byzantine workers send, and what they do to their data."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lightning_byz.aggregators import Aggregator
 from lightning_byz.stack import Stack
+
+Defence = Callable[[Stack], Tensor]
 
 
 class Attack(ABC):  # noqa: B024 an attack overrides either door
@@ -20,7 +21,7 @@ class Attack(ABC):  # noqa: B024 an attack overrides either door
         return batch
 
     def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
     ) -> Float[Tensor, "m d"]:
         """What the attackers send instead of their rows.
 
@@ -28,7 +29,7 @@ class Attack(ABC):  # noqa: B024 an attack overrides either door
             stack: All rows, usable ones only; perhaps one slice of them, so coordinates must be treated alike wherever the slice is cut.
             attackers: The rows under control.
             generator: The only source of randomness.
-            defence: The rule that will be applied, for attacks that try it out.
+            defence: What will make the aggregate of a stack, for attacks that try it out.
         """
         return stack.vectors[list(attackers)]
 

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators import Aggregator
-from lightning_byz.attacks.attack import Attack, honest_weights
+from lightning_byz.attacks.attack import Attack, Defence, honest_weights
 from lightning_byz.stack import Stack
 
 
@@ -39,7 +38,7 @@ class IPM(Attack):
             raise ValueError(f"epsilon must be finite and positive, not {self.epsilon}")
 
     def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
     ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators import Aggregator
-from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.attack import Attack, Defence
 from lightning_byz.stack import Stack
 
 
@@ -35,7 +34,7 @@ class NonFinite(Attack):
             raise ValueError(f"value must be nan, inf or -inf, not {self.value}")
 
     def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
     ) -> Float[Tensor, "m d"]:
         """The same row for every attacker."""
         return stack.vectors.new_full((len(attackers), stack.vectors.shape[1]), self.value)

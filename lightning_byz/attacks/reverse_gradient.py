@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators import Aggregator
-from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.attack import Attack, Defence
 from lightning_byz.kernels import saturate
 from lightning_byz.stack import Stack
 
@@ -40,7 +39,7 @@ class ReverseGradient(Attack):
             raise ValueError(f"factor must be finite and positive, not {self.factor}")
 
     def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
     ) -> Float[Tensor, "m d"]:
         """The attackers' rows times ``-factor``."""
         rows = stack.vectors[list(attackers)]

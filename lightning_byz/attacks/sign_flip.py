@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators import Aggregator
-from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.attack import Attack, Defence
 from lightning_byz.stack import Stack
 
 
@@ -26,7 +25,7 @@ class SignFlip(Attack):
     """
 
     def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Aggregator | None = None
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
     ) -> Float[Tensor, "m d"]:
         """The attackers' rows with their signs changed."""
         return -stack.vectors[list(attackers)]

@@ -1,0 +1,167 @@
+"""Randomness, flat vectors, placements, estimators and loaders, each by itself."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_byz.data import IID
+from lightning_byz.data.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, split_loader
+from lightning_byz.estimators import Gradient, WorkerMomentum
+from lightning_byz.exchange import Placement
+from lightning_byz.exchange.all_to_all import slice_bounds
+from lightning_byz.flat import Layout
+from lightning_byz.kernels import block_size
+from lightning_byz.random import Streams, derive, generator
+
+CPU = torch.device("cpu")
+
+
+def test_keys_tell_words_from_numbers_and_from_each_other():
+    keys = [(), (1,), ("1",), (1, 2), (12,), ("a", "b"), ("ab",), ("a", 1), (1, "a")]
+    assert len({derive(0, *key) for key in keys} | {derive(1, *key) for key in keys}) == 2 * len(keys)
+    assert derive(3, "step", 1) == derive(3, "step", 1) == 4358124369127220332, "the same in every process and version"
+
+
+def test_generators_are_independent_of_global_state():
+    first = torch.randn(4, generator=generator(0, "x"))
+    torch.manual_seed(1)
+    assert torch.equal(torch.randn(4, generator=generator(0, "x")), first)
+    assert not torch.equal(torch.randn(4, generator=generator(0, "y")), first)
+
+
+def draws() -> tuple:
+    return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
+
+
+def test_streams_are_keyed_inside_and_untouched_outside():
+    streams = Streams(CPU)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    expected = [draws(), draws()]
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    seen = [draws()]
+    with streams.inside(5, "a"):
+        first = draws()
+    with streams.again():
+        second = draws()
+    with streams.inside(5, "a"):
+        assert (draws(), draws()) == (first, second)
+    with streams.inside(5, "b"):
+        assert draws() != first
+    assert [*seen, draws()] == expected
+
+
+def test_streams_are_put_back_after_an_error():
+    streams, before = Streams(CPU), torch.get_rng_state()
+    with pytest.raises(KeyError), streams.inside(5, "a"):
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_flat_vector_carries_mixed_dtypes_and_missing_gradients():
+    parameters = [
+        ("a", nn.Parameter(torch.zeros(2, 3, dtype=torch.bfloat16))),
+        ("b", nn.Parameter(torch.zeros(4))),
+        ("c", nn.Parameter(torch.zeros(2, dtype=torch.complex64))),
+        ("d", nn.Parameter(torch.zeros(()))),
+    ]
+    layout = Layout.of(parameters)
+    assert (layout.total, layout.dtype, layout.sizes) == (6 + 4 + 4 + 1, torch.float32, (6, 4, 4, 1))
+    gradients = [torch.arange(6.0).view(3, 2).T.to(torch.bfloat16), None, torch.tensor([1 + 2j, 3 - 4j]), torch.tensor(7.0)]
+    vector = torch.full((layout.total,), float("nan"))
+    layout.flatten(gradients, out=vector, scale=0.5)
+    assert vector.tolist() == [0, 1, 2, 0.5, 1.5, 2.5, 0, 0, 0, 0, 0.5, 1, 1.5, -2, 3.5]
+    layout.write(vector, [parameter for _, parameter in parameters], used=[True, False, True, True], scale=2.0)
+    for (_, parameter), gradient in zip(parameters, gradients, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or (torch.equal(parameter.grad, gradient) and parameter.grad.dtype == parameter.dtype)
+
+
+def test_a_sparse_gradient_is_refused_by_name():
+    layout = Layout.of([("words.weight", torch.zeros(3, 2))])
+    sparse = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (3, 2), check_invariants=True)
+    with pytest.raises(ValueError, match=r"'words.weight' is sparse.*sparse=False"):
+        layout.flatten([sparse], out=torch.zeros(6))
+
+
+def test_memories_follow_their_parameters_by_name():
+    old = Layout.of([("a", torch.zeros(2)), ("b", torch.zeros(3)), ("gone", torch.zeros(1))])
+    new = Layout.of([("b", torch.zeros(3)), ("new", torch.zeros(2)), ("a", torch.zeros(2, 1))])
+    assert new.realign(torch.arange(6.0), old).tolist() == [2, 3, 4, 0, 0, 0, 0], "another shape starts anew"
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_placements_cover_all_workers_in_order(workers, ranks):
+    if workers < ranks:
+        with pytest.raises(ValueError, match=f"workers={workers} on {ranks} ranks"):
+            Placement(workers, ranks, 0)
+        return
+    placement = Placement(workers, ranks, 0)
+    assert [worker for rank in range(ranks) for worker in placement.of(rank)] == list(range(workers))
+    assert max(placement.shares) - min(placement.shares) <= 1
+    assert placement.one_per_rank == (workers == ranks)
+
+
+@given(st.integers(1, 3_000_000), st.integers(1, 12))
+def test_slices_are_runs_of_whole_blocks(total, ranks):
+    bounds = slice_bounds(total, ranks)
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == total
+    for (_, stop), (start, _) in zip(bounds, bounds[1:], strict=False):
+        assert stop == start
+        assert start % block_size(total) == 0 or start == total
+
+
+def test_momentum_is_an_exponential_average_from_zero_in_float32():
+    rule = WorkerMomentum(beta=0.75)
+    memory = rule.init(2, dtype=torch.bfloat16)
+    gradient = torch.tensor([1.0, -8.0], dtype=torch.bfloat16)
+    estimate, proposed = rule.update(memory, gradient)
+    assert estimate.dtype == torch.bfloat16
+    assert estimate.tolist() == [0.25, -2.0]
+    assert proposed["momentum"].dtype == torch.float32
+    assert memory["momentum"].tolist() == [0.0, 0.0], "the caller adopts, or not"
+    assert rule.update(proposed, gradient)[0].tolist() == [0.4375, -3.5]
+    assert WorkerMomentum(0.0).update(rule.init(2, dtype=torch.float32), gradient.float())[0].tolist() == [1.0, -8.0]
+    assert Gradient().init(3, dtype=torch.float32) == {}
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])
+def test_momentum_refuses_weights_outside_their_range(beta):
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\)"):
+        WorkerMomentum(beta)
+
+
+def loader(**arguments) -> DataLoader:
+    dataset = TensorDataset(torch.arange(20))
+    sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=arguments.pop("shuffle", True), seed=RunSeed(3))
+    return DataLoader(dataset, batch_size=2, sampler=sampler, **arguments)
+
+
+def test_worker_loaders_deal_out_what_distributed_samplers_would():
+    make = split_loader(loader(), IID(), workers=3, seed=3)
+    keyed = [KeyedLoader(make(worker), worker=worker, streams=Streams(CPU), seed=3, epoch=lambda: 0) for worker in range(3)]
+    loaders = WorkerLoaders(keyed)
+    for epoch in (0, 1):
+        loaders.set_epoch(epoch)
+        batches = list(loaders)
+        assert len(batches) == len(loaders) == 4
+        assert all(isinstance(batch, WorkerBatches) and len(batch) == 3 for batch in batches)
+        for worker in range(3):
+            sampler = torch.utils.data.DistributedSampler(range(20), num_replicas=3, rank=worker, shuffle=True, seed=3)
+            sampler.set_epoch(epoch)
+            assert [int(value) for batch in batches for value in batch[worker][0]] == list(sampler)
+
+
+def test_an_empty_shard_names_the_workers():
+    with pytest.raises(ValueError, match=r"Workers \[0, 1, 2.*\] have an empty shard: 20 samples over 15 workers with batch_size=4"):
+        split_loader(DataLoader(TensorDataset(torch.arange(20)), batch_size=4, drop_last=True, sampler=loader().sampler), IID(), workers=15, seed=3)
