@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         CommandLine(
             parser_class=Parser,
-            parser_kwargs={command: {"allow_abbrev": False} for command in CommandLine.subcommands()},
+            parser_kwargs={"allow_abbrev": False},  # a misspelt option must not pass as another one
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             args=None if args is None else list(args),

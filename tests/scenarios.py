@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +52,7 @@ class Options:
     batch_size: int = 4
     shuffle: bool = True
     learning_rate: float = 0.1
+    loss_factor: float = 1.0
     nan_calls: tuple[int, ...] = ()
     """Which calls of training_step, counted over the whole fit, have a loss that is not a number."""
     none_calls: tuple[int, ...] = ()
@@ -80,7 +82,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         call, self.calls = self.calls, self.calls + 1
-        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1]) * self.options.loss_factor
         self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
         if call in self.options.none_calls:
             return None
@@ -130,6 +132,8 @@ class Fit:
     checkpoint: str | None = None
     save: str | None = None
     seed: int = 3
+    scaler: bool = False
+    """Mixed float16 with a gradient scaler, which Lightning's precision="16-mixed" leaves out on a CPU."""
 
 
 def fit(job: Fit, devices: int) -> dict[str, Any]:
@@ -138,6 +142,8 @@ def fit(job: Fit, devices: int) -> dict[str, Any]:
     module = job.module(job.options)
     strategy = DDPStrategy(find_unused_parameters=job.options.unused) if job.strategy is None else RobustStrategy(**job.strategy)
     arguments = {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))] if job.scaler else []
+    arguments["plugins"] = plugins
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy=strategy, default_root_dir=folder, **{**arguments, **job.trainer})
         trainer.fit(module, ckpt_path=job.checkpoint)
@@ -152,6 +158,7 @@ def fit(job: Fit, devices: int) -> dict[str, Any]:
         "calls": getattr(module, "calls", None),
         "received": None if report is None else report.received,
         "report": report,
+        "scale": plugins[0].scaler.get_scale() if plugins else None,
     }
 
 

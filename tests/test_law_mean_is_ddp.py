@@ -1,5 +1,7 @@
 """Law 1: Mean, and a user's own averaging rule, are DDP, bit for bit on two ranks."""
 
+from dataclasses import replace
+
 import pytest
 
 from lightning_byz.aggregators import Mean
@@ -11,7 +13,7 @@ CASES = {
     "clip by norm": Fit(trainer={"gradient_clip_val": 0.2, "gradient_clip_algorithm": "norm"}),
     "clip by value": Fit(trainer={"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"}),
     "bf16-mixed": Fit(trainer={"precision": "bf16-mixed"}),
-    "16-mixed": Fit(trainer={"precision": "16-mixed"}),
+    "float16 with a gradient scaler": Fit(scaler=True),
     "bf16-true": Fit(trainer={"precision": "bf16-true"}),
     "step scheduler": Fit(Options(step_scheduler=True)),
     "unused parameters": Fit(Options(unused=True, weight_decay=0.1)),
@@ -22,7 +24,7 @@ CASES = {
 
 
 def with_rule(job: Fit, aggregator) -> Fit:
-    return Fit(job.options, {"f": 0, "aggregator": aggregator}, job.trainer)
+    return replace(job, strategy={"f": 0, "aggregator": aggregator})
 
 
 @pytest.mark.parametrize("name", CASES)

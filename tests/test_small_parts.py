@@ -1,6 +1,7 @@
 """Randomness, flat vectors, placements, estimators and loaders, each by itself."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_slices_are_runs_of_whole_blocks(total, ranks):
     bounds = slice_bounds(total, ranks)
     assert bounds[0][0] == 0
     assert bounds[-1][1] == total
-    for (_, stop), (start, _) in zip(bounds, bounds[1:], strict=False):
+    for (_, stop), (start, _) in pairwise(bounds):
         assert stop == start
         assert start % block_size(total) == 0 or start == total
 
