@@ -10,6 +10,7 @@ strategy and the window of DDPStrategy of the same round; the table shows the me
 
 import gc
 import json
+import logging
 import os
 import signal
 import socket
@@ -18,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from own_average import OwnAverage
 from rich.console import Console
@@ -44,7 +47,7 @@ class Work(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [part for sizes in zip(WIDTHS, WIDTHS[1:], strict=False) for part in (nn.Linear(*sizes), nn.ReLU())]
+        layers = [part for sizes in pairwise(WIDTHS) for part in (nn.Linear(*sizes), nn.ReLU())]
         self.layers = nn.Sequential(*layers[:-1])
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
@@ -62,7 +65,7 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_train_batch_end(self, *_: object) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         """Note the time."""
         self.ends.append(time.perf_counter())
 
@@ -86,6 +89,9 @@ def window(strategy: Strategy, ranks: int, steps: int) -> dict[str, float]:
 def run_rank(aggregators: Sequence[Aggregator], *, ranks: int, pairs: int, steps: int) -> None:
     """Run all windows on this rank; rank 0 writes them to the file the parent named."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     names = ["DDPStrategy", *(repr(rule) if "object at" not in repr(rule) else type(rule).__name__ for rule in aggregators)]
     windows: Windows = {name: [] for name in names}
     for turn in range(pairs):
@@ -103,9 +109,9 @@ def launch(ranks: int, timeout: float) -> Windows:
         free.bind(("127.0.0.1", 0))
         port, result = str(free.getsockname()[1]), Path(folder) / "windows.json"
         free.close()
-        shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "BENCHMARK_RESULT": str(result), "OMP_NUM_THREADS": "1", "NODE_RANK": "0"}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "OMP_NUM_THREADS": "1", "BENCHMARK_RESULT": str(result)}
         started = [
-            subprocess.Popen([sys.executable, *sys.argv], env=shared | {"LOCAL_RANK": str(rank)}, start_new_session=True, stderr=subprocess.DEVNULL)
+            subprocess.Popen([sys.executable, *sys.argv], env=os.environ | shared | {"LOCAL_RANK": str(rank)}, start_new_session=True)
             for rank in range(ranks)
         ]
         try:
@@ -126,9 +132,9 @@ def launch(ranks: int, timeout: float) -> Windows:
 def table(windows: Windows, *, ranks: int) -> Table:
     """Lay out medians, ratios, their spread and peak memory."""
     base = [window["seconds"] for window in windows["DDPStrategy"]]
-    result = Table(title=f"One training step of {ranks} ranks, {len(base)} interleaved pairs", caption="peak: resident memory of rank 0, libraries included")
-    for column in ("strategy or aggregator", "ms / step", "ratio to DDP", "smallest - largest", "peak MiB"):
-        result.add_column(column, justify="left" if column.startswith("strategy") else "right", no_wrap=True)
+    result = Table(title=f"One training step of {ranks} ranks, {len(base)} interleaved pairs")
+    for column in ("strategy", "ms", "ratio to DDP", "from - to", "peak MiB of rank 0"):
+        result.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
     for name, mine in windows.items():
         ratios = [window["seconds"] / other for window, other in zip(mine, base, strict=True)]
         seconds, peak = statistics.median(window["seconds"] for window in mine), max(window["peak"] for window in mine)
@@ -137,7 +143,7 @@ def table(windows: Windows, *, ranks: int) -> Table:
 
 
 def main(
-    aggregators: list[Aggregator] = [Mean(), CoordinateMedian(), OwnAverage()],  # noqa: B006
+    aggregators: list[Aggregator] = [Mean(), CoordinateMedian(), OwnAverage()],  # noqa: B006, B008 - frozen
     *,
     ranks: int = 4,
     pairs: int = 7,

@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_byz import aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies
 from lightning_byz.errors import ToleranceError, TooManyFaults
@@ -22,7 +22,7 @@ _MISTAKES = (
     (_CLASS + r"the following arguments are required: (?P<given>[^\n]+)", "{name} needs a value for: {given}."),
     (_CLASS + r"(?P<given>No module named [^\n]+|module [^\n]+ has no attribute [^\n]+)", "there is no class {name}: {given}."),
     (r"Import path (?P<given>\S+) does not correspond to a subclass of (?P<name>\w+)", "{given} is no {name}."),
-    (r'Parser key "(?P<name>\w+)":\s+Expected a <class \'(?P<kind>\w+)\'>. Got value: (?P<given>[^\n]+)', "{name}={given}: give a value of type {kind}."),
+    (r'Parser key "(?P<name>\w+)":\s+Expected a <class \'(?P<kind>\w+)\'>. Got value: (?P<given>[^\n]+)', "{name}={given}: give one of type {kind}."),
 )
 
 
@@ -72,10 +72,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def explain(message: str) -> str:
-    """Return the parser's message as one sentence, where it wraps the mistake in all that it tried.
+    r"""Return the parser's message as one sentence, where it wraps the mistake in all that it tried.
 
     Example:
-        >>> explain("Problem with given class_path 'lightning_byz.RobustStrategy':\\n  Option 'ff' is not accepted")
+        >>> explain("Problem with given class_path 'lightning_byz.RobustStrategy':\n  Option 'ff' is not accepted")
         "RobustStrategy has no argument 'ff': see --print_config for those of the classes in use."
         >>> explain("- Expected a dot import path string: CoordinateMedain")
         "there is no class 'CoordinateMedain': did you mean CoordinateMedian?"
@@ -103,5 +103,5 @@ def refusal(error: Exception) -> str | None:
     origin = frames[-1].f_globals.get("__name__", "").split(".")[0] if frames else ""
     if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
         return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
-    spoken = isinstance(error, (ToleranceError, TooManyFaults, MisconfigurationException)) or (isinstance(error, ValueError) and origin == "lightning_byz")
-    return str(error) if spoken else None
+    ours = (ToleranceError, TooManyFaults, MisconfigurationException, *([ValueError] if origin == "lightning_byz" else []))
+    return str(error) if isinstance(error, ours) else None

@@ -102,7 +102,7 @@ def test_help_of_the_strategy(run: Run) -> None:
         ("--trainer.strategy.aggregator=nowhere.Rule", "there is no class Rule: No module named 'nowhere'."),
         ("--trainer.strategy.aggregator=lightning_byz.attacks.IPM", "lightning_byz.attacks.IPM is no Aggregator."),
         ("--trainer.strategy.f=many", "many"),
-        ("--model.hidden=2.5", "hidden=2.5: give a value of type int."),
+        ("--model.hidden=2.5", "hidden=2.5: give one of type int."),
         ("--model.x=3", "DigitsClassifier has no argument 'x'"),
         ("--trainer.max_epoch=3", "--trainer.max_epoch=3"),
         ("--trainer.strategy.workers=many", "many"),
@@ -188,7 +188,7 @@ def test_commands_of_the_shell(tmp_path: Path) -> None:
     )
     arguments = ["fit", "--config", QUICKSTART, "--trainer.strategy.aggregator=my_rules.First", "--print_config"]
     module, function = re.search(r'^lightning-byz = "(.*):(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).groups()
-    script = f"import sys; sys.path.remove(''); from {module} import {function}; {function}()"  # as a console script, the directory is not on the path
+    script = f"import sys; sys.path.remove(''); from {module} import {function}; {function}()"  # a console script has no '' on its path
     for command in ([sys.executable, "-m", "lightning_byz"], [sys.executable, "-c", script]):
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
@@ -205,6 +205,7 @@ def test_own_command_line_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(sys, "argv", ["train.py"])
     strategy = {"class_path": "lightning_byz.RobustStrategy", "init_args": {"f": 1, "workers": 4, "aggregator": "lightning_byz.aggregators.Krum"}}
     trainer = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "limit_val_batches": 0, "enable_progress_bar": False, "logger": False}
-    done = LightningCLI(BoringModel, BoringDataModule, args={"subcommand": "fit", "fit": {"seed_everything": 1, "trainer": trainer | {"strategy": strategy}}})
+    given = {"seed_everything": 1, "trainer": trainer | {"strategy": strategy}}
+    done = LightningCLI(BoringModel, BoringDataModule, args={"subcommand": "fit", "fit": given})
     assert done.trainer.global_step == 2
     assert done.trainer.strategy.report.present.tolist() == [True] * 4

@@ -179,8 +179,9 @@ def test_writes_to_lightnings_loggers(tmp_path: Path) -> None:
 def fit_with_csv(folder: str, devices: int) -> str | None:
     """Fit on this rank of a pool; return the report's account of what came from other ranks."""
     strategy = RobustStrategy(workers=3, f=0, aggregator=Mean())
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "max_steps": 2, "log_every_n_steps": 1}
-    trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, logger=CSVLogger(folder, version=0), callbacks=[WorkerMonitor()], **quiet)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "log_every_n_steps": 1}
+    callbacks, logger = [WorkerMonitor()], CSVLogger(folder, version=0)
+    trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, logger=logger, callbacks=callbacks, max_steps=2, **quiet)
     trainer.fit(Classifier(Options()))
     return strategy.report.received
 

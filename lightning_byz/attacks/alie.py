@@ -43,9 +43,7 @@ class ALIE(Attack):
         if self.z is not None and not 0 <= self.z < math.inf:
             raise ValueError(f"z must be None or a finite number >= 0, not {self.z}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)
         if not bool(honest.any()):

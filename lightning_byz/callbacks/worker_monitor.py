@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -58,10 +58,10 @@ class WorkerMonitor(Callback):
     Raises:
         MisconfigurationException: At the start of a fit whose strategy is no :class:`~lightning_byz.RobustStrategy`.
 
-    Example:
-        >>> Trainer(callbacks=[WorkerMonitor()], logger=False, accelerator="cpu").fit(LightningModule(), train_dataloaders=[])
-        Traceback (most recent call last):
-        lightning.pytorch.utilities.exceptions.MisconfigurationException: WorkerMonitor shows what RobustStrategy does ...
+    Example::
+
+        strategy = RobustStrategy(workers=8, f=2, aggregator=CTMA(CoordinateMedian()))
+        trainer = Trainer(devices=1, strategy=strategy, callbacks=[WorkerMonitor()])
     """
 
     def __init__(self) -> None:

@@ -68,7 +68,7 @@ def test_attackers_within_f(rule: Aggregator, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.kappa(5, 1) is not None], ids=label)
 def test_bound_for_every_choice_of_honest_rows(rule: Aggregator) -> None:
     generator = seeded("choices", label(rule))
-    for n, f in [(n, f) for n in range(1, 8) for f in range((n + 1) // 2)] * 2:
+    for n, f in [(count, bad) for count in range(1, 8) for bad in range((count + 1) // 2)] * 2:
         if not rule.tolerates(n, f):
             continue
         honest = normal(n - f, 3, generator)
