@@ -96,5 +96,3 @@ def exchange_few_coordinates(total: int) -> torch.Tensor:
     delivery = exchange.scatter(rows, torch.ones(2, dtype=torch.int64), placement=placement, f=1)
     assert delivery.notes.tolist() == [4, 4]
     return exchange.gather(CoordinateMedian()(delivery.stack), delivery.stack)[0].clone()
-
-

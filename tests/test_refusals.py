@@ -167,9 +167,7 @@ class FailsOnRankOne(Classifier):
 
 
 def test_max_is_the_largest_number_the_rules_tolerate():
-    found = {
-        n: fitting_pipeline("max", lambda f, n=n: Pipeline(n, f, CoordinateMedian()), workers=n, sliced=False).f for n in (1, 2, 3, 4, 7, 8)
-    }
+    found = {n: fitting_pipeline("max", lambda f, n=n: Pipeline(n, f, CoordinateMedian()), workers=n, sliced=False).f for n in (1, 2, 3, 4, 7, 8)}
     assert found == {1: 0, 2: 0, 3: 1, 4: 1, 7: 3, 8: 3}
     paper = Krum(neighbors="paper")
     assert fitting_pipeline("max", lambda f: Pipeline(8, f, paper), workers=8, sliced=False).f == 2
@@ -187,5 +185,3 @@ def test_the_name_robust_is_registered():
     assert isinstance(trainer.strategy, RobustStrategy)
     assert isinstance(trainer.strategy.aggregator, CoordinateMedian)
     assert trainer.strategy.f == "max"
-
-

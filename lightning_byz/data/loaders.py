@@ -138,8 +138,7 @@ def refuse_small_dataset(dataset: object, workers: int) -> None:
     if samples < workers:
         empty = list(range(samples, workers))
         raise ValueError(
-            f"{samples} training samples for {workers} workers leave workers {empty} with an empty shard: give more data or"
-            " fewer workers."
+            f"{samples} training samples for {workers} workers leave workers {empty} with an empty shard: give more data or fewer workers."
         )
 
 

@@ -78,9 +78,7 @@ class Aggregation:
         state, known = self.states.get(index, PipelineState()), self.layouts.get(index)
         layout = Layout.of(named)
         if known is not None and known != layout:
-            carried = {
-                worker: {key: layout.realign(value, known) for key, value in memory.items()} for worker, memory in state.memories.items()
-            }
+            carried = {worker: {key: layout.realign(value, known) for key, value in memory.items()} for worker, memory in state.memories.items()}
             state = replace(state, memories=carried)
         if known != layout or index not in self._rows:
             self._rows[index] = torch.empty(len(self.placement.local), layout.total, dtype=layout.dtype, device=self.device)
@@ -96,9 +94,7 @@ class Aggregation:
                 notes[self.placement.workers :] += torch.tensor([value is not None for value in values], dtype=torch.int64)
         return notes.to(device)
 
-    def _write(
-        self, vector: Tensor | None, delivery: Delivery, named: Named, layout: Layout, used: Sequence[bool], scale: float | None
-    ) -> int:
+    def _write(self, vector: Tensor | None, delivery: Delivery, named: Named, layout: Layout, used: Sequence[bool], scale: float | None) -> int:
         """Write the aggregate to the parameters; return how many elements came from other ranks."""
         parameters = [parameter for _, parameter in named]
         if vector is None:

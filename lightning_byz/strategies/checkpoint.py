@@ -39,8 +39,7 @@ def restore(saved: Mapping[str, Any], aggregation: Aggregation, buffers: WorkerB
     for index, entry in saved["optimizers"].items():
         layout = Layout(tuple(entry["names"]), tuple(tuple(shape) for shape in entry["shapes"]), _dtype(entry["dtype"]))
         memories = {
-            worker: {key: value.to(aggregation.device) for key, value in entry["memories"][worker].items()}
-            for worker in aggregation.placement.local
+            worker: {key: value.to(aggregation.device) for key, value in entry["memories"][worker].items()} for worker in aggregation.placement.local
         }
         aggregation.layouts[index] = layout
         aggregation.states[index] = PipelineState(entry["step"], entry["faults"], memories)

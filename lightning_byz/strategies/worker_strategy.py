@@ -98,9 +98,7 @@ class WorkerStrategy(DDPStrategy):
             return closure_loss
         return self._run.loop.backward_of_one(lambda: backward(closure_loss, optimizer, *args, **kwargs))
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any) -> Any:
         """Step the user's optimizer on the aggregate."""
         run = self._run
         assert run is not None
