@@ -42,19 +42,19 @@ class Streams:
         self._last: tuple | None = None
 
     @contextmanager
-    def inside(self, seed: int, *key: int | str) -> Iterator[None]:
-        """Seed the streams from ``(seed, *key)`` for the length of the block."""
+    def inside(self, seed: int, *key: int | str, remember: bool = False) -> Iterator[None]:
+        """Seed the streams from ``(seed, *key)`` for the length of the block; ``remember`` where they end, for :meth:`again`."""
         outside = self._capture()
         self._seed(derive(seed, *key))
         try:
             yield
         finally:
-            self._last = self._capture()
+            self._last = self._capture() if remember else self._last
             self._restore(outside)
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Go on in the streams where the last :meth:`inside` or :meth:`again` left them; do nothing before the first."""
+        """Go on in the streams where the last remembered :meth:`inside`, or :meth:`again`, left them; do nothing before the first."""
         if self._last is None:
             yield
             return

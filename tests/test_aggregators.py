@@ -96,7 +96,7 @@ def test_ctma_keeps_exactly_its_weight_on_ties() -> None:
     rows = torch.tensor([[-1.0], [1.0], [-1.0], [1.0], [0.0]])
     vector, shares = CTMA(CoordinateMedian())(Stack(rows, f=2)), CTMA(CoordinateMedian()).explain(Stack(rows, f=2))[1]
     assert shares is not None
-    torch.testing.assert_close(shares, torch.tensor([1, 1, 0, 0, 1]).double() / 3)
+    torch.testing.assert_close(shares, torch.tensor([1, 1, 0, 0, 1], dtype=torch.float64) / 3)
     assert vector.item() == 0.0
 
 
@@ -119,7 +119,7 @@ def test_the_geometric_median_of_a_majority_is_the_majority() -> None:
     result, shares = GeometricMedian().explain(Stack(rows, f=2))
     assert result.tolist() == [1.0, 2.0]
     assert shares is not None
-    torch.testing.assert_close(shares, torch.tensor([1, 1, 1, 0, 0]).double() / 3)
+    torch.testing.assert_close(shares, torch.tensor([1, 1, 1, 0, 0], dtype=torch.float64) / 3)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_little_is_enough() -> None:
 
 
 def test_a_little_is_enough_by_weight() -> None:
-    rows, weights = example(5), torch.tensor([1.0, 2.0, 0.5, 0.0, 3.0]).double()
+    rows, weights = example(5), torch.tensor([1.0, 2.0, 0.5, 0.0, 3.0], dtype=torch.float64)
     parts = weights[:4] / 3.5
     mean = parts @ rows[:4]
     variance = parts @ (rows[:4] - mean).square() / (1 - parts.square().sum())

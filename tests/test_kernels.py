@@ -111,26 +111,26 @@ def test_the_median_of_an_even_count_neither_overflows_nor_underflows() -> None:
         tiny = limits.smallest_normal * limits.eps
         rows = torch.tensor([[limits.max, limits.max, tiny, -limits.max], [limits.max, -limits.max, tiny, 0.0]], dtype=torch.float64).to(dtype)
         for weights in ([1, 1], [0.1, 0.1], [2, 2]):
-            result = coordinate_median(rows, torch.tensor(weights).double())
+            result = coordinate_median(rows, torch.tensor(weights, dtype=torch.float64))
             assert result.tolist() == [limits.max, 0.0, tiny, -limits.max / 2]
 
 
 def test_half_of_the_weight_is_half_whatever_the_scale() -> None:
     rows = torch.tensor([[1.0], [2.0], [5.0], [7.0]])
     for scale in (1.0, 0.1, 1 / 7, 1e-3, 1e9):
-        weights = torch.tensor([1, 2, 1, 2]).double() * scale  # 1 and 2 weigh as much as 5 and 7
+        weights = torch.tensor([1, 2, 1, 2], dtype=torch.float64) * scale  # 1 and 2 weigh as much as 5 and 7
         assert coordinate_median(rows, weights).item() == 3.5
-        assert coordinate_median(rows, weights + torch.tensor([0, 0, 0, scale * 1e-3]).double()).item() == 5.0
+        assert coordinate_median(rows, weights + torch.tensor([0, 0, 0, scale * 1e-3], dtype=torch.float64)).item() == 5.0
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_weighted_order_statistics_agree_with_their_definitions(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     n = int(torch.randint(1, 12, (1,), generator=generator))
-    choices = torch.tensor([0.0, 0.1, 1 / 7, 1e-3, 1.0, 2.0, 0.5]).double()
+    choices = torch.tensor([0.0, 0.1, 1 / 7, 1e-3, 1.0, 2.0, 0.5], dtype=torch.float64)
     weights = choices[torch.randint(len(choices), (n,), generator=generator)]
     if seed % 3 == 0:
-        weights = torch.full((n,), float(choices[1 + seed % 6])).double()
+        weights = torch.full((n,), float(choices[1 + seed % 6]), dtype=torch.float64)
     if not bool(weights.any()):
         weights[0] = 1.0
     rows = torch.randn(n, 7, generator=generator).double()
@@ -153,7 +153,7 @@ def test_trimming_by_a_fraction() -> None:
     # what rounding leaves of the huge value is nothing
     assert trimmed_mean(rows, ones, 1 - 1e-12).item() == 2.0
     assert trimmed_mean(rows, ones * 0.1, 0.1 - 1e-14).item() == 2.0
-    weights = torch.tensor([1, 1, 1, 1, 1 + 1e-12]).double()
+    weights = torch.tensor([1, 1, 1, 1, 1 + 1e-12], dtype=torch.float64)
     assert trimmed_mean(rows, weights, 1.0).item() == pytest.approx(2.0)
 
 
@@ -176,12 +176,12 @@ def test_saturation() -> None:
 
 
 def test_nearest_shares() -> None:
-    distances = torch.tensor([[0.0, 5.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]]).double()
-    weights = torch.tensor([1.0, 1.0, 2.0, 0.5]).double()
+    distances = torch.tensor([[0.0, 5.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    weights = torch.tensor([1.0, 1.0, 2.0, 0.5], dtype=torch.float64)
     assert nearest_shares(distances, weights, 2.0).tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     assert nearest_shares(distances, weights, 3.25).tolist() == [[1.0, 0.0, 2.0, 0.25], [1.0, 1.0, 1.25, 0.0]]
     assert nearest_shares(distances, weights, 2 + 1e-8).tolist() == [[1.0, 0.0, 1.00000001, 0.0], [1.0, 1.0, 0.0, 0.0]]
-    tenth = torch.full((10,), 0.1).double()
+    tenth = torch.full((10,), 0.1, dtype=torch.float64)
     kept = nearest_shares(torch.arange(10.0).double()[None], tenth, float(tenth.sum()) - 0.3)
     assert bool((kept[0, :7] > 0.0999).all())
     assert kept[0, 7:].tolist() == [0.0, 0.0, 0.0]

@@ -50,7 +50,7 @@ def test_streams_are_keyed_inside_and_untouched_outside():
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
     seen = [draws()]
-    with streams.inside(5, "a"):
+    with streams.inside(5, "a", remember=True):
         first = draws()
     with streams.again():
         second = draws()

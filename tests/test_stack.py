@@ -191,13 +191,13 @@ def test_what_was_counted_elsewhere_is_believed() -> None:
 def test_combinations_saturate() -> None:
     top = torch.finfo(torch.float32).max
     rows = torch.full((2, 3), top)
-    assert Stack(rows).combination(torch.tensor([1.0, 1.0]).double()).tolist() == [top] * 3
-    assert Stack(rows).combination(torch.tensor([-5.0, 1.0]).double()).tolist() == [-top] * 3
-    assert Stack(rows).combination(torch.tensor([2.0, -1.0]).double()).tolist() == [top] * 3
+    assert Stack(rows).combination(torch.tensor([1.0, 1.0], dtype=torch.float64)).tolist() == [top] * 3
+    assert Stack(rows).combination(torch.tensor([-5.0, 1.0], dtype=torch.float64)).tolist() == [-top] * 3
+    assert Stack(rows).combination(torch.tensor([2.0, -1.0], dtype=torch.float64)).tolist() == [top] * 3
 
 
 def test_moments() -> None:
-    rows, shares = seeded(6, 500) + 1e6, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0, 0.0]).double()
+    rows, shares = seeded(6, 500) + 1e6, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0, 0.0], dtype=torch.float64)
     mean, variance = Stack(rows).moments(shares)
     torch.testing.assert_close(mean, shares @ rows, rtol=1e-12, atol=0)
     torch.testing.assert_close(variance, shares @ (rows - shares @ rows).square(), rtol=1e-6, atol=1e-9)

@@ -123,7 +123,7 @@ class WorkerLoop:
         """Make ``worker`` the one that computes."""
         self.worker = worker
         try:
-            with self._streams.inside(self._seed, "step", *self._position, worker), self._buffers.inside(worker):
+            with self._streams.inside(self._seed, "step", *self._position, worker, remember=True), self._buffers.inside(worker):
                 yield
         finally:
             self.worker = None
