@@ -13,6 +13,7 @@ from lightning_byz.attacks import Attack
 from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.estimators.estimator import Memory
+from lightning_byz.kernels import saturate
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import generator
 from lightning_byz.stack import Stack
@@ -49,6 +50,7 @@ class Report:
         norms: Euclidean norm of the row that the rules saw, NaN for rows not accepted; ``None`` unless diagnosing.
         distances: Euclidean distance of that row from the aggregate, likewise.
         coefficients: Share of the row in the aggregate; ``None`` where the rule is no weighted sum of rows.
+        reason: Why the step was not taken.
         received: Elements this rank received from others.
         exchange_seconds: Time this rank spent in the exchange, waiting for others included.
         rule_seconds: Time this rank spent in attack and rules.
@@ -62,6 +64,7 @@ class Report:
     norms: Float64[Tensor, " n"] | None = None
     distances: Float64[Tensor, " n"] | None = None
     coefficients: Float64[Tensor, " n"] | None = None
+    reason: str = ""
     received: int = 0
     exchange_seconds: float = 0.0
     rule_seconds: float = 0.0
@@ -103,10 +106,12 @@ class Pipeline:
 
         Raises:
             ToleranceError: If a rule cannot tolerate f.
+            ValueError: If the aggregator returns something else than a finite vector, or writes to the rows.
 
         """
         rows = torch.linspace(-1.0, 1.0, self.workers).unsqueeze(1)
-        self.aggregate(Stack(rows, f=self.f), step=0)
+        if not bool(self.aggregate(Stack(rows, f=self.f), step=0)[0].isfinite().all()):
+            raise ValueError(f"{type(self.aggregator).__name__} returned values that are not finite from rows between -1 and 1.")
         if len(self.attackers) > self.f:
             warnings.warn(
                 f"{len(self.attackers)} workers attack in this experiment and f = {self.f:g} are tolerated: no guarantee holds.", stacklevel=2
@@ -119,7 +124,9 @@ class Pipeline:
             memory = state.memories.get(worker)
             if memory is None:
                 memory = self.estimator.init(gradient.numel(), dtype=gradient.dtype, device=gradient.device)
-            rows[worker], proposed[worker] = self.estimator.update(memory, gradient)
+            estimate, left = self.estimator.update(memory, gradient)
+            self._check_estimate(estimate, left, gradient, memory)
+            rows[worker], proposed[worker] = estimate, {key: _apart(value, gradient) for key, value in left.items()}
         return rows, proposed
 
     def combine(
@@ -143,8 +150,8 @@ class Pipeline:
             if not bool((present & accepted).any()):
                 return None, self._report(state, False, accepted, present)
             vector, coefficients = self.aggregate(stack, step=state.step)
-        except (TooManyFaults, ToleranceError):
-            return None, self._report(state, False, accepted, present)
+        except (TooManyFaults, ToleranceError) as error:
+            return None, replace(self._report(state, False, accepted, present), reason=str(error))
         report = self._report(state, True, accepted, present)
         if diagnose:
             unusable = ~(present & accepted)
@@ -174,9 +181,8 @@ class Pipeline:
             broken = [worker for worker, usable in enumerate(report.accepted.tolist()) if not usable]
             away = [worker for worker, here in enumerate(report.present.tolist()) if not here]
             raise TooManyFaults(
-                f"{PATIENCE} steps in a row could not be taken: workers {broken} sent values that are not finite"
-                + (f", workers {away} sent nothing" if away else "")
-                + f", and f = {self.f:g} of {self.workers} are tolerated. Look for the cause at these workers, or raise f."
+                f"{PATIENCE} steps in a row could not be taken. In the last one, workers {broken} sent values that are not finite and workers {away}"
+                f" sent nothing, with f = {self.f:g} of {self.workers} tolerated: {report.reason}. Look for the cause at these workers, or change f."
             )
         return replace(state, step=state.step + 1, faults=faults)
 
@@ -186,20 +192,37 @@ class Pipeline:
         if self.attack is None or not attackers:
             return stack
         draw = generator(self.seed, "attack", step, device=stack.vectors.device)
-        rows = self.attack.replace(stack, attackers, generator=draw, defence=self._defence)
+        rows = self.attack.replace(stack, attackers, generator=draw, defence=lambda tried: self.aggregate(tried, step=step)[0])
+        expected = (len(attackers), stack.vectors.shape[1])
+        if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
+            raise ValueError(f"{type(self.attack).__name__}.replace must return {expected[0]} rows of {expected[1]} coordinates, not {_named(rows)}.")
         vectors = stack.vectors.clone()
         vectors[attackers] = rows.to(vectors.dtype)
         return replace(stack, vectors=vectors)
-
-    def _defence(self, stack: Stack) -> Tensor:
-        """Return what the rules would make of ``stack``; for attacks that search."""
-        return self.aggregate(stack, step=0)[0]
 
     def aggregate(self, stack: Stack, *, step: int) -> tuple[Tensor, Tensor | None]:
         """Run pre-aggregators and aggregator."""
         for place, preaggregator in enumerate(self.preaggregators):
             stack = preaggregator(stack, generator=generator(self.seed, "preaggregator", place, step, device=stack.vectors.device))
-        return self.aggregator.explain(stack, generator=generator(self.seed, "aggregator", step, device=stack.vectors.device))
+        written, name = stack.vectors._version, type(self.aggregator).__name__
+        draw = generator(self.seed, "aggregator", step, device=stack.vectors.device)
+        vector, coefficients = self.aggregator.explain(stack, generator=draw)
+        if not isinstance(vector, Tensor) or vector.shape != stack.vectors.shape[1:] or not vector.is_floating_point():
+            raise ValueError(f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {_named(vector)}.")
+        if stack.vectors._version != written:
+            raise ValueError(f"{name} wrote to stack.vectors, which others read: work on a copy.")
+        return vector if vector.dtype == stack.vectors.dtype else saturate(vector.double(), stack.vectors.dtype), coefficients
+
+    def _check_estimate(self, estimate: Tensor, left: Memory, gradient: Tensor, memory: Memory) -> None:
+        """Refuse a message or a memory that cannot travel or be saved."""
+        name = type(self.estimator).__name__
+        if estimate.shape != gradient.shape or estimate.dtype != gradient.dtype:
+            raise ValueError(f"{name}.update must return an estimate of {gradient.numel()} {gradient.dtype} coordinates, not {_named(estimate)}.")
+        if {key: (value.shape, value.dtype) for key, value in left.items()} != {key: (value.shape, value.dtype) for key, value in memory.items()}:
+            raise ValueError(
+                f"{name}.update returned the memory { ({key: _named(value) for key, value in left.items()}) }, and {name}.init declares"
+                f" { ({key: _named(value) for key, value in memory.items()}) }: return the same names, shapes and dtypes."
+            )
 
     def _report(self, state: PipelineState, taken: bool, accepted: Tensor, present: Tensor) -> Report:
         return Report(state.step, taken, accepted.cpu() | ~present.cpu(), present.cpu())
@@ -208,3 +231,13 @@ class Pipeline:
 def _blank(values: Tensor, where: Tensor) -> Tensor:
     """Return values on the CPU with NaN where nothing was measured."""
     return values.masked_fill(where.to(values.device), float("nan")).cpu()
+
+
+def _apart(value: Tensor, gradient: Tensor) -> Tensor:
+    """Return a memory that does not live in the gradient's storage, which the next step writes over."""
+    shared = value.untyped_storage().data_ptr() == gradient.untyped_storage().data_ptr()
+    return value.clone() if shared else value
+
+
+def _named(value: object) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)

@@ -93,6 +93,7 @@ def _rank(rank: int, world: int, port: int, connection: Connection) -> None:
 
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # as a user's own process has it, for loader processes
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     while True:

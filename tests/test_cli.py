@@ -154,6 +154,41 @@ def test_faults_in_other_code_keep_their_traceback(run: Run, tmp_path: Path) -> 
         run("fit", "--config", QUICKSTART, *SHORT, "--trainer.strategy.aggregator=broken_rule.Broken")
 
 
+FAULTY = """
+from lightning_byz.attacks import Attack
+from lightning_byz.demos import DigitsClassifier
+
+
+class Faulty(DigitsClassifier):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return -10 * loss if self.trainer.strategy.worker in (2, 5) else loss
+
+
+class Shout(Attack):
+    def replace(self, stack, attackers, *, generator, defence=None):
+        return -100 * stack.vectors[list(attackers)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "guilty"),
+    [
+        (["--trainer.strategy.attackers=[1, 4]"], ["1 (attacks)", "4 (attacks)"]),
+        (["--trainer.strategy.attack=faulty.Shout"], ["6 (attacks)", "7 (attacks)"]),
+        (["--trainer.strategy.attackers=[]", "--model=faulty.Faulty"], ["2", "5"]),
+    ],
+    ids=["other ids", "an attack of one's own", "a fault in the module"],
+)
+def test_the_table_shows_who_was_left_out(run: Run, tmp_path: Path, arguments: list[str], guilty: list[str]) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    printed = run("fit", "--config", QUICKSTART, *SHORT, "--trainer.limit_train_batches=6", *arguments)
+    table = printed.split("Workers over")[1]
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in table.splitlines() if line.startswith("│")]
+    assert {name for name, share, times in rows if (share, times) == ("0.0000", "6")} == set(guilty)
+    assert sum(int(times) for _, _, times in rows) == 12
+
+
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")  # the logger's and the checkpoint's word on a fixed version
 def test_fit_twice_in_one_directory(run: Run, tmp_path: Path) -> None:
     """A fit writes config, log and checkpoint, and ends with the metrics and the table; a second one does not trip over the first."""

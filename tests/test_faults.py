@@ -47,7 +47,7 @@ def fit_broken_on_rank_one(job: Fit, devices: int) -> dict:
 
 def test_all_broken_stops_after_three_steps_and_names_the_workers(ranks):
     everything = tuple(call for worker in range(4) for call in calls_of(worker, range(2, 12)))
-    with pytest.raises(RankFailure, match=r"3 steps in a row could not be taken: workers \[0, 1, 2, 3\]"):
+    with pytest.raises(RankFailure, match=r"3 steps in a row could not be taken.*workers \[0, 1, 2, 3\] sent"):
         ranks(1).run(fit, Fit(Options(nan_calls=everything), STRATEGY), 1)
 
 

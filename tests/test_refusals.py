@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 
 import lightning.pytorch as pl
 import pytest
@@ -15,6 +16,7 @@ from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import Local
 from lightning_byz.pipeline import Pipeline
+from lightning_byz.preaggregators import NNM
 from lightning_byz.strategies import RobustStrategy
 from lightning_byz.strategies.start_up import fitting_pipeline
 from tests.ranks import RankFailure
@@ -23,23 +25,42 @@ from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit
 MEDIAN = {"f": 0, "aggregator": CoordinateMedian()}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"f": -1}, r"f=-1.*0 or more"),
-        ({"f": float("nan")}, r"f=nan.*0 or more"),
-        ({"f": "most"}, r"f='most'.*'max'"),
-        ({"workers": 0}, r"workers=0.*1 or more"),
-        ({"attackers": [1, 1], "attack": SignFlip()}, r"attackers=\[1, 1\] names a worker twice"),
-        ({"aggregator": CoordinateMedian}, r"aggregator=the class CoordinateMedian.*an instance"),
-        ({"preaggregators": [CoordinateMedian()]}, r"preaggregators=CoordinateMedian\(\).*PreAggregator"),
-        ({"attack": "SignFlip"}, r"attack='SignFlip'.*SignFlip\(\)"),
-        ({"buffers": "rank0"}, r"buffers='rank0'"),
-    ],
-)
-def test_arguments_are_refused_at_construction(arguments, sentence):
-    with pytest.raises((ValueError, TypeError), match=sentence):
-        RobustStrategy(**{**MEDIAN, **arguments})
+ARGUMENTS = [
+    ({"f": -1}, r"f=-1.*0 or more"),
+    ({"f": float("nan")}, r"f=nan.*0 or more"),
+    ({"f": "most"}, r"f='most'.*'max'"),
+    ({"f": None}, r"f=None"),
+    ({"workers": 0}, r"workers=0.*1 or more"),
+    ({"workers": "4"}, r"workers='4'"),
+    ({"seed": 1.5}, r"seed=1.5.*whole number"),
+    ({"attackers": [1, 1], "attack": SignFlip()}, r"attackers=\[1, 1\] names a worker twice"),
+    ({"attackers": 3}, r"attackers=3.*list of worker ids"),
+    ({"attackers": ["3"]}, r"attackers=\['3'\].*whole numbers"),
+    ({"aggregator": CoordinateMedian}, r"aggregator=the class CoordinateMedian.*an instance"),
+    ({"preaggregators": [CoordinateMedian()]}, r"preaggregators=CoordinateMedian\(\).*PreAggregator"),
+    ({"preaggregators": NNM()}, r"preaggregators=NNM\(\).*give a list"),
+    ({"attack": "SignFlip"}, r"attack='SignFlip'.*SignFlip\(\)"),
+    ({"buffers": "rank0"}, r"buffers='rank0'"),
+]
+
+
+def construct(all_arguments: list[dict]) -> list[str]:
+    """Construct strategies in a process of its own, where no shape checker speaks before the library does."""
+    answers = []
+    for arguments in all_arguments:
+        try:
+            RobustStrategy(**{**MEDIAN, **arguments})
+        except (ValueError, TypeError) as error:
+            answers.append(str(error))
+        else:
+            answers.append("accepted")
+    return answers
+
+
+def test_arguments_are_refused_at_construction(ranks):
+    (answers,) = ranks(1).run(construct, [arguments for arguments, _ in ARGUMENTS])
+    for answer, (arguments, sentence) in zip(answers, ARGUMENTS, strict=True):
+        assert re.search(sentence, answer), (arguments, answer)
 
 
 def test_attackers_without_an_attack_are_pointed_out():
@@ -107,6 +128,19 @@ class AcrossCoordinates(Aggregator):
         return stack.vectors[stack.vectors.norm(dim=1).argmin()]
 
 
+@dataclass(frozen=True)
+class Returns(Aggregator):
+    """A rule that returns what no rule may."""
+
+    what: str | None
+
+    def __call__(self, stack, *, generator=None):
+        if self.what == "written":
+            return stack.vectors.mul_(2).mean(0)
+        mean = stack.vectors.mean(0)
+        return {"short": mean[None], "nan": mean * float("nan")}.get(self.what)
+
+
 FOUR = {**MEDIAN, "workers": 4}
 REFUSED = {
     "f of the median": (Fit(strategy={**FOUR, "f": 2}), "ToleranceError", r"CoordinateMedian cannot tolerate f = 2 of the total weight W = 4"),
@@ -126,6 +160,10 @@ REFUSED = {
     "LBFGS with a memory": (Fit(strategy={**FOUR, "estimator": WorkerMomentum()}, module=Lbfgs), "ValueError", "LBFGS evaluates"),
     "workers across ranks": (Fit(strategy={**MEDIAN, "workers": 1}), "ValueError", "workers=1 on 2 ranks leaves a rank without a worker"),
     "local on two ranks": (Fit(strategy={**FOUR, "exchange": Local()}), "ValueError", r"Local\(\) serves one process.*2 ranks"),
+    "an aggregator that returns nothing": (Fit(strategy={**FOUR, "aggregator": Returns(None)}), "ValueError", r"Returns must return .*not None"),
+    "an aggregator of a wrong shape": (Fit(strategy={**FOUR, "aggregator": Returns("short")}), "ValueError", r"Returns must return a floating"),
+    "an aggregator that is not finite": (Fit(strategy={**FOUR, "aggregator": Returns("nan")}), "ValueError", "Returns returned values that are not"),
+    "an aggregator that writes": (Fit(strategy={**FOUR, "aggregator": Returns("written")}), "ValueError", r"Returns wrote to stack\.vectors"),
     "across coordinates": (Fit(strategy={**FOUR, "aggregator": AcrossCoordinates()}), "ValueError", "AcrossCoordinates gives other values"),
 }
 
@@ -152,6 +190,17 @@ def test_one_worker_per_rank_keeps_the_users_loader(ranks):
 def test_an_error_on_one_rank_ends_both(ranks):
     with pytest.raises(RankFailure, match="only rank 1 fails"):
         ranks(2).run(fit_failing_on_rank_one, Fit(strategy=FOUR), 2, timeout=60)
+
+
+def test_different_modules_on_the_ranks_are_refused(ranks):
+    for answer in ranks(2).run(attempt_with_another_module_on_rank_one, Fit(strategy=FOUR), 2):
+        assert answer[0] == "ValueError"
+        assert "1 ranks built a" in answer[1]
+
+
+def attempt_with_another_module_on_rank_one(job: Fit, devices: int):
+    job.options.batch_norm = os.environ["LOCAL_RANK"] == "1"
+    return attempt(job, devices)
 
 
 def fit_failing_on_rank_one(job: Fit, devices: int):

@@ -149,18 +149,19 @@ def loader(**arguments) -> DataLoader:
 
 
 def test_worker_loaders_deal_out_what_distributed_samplers_would():
-    make = split_loader(loader(), IID(), workers=3, seed=3)
+    make, batches = split_loader(loader(), IID(), workers=3, seed=3)
+    assert batches == 4
     keyed = [KeyedLoader(make(worker), worker=worker, streams=Streams(CPU), seed=3, epoch=lambda: 0) for worker in range(3)]
-    loaders = WorkerLoaders(keyed)
+    loaders = WorkerLoaders(keyed, batches=batches)
     for epoch in (0, 1):
         loaders.set_epoch(epoch)
-        batches = list(loaders)
-        assert len(batches) == len(loaders) == 4
-        assert all(isinstance(batch, WorkerBatches) and len(batch) == 3 for batch in batches)
+        seen = list(loaders)
+        assert len(seen) == len(loaders) == 4
+        assert all(isinstance(batch, WorkerBatches) and len(batch) == 3 for batch in seen)
         for worker in range(3):
             sampler = torch.utils.data.DistributedSampler(range(20), num_replicas=3, rank=worker, shuffle=True, seed=3)
             sampler.set_epoch(epoch)
-            assert [int(value) for batch in batches for value in batch[worker][0]] == list(sampler)
+            assert [int(value) for batch in seen for value in batch[worker][0]] == list(sampler)
 
 
 def test_an_empty_shard_names_the_workers():

@@ -1,7 +1,9 @@
 """What WorkerMonitor logs and prints, against reports worked out by hand and against fits."""
 
 import csv
+import io
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,16 @@ def test_prints_the_table_of_the_whole_fit_and_marks_attackers(capsys: pytest.Ca
     rows = [[cell.strip() for cell in line.split("│")[1:5]] for line in printed.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows] == ["0", "1 (attacks)", "2", "3"]
     assert [row[1:3] for row in rows] == [["0.3333", "0"], ["0.0000", str(STEPS)], ["0.3333", "0"], ["0.3333", "0"]]
+
+
+def test_the_table_stays_above_a_live_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live display replaces sys.stdout by a proxy that prints above it; what goes around the proxy is wiped out."""
+    above, screen = io.StringIO(), io.StringIO()
+    above.rich_proxied_file = screen
+    monkeypatch.setattr(sys, "stdout", above)
+    train(False, aggregator=Mean())
+    assert "Workers over" in above.getvalue()
+    assert "Workers over" not in screen.getvalue()
 
 
 def test_rules_that_are_no_weighted_sum_show_no_coefficient(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,9 +85,12 @@ class WorkerMonitor(Callback):
                 logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table on rank 0, after the progress bar has gone."""
+        """Print the table on rank 0."""
         if trainer.is_global_zero and self._tally is not None:
-            Console().print(_table(self._tally, attackers=list(_robust(trainer).attackers)))
+            console = Console()
+            with console.capture() as text:
+                console.print(_table(self._tally, attackers=list(_robust(trainer).attackers)))
+            print(text.get(), end="")  # through sys.stdout, which a progress bar that is still up redirects to above itself
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far, so that the table survives a resume."""

@@ -1,6 +1,7 @@
 """Loaders whose draws are keyed: what a worker fetches does not depend on where, or beside whom, it runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
@@ -57,6 +58,8 @@ class KeyedLoader:
         passes = self._passes[1] + 1 if self._passes[0] == epoch else 0
         self._passes = (epoch, passes)
         own_draws = _shuffles_from_its_own_seed(self._loader)
+        if carries_run_seed(self._loader):
+            self._loader.generator = None  # type: ignore[attr-defined] - loader processes take their seeds from the key, not from who else drew
         with self._streams.inside(self._seed, "loader", epoch, passes, *((self._worker,) if own_draws else ())):
             iterator = iter(self._loader)
         for batch in range(2**62):
@@ -71,10 +74,17 @@ class KeyedLoader:
 
 
 class WorkerLoaders:
-    """One keyed loader per logical worker of this rank; yields :class:`WorkerBatches`."""
+    """One keyed loader per logical worker of this rank; yields :class:`WorkerBatches`.
 
-    def __init__(self, loaders: Sequence[KeyedLoader]) -> None:
+    Args:
+        loaders: The loaders, in the order of the workers.
+        batches: Batches per epoch, the same on every rank: as many as the worker with the shortest shard has.
+
+    """
+
+    def __init__(self, loaders: Sequence[KeyedLoader], *, batches: int) -> None:
         self.loaders = loaders
+        self._batches = batches
 
     @property
     def dataset(self) -> Any:
@@ -95,16 +105,16 @@ class WorkerLoaders:
 
     def __len__(self) -> int:
         """Return the number of batches of each worker."""
-        return min(len(loader) for loader in self.loaders)
+        return self._batches
 
     def __iter__(self) -> Iterator[WorkerBatches]:
         """Yield one batch per worker at a time."""
-        for batches in zip(*self.loaders, strict=False):
+        for batches in islice(zip(*self.loaders, strict=False), self._batches):
             yield WorkerBatches(batches)
 
 
-def split_loader(loader: object, partition: Partition, *, workers: int, seed: int) -> Callable[[int], DataLoader]:
-    """Return what makes the loader of a logical worker from the user's loader, as Lightning handed it over.
+def split_loader(loader: object, partition: Partition, *, workers: int, seed: int) -> tuple[Callable[[int], DataLoader], int]:
+    """Return what makes the loader of a logical worker from the user's loader, as Lightning handed it over, and the shortest one's length.
 
     Raises:
         ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
@@ -116,7 +126,7 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(f"{advice}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: run one worker per rank.")
     sampler = loader.sampler
-    if isinstance(sampler, DistributedSamplerWrapper) or not isinstance(getattr(sampler, "seed", None), RunSeed):
+    if isinstance(sampler, DistributedSamplerWrapper) or not carries_run_seed(loader):
         inner = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
         raise ValueError(
             f"{advice}, and the loader's own sampler {type(inner).__name__} would be lost: run one worker per rank, leave the sampler to the"
@@ -128,8 +138,15 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
     def make(worker: int) -> DataLoader:
         return _update_dataloader(loader, partition.sampler(dataset, workers=workers, worker=worker, shuffle=shuffle, seed=seed))
 
-    _refuse_empty_shards(make, loader, workers)
-    return make
+    refuse_small_dataset(dataset, workers)
+    lengths = [len(make(worker)) for worker in range(workers)]
+    _refuse_empty_shards(lengths, loader)
+    return make, min(lengths)
+
+
+def carries_run_seed(loader: object) -> bool:
+    """Whether the loader's sampler was made for this run, by Lightning or by a partition, rather than by the user."""
+    return isinstance(getattr(getattr(loader, "sampler", None), "seed", None), RunSeed)
 
 
 def refuse_small_dataset(dataset: object, workers: int) -> None:
@@ -142,12 +159,11 @@ def refuse_small_dataset(dataset: object, workers: int) -> None:
         )
 
 
-def _refuse_empty_shards(make: Callable[[int], DataLoader], loader: DataLoader, workers: int) -> None:
-    refuse_small_dataset(loader.dataset, workers)
-    empty = [worker for worker in range(workers) if len(make(worker)) == 0]
+def _refuse_empty_shards(lengths: Sequence[int], loader: DataLoader) -> None:
+    empty = [worker for worker, length in enumerate(lengths) if length == 0]
     if empty:
         raise ValueError(
-            f"Workers {empty} have an empty shard: {len(loader.dataset)} samples over {workers} workers with"  # type: ignore[arg-type]
+            f"Workers {empty} have an empty shard: {len(loader.dataset)} samples over {len(lengths)} workers with"  # type: ignore[arg-type]
             f" batch_size={loader.batch_size} and drop_last={loader.drop_last} leave no batch. Give more data, fewer workers or a smaller batch."
         )
 

@@ -33,8 +33,11 @@ class Exchange(ABC):
     All ranks call the same methods in the same order with tensors of the same shapes; nothing but tensors of shapes known beforehand travels.
     """
 
-    trusts: ClassVar[str]
+    trusts: ClassVar[str] = "whom it does not say"
     """Whom a run through this exchange trusts, for the start-up line."""
+
+    slices: ClassVar[bool] = True
+    """Whether a rank's rules see a slice of the coordinates, when there are several ranks."""
 
     @abstractmethod
     def place(self, workers: int) -> Placement:

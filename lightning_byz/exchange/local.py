@@ -22,6 +22,7 @@ class Local(Exchange):
     """
 
     trusts: ClassVar[str] = "this process"
+    slices: ClassVar[bool] = False
 
     def place(self, workers: int) -> Placement:
         """Place every worker here."""

@@ -40,7 +40,7 @@ class Aggregation:
     ) -> Report:
         """Aggregate the local workers' gradients and write the result to ``.grad``.
 
-        A step that is not taken leaves every ``.grad`` ``None``, or infinite where a gradient scaler has to see it.
+        A step that is not taken leaves every ``.grad`` ``None``, or infinite where a gradient scaler has to see that gradients overflowed.
 
         Args:
             index: Which optimizer.
@@ -68,7 +68,7 @@ class Aggregation:
         present, used = delivery.notes[: self.placement.workers] > 0, (delivery.notes[self.placement.workers :] > 0).tolist()
         vector, report = self.pipeline.combine(state, delivery.stack, present, diagnose=diagnose)
         combined = perf_counter()
-        received = delivery.received + self._write(vector, delivery, named, layout, used, scale)
+        received = delivery.received + self._write(vector, delivery, named, layout, used, scale=scale, anyone=bool(report.present.any()))
         report = replace(report, received=received, rule_seconds=combined - arrived, exchange_seconds=perf_counter() - combined + arrived - started)
         self.states[index] = self.pipeline.advance(state, proposed, report, counts=scale is None or scale <= 1.0)
         return report
@@ -94,12 +94,14 @@ class Aggregation:
                 notes[self.placement.workers :] += torch.tensor([value is not None for value in values], dtype=torch.int64)
         return notes.to(device)
 
-    def _write(self, vector: Tensor | None, delivery: Delivery, named: Named, layout: Layout, used: Sequence[bool], scale: float | None) -> int:
+    def _write(
+        self, vector: Tensor | None, delivery: Delivery, named: Named, layout: Layout, used: Sequence[bool], *, scale: float | None, anyone: bool
+    ) -> int:
         """Write the aggregate to the parameters; return how many elements came from other ranks."""
         parameters = [parameter for _, parameter in named]
         if vector is None:
             for parameter in parameters:
-                parameter.grad = None if scale is None else torch.full_like(parameter, float("inf"))
+                parameter.grad = None if scale is None or not anyone else torch.full_like(parameter, float("inf"))
             return 0
         whole, received = self.exchange.gather(vector, delivery.stack)
         if not bool(torch.stack(torch.aminmax(whole)).isfinite().all()):

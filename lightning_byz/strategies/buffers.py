@@ -13,6 +13,9 @@ from lightning_byz.flat import Layout
 
 Values = dict[str, Tensor]
 
+SMALL = 65536
+"""Numbers in a buffer that is compared by value when its version has not changed."""
+
 
 class WorkerBuffers:
     """Each worker's own values of the buffers that its training steps change.
@@ -30,25 +33,26 @@ class WorkerBuffers:
     def __init__(self, module: nn.Module, workers: Sequence[int], *, rule: Aggregator | None = None) -> None:
         self._module = module
         self._rule = CoordinateMedian() if rule is None else rule
-        self._initial: Values = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-        self._unversioned = _running_statistics(module)
+        self._initial: Values = {}
         self._adopted: dict[int, Values] = {worker: {} for worker in workers}
         self._proposed: dict[int, Values] = {}
         self._changing: set[str] = set()
         self._resident: int | None = None
+        self._places: list[tuple[str, nn.Module, str]] = []
+        self._unversioned: set[str] = set()
 
     @contextmanager
     def inside(self, worker: int) -> Iterator[None]:
         """Put the worker's values into the module, and note afterwards which ones its step has changed."""
+        if not self._places:
+            self._begin()
         if self._resident != worker:
             self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
         before = self._versions()
         try:
             yield
         finally:
-            now = self._versions()
-            names = [name for name in self._initial if name in now and (name in self._unversioned or before.get(name) != now[name])]
-            changed = {name: self._module.get_buffer(name).detach().clone() for name in names}
+            changed = self._changed(worker, before)
             self._changing.update(changed)
             self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
             self._resident = worker
@@ -69,21 +73,21 @@ class WorkerBuffers:
         """
         self.agree(exchange)
         own = [self._values(worker) for worker in placement.local]
-        floating = [name for name in sorted(self._changing) if self._initial[name].is_floating_point()]
+        floating = [name for name in sorted(self._changing) if own[0][name].is_floating_point()]
         result = {name: exchange.share(own[0][name]) for name in sorted(self._changing) if name not in floating}
         if not floating:
             return result
-        layout = Layout.of((name, self._initial[name]) for name in floating)
-        rows = torch.empty(len(own), layout.total, dtype=layout.dtype, device=self._initial[floating[0]].device)
+        layout = Layout.of((name, own[0][name]) for name in floating)
+        rows = torch.empty(len(own), layout.total, dtype=layout.dtype, device=self._device)
         for row, values in zip(rows, own, strict=True):
             layout.flatten([values[name] for name in floating], out=row)
         whole = self._combined(rows, exchange, placement)
         parts = zip(floating, layout.shapes, whole.split(layout.sizes), strict=True)
-        return result | {name: part.reshape(shape).to(self._initial[name].dtype, copy=True) for name, shape, part in parts}
+        return result | {name: part.reshape(shape).to(own[0][name].dtype, copy=True) for name, shape, part in parts}
 
     def agree(self, exchange: Exchange) -> None:
         """Learn which buffers change on other ranks. Every rank must call it."""
-        names = sorted(self._initial)
+        names = sorted(name for name, _ in self._module.named_buffers())
         flags = torch.tensor([name in self._changing for name in names], dtype=torch.int64, device=self._device)
         self._changing.update(name for name, count in zip(names, exchange.add(flags).tolist(), strict=True) if count)
 
@@ -104,27 +108,46 @@ class WorkerBuffers:
             self._changing.update(states[worker])
         self._resident = None
 
-    def _versions(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(buffer), buffer._version) for name, buffer in self._module.named_buffers()}
+    def _begin(self) -> None:
+        """Remember the module's buffers as they are before the first training step of this rank."""
+        self._places = [
+            (f"{prefix}.{name}".lstrip("."), owner, name)
+            for prefix, owner in self._module.named_modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+        self._initial = {name: owner._buffers[last].detach().clone() for name, owner, last in self._places}  # type: ignore[union-attr]
+        self._unversioned = _running_statistics(self._module)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(id(owner._buffers[last]), owner._buffers[last]._version) for _, owner, last in self._places]  # type: ignore[union-attr]
+
+    def _changed(self, worker: int, before: list[tuple[int, int]]) -> Values:
+        """Return copies of what has changed: by a new version, or, since ``.data`` counts none, by value where a buffer is small."""
+        held, changed = self._values(worker), {}
+        for (name, owner, last), was, now in zip(self._places, before, self._versions(), strict=True):
+            buffer = owner._buffers[last]
+            assert buffer is not None
+            if buffer.shape != self._initial[name].shape:
+                raise ValueError(
+                    f"The buffer '{name}' went from shape {tuple(self._initial[name].shape)} to {tuple(buffer.shape)} in a training step:"
+                    " workers' buffers are compared by coordinate, so keep its shape, or hold it in a plain attribute."
+                )
+            if was != now or name in self._unversioned or (buffer.numel() <= SMALL and not torch.equal(buffer, held[name])):
+                changed[name] = buffer.detach().clone()
+        return changed
 
     @property
     def _device(self) -> torch.device:
-        return next((buffer.device for buffer in self._initial.values()), torch.device("cpu"))
+        return next((buffer.device for buffer in self._module.buffers()), next(self._module.parameters()).device)
 
     def _values(self, worker: int) -> Values:
         return {**self._initial, **self._adopted[worker], **self._proposed.get(worker, {})}
 
     @torch.no_grad()
     def _load(self, values: Values) -> None:
-        for name, buffer in self._module.named_buffers():
-            value = values.get(name)
-            if value is None:
-                continue
-            if buffer.shape == value.shape:
-                buffer.copy_(value)
-            else:
-                owner, _, last = name.rpartition(".")
-                setattr(self._module.get_submodule(owner), last, value.clone())
+        for name, value in values.items():
+            self._module.get_buffer(name).copy_(value)
 
     def _combined(self, rows: Tensor, exchange: Exchange, placement: Placement) -> Tensor:
         nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)

@@ -18,14 +18,16 @@ from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.preaggregators import PreAggregator
 
 
-def check_arguments(f: float | str, workers: int | None, attackers: Sequence[int], attack: Attack | None) -> None:
+def check_arguments(f: float | str, workers: int | None, attackers: Sequence[int], attack: Attack | None, *, seed: int | None) -> None:
     """Refuse numbers that no run can use."""
-    if isinstance(f, str) and f != "max":
-        raise ValueError(f"f={f!r}: f is a number of workers, 0 or more, or 'max'.")
-    if not isinstance(f, str) and (isinstance(f, bool) or not math.isfinite(f) or f < 0):
-        raise ValueError(f"f={f}: the number of Byzantine workers to tolerate must be finite and 0 or more.")
-    if workers is not None and (isinstance(workers, bool) or workers < 1):
-        raise ValueError(f"workers={workers}: give 1 or more logical workers, or None for one per rank.")
+    if f != "max" and (isinstance(f, bool) or not isinstance(f, int | float) or not math.isfinite(f) or f < 0):
+        raise ValueError(f"f={f!r}: the number of Byzantine workers to tolerate must be finite and 0 or more, or 'max'.")
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ValueError(f"workers={workers!r}: give 1 or more logical workers, or None for one per rank.")
+    if seed is not None and type(seed) is not int:
+        raise ValueError(f"seed={seed!r}: give a whole number, or None for PL_GLOBAL_SEED.")
+    if not isinstance(attackers, Sequence) or any(type(worker) is not int for worker in attackers):
+        raise ValueError(f"attackers={attackers!r}: give a list of worker ids, which are whole numbers, such as [6, 7].")
     if len(set(attackers)) != len(attackers):
         raise ValueError(f"attackers={list(attackers)} names a worker twice: give each id once.")
     if attackers and attack is None:
@@ -37,6 +39,13 @@ def check_attackers(attackers: Sequence[int], workers: int) -> None:
     outside = [worker for worker in attackers if not 0 <= worker < workers]
     if outside:
         raise ValueError(f"attackers={list(attackers)}: {outside} are no worker ids; the {workers} workers are 0 to {workers - 1}.")
+
+
+def check_several(name: str, stages: object, kind: type) -> None:
+    """Refuse what is not a list of instances."""
+    if not isinstance(stages, Sequence):
+        raise TypeError(f"{name}={stages!r}: give a list, e.g. [{_EXAMPLES[kind]}], which may be empty.")
+    check_stages((name, stage, kind) for stage in stages)
 
 
 def check_stages(stages: Iterable[tuple[str, object, type]]) -> None:

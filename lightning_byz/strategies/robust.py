@@ -26,9 +26,9 @@ from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.strategies.buffers import WorkerBuffers
 from lightning_byz.strategies.checkpoint import refuse_other_run
-from lightning_byz.strategies.refusals import check_arguments, check_attackers, check_module, check_optimizers, check_stages
+from lightning_byz.strategies.refusals import check_arguments, check_attackers, check_module, check_optimizers, check_several, check_stages
 from lightning_byz.strategies.run import Run
-from lightning_byz.strategies.start_up import fitting_pipeline, start_up_line
+from lightning_byz.strategies.start_up import fitting_pipeline, refuse_different_modules, start_up_line
 from lightning_byz.strategies.training_data import TrainingData
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
@@ -96,9 +96,9 @@ class RobustStrategy(WorkerStrategy):
         process_group_backend: str | None = None,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     ) -> None:
-        check_arguments(f, workers, attackers, attack)
+        check_arguments(f, workers, attackers, attack, seed=seed)
         check_stages([("aggregator", aggregator, Aggregator), ("estimator", estimator, Estimator), ("partition", partition, Partition)])
-        check_stages(("preaggregators", stage, PreAggregator) for stage in preaggregators)
+        check_several("preaggregators", preaggregators, PreAggregator)
         check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
         if buffers not in _BUFFER_RULES:
@@ -145,7 +145,8 @@ class RobustStrategy(WorkerStrategy):
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
         check_module(module, placement, synchronized=self._layer_sync is not None)
-        pipeline = self._pipeline(placement)
+        refuse_different_modules(module, exchange, self.root_device)
+        pipeline = self._pipeline(exchange, placement)
         streams = Streams(self.root_device)
         self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
         self._data.install()
@@ -156,7 +157,7 @@ class RobustStrategy(WorkerStrategy):
         self._run = Run(module, pipeline, exchange, placement, buffers=buffers, streams=streams)
         rank_zero_info(start_up_line(pipeline, exchange, placement))
 
-    def _pipeline(self, placement: Placement) -> Pipeline:
+    def _pipeline(self, exchange: Exchange, placement: Placement) -> Pipeline:
         """Return the chain of rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
 
         def make(f: float) -> Pipeline:
@@ -174,4 +175,4 @@ class RobustStrategy(WorkerStrategy):
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            return fitting_pipeline(self.f, make, workers=placement.workers, sliced=placement.ranks > 1)
+            return fitting_pipeline(self.f, make, workers=placement.workers, sliced=exchange.slices and placement.ranks > 1)

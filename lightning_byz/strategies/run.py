@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
@@ -53,7 +54,7 @@ class Run:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
         named = [(names.get(id(parameter), f"parameter {place}"), parameter) for place, parameter in enumerate(parameters)]
         scaler = getattr(precision, "scaler", None)
-        scale = None if scaler is None else scaler.get_scale()
+        scale = None if scaler is None else _scale(scaler, self.aggregation.device)
         report = self.aggregation.step(index, named, self.loop.gradients(parameters), scale=scale, diagnose=diagnose)
         self.loop.forget()
         usable = report.accepted & report.present
@@ -71,3 +72,9 @@ class Run:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take over the memories of a checkpoint."""
         memory_file.restore(saved, self.aggregation, self.buffers)
+
+
+def _scale(scaler: torch.amp.GradScaler, device: torch.device) -> float:
+    """Return the present scale; a scaler that has scaled nothing yet, since this rank's workers sent nothing, is started."""
+    scaler.scale(torch.zeros(1, device=device))
+    return scaler.get_scale()

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_byz.errors import ToleranceError
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.kernels import block_size
 from lightning_byz.pipeline import Pipeline
+from lightning_byz.random import derive
 from lightning_byz.stack import Slice, Stack
 
 
@@ -57,6 +58,20 @@ def _mixes(pipeline: Pipeline, trial: int) -> bool:
     sliced = pipeline.aggregate(part, step=0)[0]
     whole = pipeline.aggregate(Stack(rows, f=pipeline.f), step=0)[0]
     return not asked and not torch.allclose(sliced, whole[:width], rtol=1e-4, atol=1e-5)
+
+
+def refuse_different_modules(module: nn.Module, exchange: Exchange, device: torch.device) -> None:
+    """Refuse ranks whose modules have other parameters or buffers than rank 0's. Every rank must call it."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    words = [f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in tensors]
+    own = torch.tensor([derive(0, *words)], dtype=torch.int64, device=device)
+    differs = (exchange.share(own) != own).to(torch.int64)
+    ranks = int(exchange.add(differs))
+    if ranks:
+        raise ValueError(
+            f"{ranks} ranks built a {type(module).__name__} whose parameters or buffers differ from rank 0's in name, shape, dtype or requires_grad"
+            f" ({len(tensors)} of them on this rank): build the same module on every rank."
+        )
 
 
 def start_up_line(pipeline: Pipeline, exchange: Exchange, placement: Placement) -> str:

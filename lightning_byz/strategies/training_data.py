@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_byz.data import Partition
-from lightning_byz.data.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, refuse_small_dataset, split_loader
+from lightning_byz.data.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, carries_run_seed, refuse_small_dataset, split_loader
 from lightning_byz.exchange import Placement
 from lightning_byz.random import Streams
 
@@ -38,7 +38,7 @@ class TrainingData:
         self._setting_up = False
 
     def install(self) -> None:
-        """Mark the set-up of training loaders, and let worker batches pass the hook that Lightning calls past the strategy."""
+        """Mark the set-up of training loaders, and leave training batches' hook before the transfer to the strategy, which keys it by worker."""
         set_up = self._trainer.fit_loop.setup_data
 
         def marked() -> None:
@@ -49,11 +49,10 @@ class TrainingData:
                 self._setting_up = False
 
         self._trainer.fit_loop.setup_data = marked  # type: ignore[method-assign]
-        if not self._placement.one_per_rank:
-            before = self._module._on_before_batch_transfer
-            self._module._on_before_batch_transfer = (  # type: ignore[method-assign]
-                lambda batch, dataloader_idx=0: batch if holds_worker_batches(batch) else before(batch, dataloader_idx)
-            )
+        before = self._module._on_before_batch_transfer
+        self._module._on_before_batch_transfer = (  # type: ignore[method-assign]
+            lambda batch, dataloader_idx=0: batch if self._trainer.training else before(batch, dataloader_idx)
+        )
 
     def remove(self) -> None:
         """Undo :meth:`install`."""
@@ -66,11 +65,11 @@ class TrainingData:
             return loader
         workers = self._placement.workers
         if self._placement.one_per_rank:
-            if isinstance(getattr(getattr(loader, "sampler", None), "seed", None), RunSeed):
+            if carries_run_seed(loader):
                 refuse_small_dataset(loader.dataset, workers)
             return self._keyed(loader, self._placement.local[0])
-        make = split_loader(loader, self._partition, workers=workers, seed=self._seed)
-        return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local])
+        make, batches = split_loader(loader, self._partition, workers=workers, seed=self._seed)
+        return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local], batches=batches)
 
     def _keyed(self, loader: Any, worker: int) -> KeyedLoader:
         progress = self._trainer.fit_loop.epoch_progress

@@ -61,6 +61,7 @@ class WorkerLoop:
     def run_one(self, step: Callable[..., Any], batch: Any, *rest: Any) -> Any:
         """Run the step of the only worker of this rank; Lightning does the backward pass."""
         worker = self._placement.local[0]
+        self._begin()
         self.finished = False
         with self.inside(worker):
             output = step(self._poisoned(worker, batch), *rest)
@@ -73,6 +74,7 @@ class WorkerLoop:
         """Run step and backward pass of each worker; return their mean loss, which needs no backward pass any more."""
         trainer = self._module.trainer
         losses = []
+        self._begin()
         for worker, batch in zip(self._placement.local, batches, strict=True):
             trainer._results.batch, trainer._results.batch_size = batch, None  # type: ignore[union-attr]
             with self.inside(worker), self._own_gradients(worker):
@@ -92,7 +94,7 @@ class WorkerLoop:
         self._present.add(self._placement.local[0])
         if self.worker is not None:
             return backward()
-        with self._streams.again():
+        with self._streams.again(), self._buffers.inside(self._placement.local[0]):
             return backward()
 
     def gradients(self, parameters: Sequence[Tensor]) -> dict[int, Gradients | None]:
@@ -136,7 +138,9 @@ class WorkerLoop:
     @contextmanager
     def _own_gradients(self, worker: int) -> Iterator[None]:
         """Exchange the parameters' gradients for the worker's own so far, so that autograd adds to these."""
-        parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        groups = [group for optimizer in self._module.trainer.optimizers for group in optimizer.param_groups]
+        trained = {id(parameter): parameter for parameter in (*self._module.parameters(), *(p for group in groups for p in group["params"]))}
+        parameters = [parameter for parameter in trained.values() if parameter.requires_grad]
         kept = self._kept.get(worker, {})
         for parameter in parameters:
             parameter.grad = kept.get(id(parameter))
@@ -146,6 +150,11 @@ class WorkerLoop:
             self._kept[worker] = {id(parameter): parameter.grad for parameter in parameters}
             for parameter in parameters:
                 parameter.grad = None
+
+    def _begin(self) -> None:
+        """At the first micro-batch of a window, forget what a window without an optimizer step has left, as Lightning's zero_grad does."""
+        if self._module.automatic_optimization and self._position[1] % self._module.trainer.accumulate_grad_batches == 0:
+            self.forget()
 
     def _of(self, worker: int, parameters: Sequence[Tensor]) -> Gradients | None:
         if worker not in self._present:

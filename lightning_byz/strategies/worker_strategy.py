@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -56,6 +57,7 @@ class WorkerStrategy(DDPStrategy):
         if self._data is not None:
             self._data.remove()
             self._data = None
+        self._saved = None
         super().teardown()
 
     # ------------------------------------------------------------------ data
@@ -74,8 +76,6 @@ class WorkerStrategy(DDPStrategy):
         run, transfer = self._run, super().batch_to_device
         if run is None or self._data is None or not run.module.trainer.training:
             return transfer(batch, device, dataloader_idx)
-        if not holds_worker_batches(batch):
-            return run.loop.each(lambda part: transfer(part, device, dataloader_idx), batch, "transfer")
         before = partial(type(run.module)._on_before_batch_transfer, run.module)
         return run.loop.each(lambda part: transfer(before(part, dataloader_idx), device, dataloader_idx), batch, "transfer")
 
@@ -106,7 +106,8 @@ class WorkerStrategy(DDPStrategy):
         def aggregated() -> Any:
             output = closure()
             self.report = run.aggregate(self.optimizers.index(optimizer), optimizer, self.precision_plugin, diagnose=self.diagnose)
-            return output
+            # None tells a gradient scaler that there was no backward pass
+            return output if bool(self.report.present.any()) else None
 
         return super().optimizer_step(optimizer, aggregated, model, **kwargs)
 
@@ -133,13 +134,13 @@ class WorkerStrategy(DDPStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the module's state, with what all workers' buffers have in common."""
         state = super().lightning_module_state_dict()
-        if self._in_fit and self._run is not None and not self._showing_consensus:
+        if self._run is not None and not self._showing_consensus:
             state.update({name: value for name, value in self._run.consensus().items() if name in state})
         return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
         """Save the workers' memories in the same file."""
-        if self._in_fit and self._run is not None and "optimizer_states" in checkpoint:
+        if self._run is not None and "optimizer_states" in checkpoint:
             checkpoint[KEY] = self._run.memories()
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
@@ -147,12 +148,32 @@ class WorkerStrategy(DDPStrategy):
         """Load the module; the file's seed counts from now on."""
         super().load_model_state_dict(checkpoint, strict=strict)
         self._saved = checkpoint.get(KEY) if self._in_fit else None
+        if self._in_fit and self._saved is None:
+            rank_zero_warn("The checkpoint was saved without lightning_byz: the workers start with empty memories and a new seed.")
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load optimizers and the workers' memories."""
+        """Load optimizers and the workers' memories; only the seed of the file is kept."""
         super().load_optimizer_state_dict(checkpoint)
         if self._saved is not None and self._run is not None:
             self._run.restore(self._saved)
+            self._saved = {"seed": self._saved["seed"]}
+
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        """Gather over ranks, but not from one of several workers' steps, which ranks run in turn and in unequal numbers."""
+        self._refuse_inside_a_step("all_gather")
+        return super().all_gather(tensor, group, sync_grads)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for all ranks, but not in one of several workers' steps."""
+        self._refuse_inside_a_step("barrier")
+        super().barrier(*args, **kwargs)
+
+    def _refuse_inside_a_step(self, call: str) -> None:
+        if self.worker is not None and self._run is not None and not self._run.placement.one_per_rank:
+            raise RuntimeError(
+                f"{call} in the training step of worker {self.worker}: with several workers per rank the steps run in turn, and ranks may host"
+                " unequal numbers of workers, so they would wait for ever. Run one worker per rank, or gather after the epoch."
+            )
 
     @property
     def _in_fit(self) -> bool:
