@@ -12,9 +12,11 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_byz.aggregators import Aggregator
+from lightning_byz.estimators import Estimator
 from lightning_byz.strategies import RobustStrategy
 
 
@@ -180,3 +182,55 @@ def attempt(job: Fit, devices: int) -> tuple[str, str]:
     except (ValueError, TypeError, RuntimeError) as error:
         return type(error).__name__, str(error)
     return "nothing", "was refused"
+
+
+class HiddenAverage(Classifier):
+    """Keeps an average in a buffer, written through ``.data``, and uses it in its loss."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.register_buffer("average", torch.zeros(8))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        self.average.data.mul_(0.9).add_(batch[0].mean(0), alpha=0.1)
+        return super().training_step((batch[0] - self.average, batch[1]), batch_idx)
+
+
+class Recomputes(Classifier):
+    """Runs its network again in the backward pass."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return checkpoint(self.network, points, use_reentrant=False) if self.training else self.network(points)
+
+
+class SkipsSteps(Classifier):
+    """Steps at every other batch only, as Lightning's documentation shows."""
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
+        if batch_idx % 2:
+            optimizer.step(closure=optimizer_closure)
+        else:
+            optimizer_closure()
+
+
+class MovesBatches(Classifier):
+    """Transfers and disturbs its batches itself, at random."""
+
+    def on_before_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        noise = torch.randn_like(batch[0]) if self.trainer.training else 0.0
+        return batch[0] * 2 + 0.1 * noise, batch[1]
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        noise = torch.randn_like(batch[0]) if self.trainer.training else 0.0
+        return batch[0] / 2 + 0.1 * noise, batch[1]
+
+
+@dataclass(frozen=True)
+class Difference(Estimator):
+    """A user's estimator that keeps what it was given, without a copy."""
+
+    def init(self, total: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        return {"last": torch.zeros(total, dtype=dtype, device=device)}
+
+    def update(self, memory: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return gradient - 0.5 * memory["last"], {"last": gradient}

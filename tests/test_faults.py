@@ -1,5 +1,7 @@
 """One broken worker does not stop the run, all broken workers do; absence is no fault; nothing broken is remembered."""
 
+import os
+
 import pytest
 
 from lightning_byz.aggregators import CoordinateMedian
@@ -38,8 +40,6 @@ def test_a_nan_on_one_rank_of_two_does_not_stop_the_run(ranks):
 
 
 def fit_broken_on_rank_one(job: Fit, devices: int) -> dict:
-    import os
-
     if os.environ["LOCAL_RANK"] == "1":
         job.options.nan_calls = tuple(range(100))
     return fit(job, devices)
@@ -91,3 +91,23 @@ def test_a_gradient_scaler_lowers_its_scale_and_no_fault_is_counted(ranks):
     for result in ranks(2).run(fit, Fit(options, {**strategy, "workers": 4}, scaler=True), 2):
         assert not same_bits(result["parameters"], alone["parameters"])
         assert result["scale"] == alone["scale"]
+
+
+def test_absence_under_a_gradient_scaler(ranks):
+    """Worker 2 never sends anything; on its own rank its scaler has nothing to scale."""
+    strategy = {"f": 0, "aggregator": CoordinateMedian(), "workers": 3}
+    alone = ranks(1).run(fit, Fit(Options(none_calls=tuple(range(2, 300, 3))), strategy, scaler=True), 1)[0]
+    assert alone["report"].taken
+    for result in ranks(3).run(fit_absent_on_the_last_rank, Fit(strategy=strategy, scaler=True), 3):
+        assert not same_bits(result["parameters"], alone["parameters"])
+        assert result["scale"] == alone["scale"]
+
+
+def fit_absent_on_the_last_rank(job: Fit, devices: int) -> dict:
+    job.options.none_calls = tuple(range(300)) if os.environ["LOCAL_RANK"] == "2" else ()
+    return fit(job, devices)
+
+
+def test_nobody_present_leaves_the_scale_alone(ranks):
+    result = ranks(1).run(fit, Fit(Options(none_calls=tuple(range(1000))), {**STRATEGY, "f": 0}, scaler=True), 1)[0]
+    assert result["scale"] == 65536

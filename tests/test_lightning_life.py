@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.strategies import RobustStrategy
-from tests.scenarios import Classifier, Fit, Options, Points, fit, same_bits
+from tests.scenarios import Classifier, Difference, Fit, HiddenAverage, MovesBatches, Options, Points, Recomputes, SkipsSteps, fit, same_bits
 
 FOUR = {"f": 1, "aggregator": CoordinateMedian(), "workers": 4, "estimator": WorkerMomentum(0.9)}
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -35,17 +35,6 @@ class PlansItsSteps(Classifier):
 
     def on_train_end(self):
         assert self.planned == self.trainer.global_step
-
-
-class MovesBatches(Classifier):
-    """Transfers and disturbs its batches itself, at random."""
-
-    def on_before_batch_transfer(self, batch, dataloader_idx):
-        return batch[0] * 2, batch[1]
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        noise = torch.randn_like(batch[0]) if self.trainer.training else 0
-        return batch[0] / 2 + 0.1 * noise, batch[1]
 
 
 class DictOutput(Classifier):
@@ -77,6 +66,28 @@ def test_modules_train_alike_on_any_layout(ranks, module):
     for result in ranks(2).run(fit, job, 2):
         assert not same_bits(result["parameters"], alone["parameters"])
     assert alone["metrics"]["val_accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("module", [HiddenAverage, Recomputes, SkipsSteps])
+def test_one_worker_per_rank_trains_like_several(ranks, module):
+    """Three workers on one rank and on three, where Lightning's own path runs."""
+    job = Fit(Options(dropout=0.2, batch_norm=True, augment=True), {**FOUR, "workers": 3}, module=module)
+    alone = ranks(1).run(fit, job, 1)[0]
+    for result in ranks(3).run(fit, job, 3):
+        assert not same_bits(result["parameters"], alone["parameters"])
+        assert not same_bits(result["buffers"], alone["buffers"])
+    assert alone["report"].taken
+
+
+def test_a_users_estimator_keeps_what_it_was_given(ranks, tmp_path):
+    path = str(tmp_path / "half.ckpt")
+    strategy = {**FOUR, "estimator": Difference()}
+    whole = ranks(1).run(fit, Fit(strategy=strategy), 1)[0]
+    ranks(1).run(fit, Fit(strategy=strategy, trainer={"max_epochs": 1}, save=path), 1)
+    resumed = ranks(1).run(fit, Fit(strategy=strategy, checkpoint=path), 1)[0]
+    assert not same_bits(resumed["parameters"], whole["parameters"])
+    last = torch.load(path, weights_only=True)["lightning_byz"]["optimizers"][0]["memories"]
+    assert not torch.equal(last[0]["last"], last[1]["last"])
 
 
 def test_two_optimizers_by_hand_are_ddp_with_one_worker_per_rank(ranks):
