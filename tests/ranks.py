@@ -1,10 +1,11 @@
 """Real gloo ranks for tests: one pool per world size, in a process group of its own that is killed whole.
 
-A pool is a leader process with one child per rank. The children stay for all calls, so a test pays for its work only. ``pool.run(function, *args)``
-calls a module-level function on every rank and returns the results by rank.
+A pool is a leader process, which imports everything once, with one forked child per rank. The children stay for all calls, so a test pays for its
+work only. ``pool.run(function, *args)`` calls a module-level function on every rank and returns the results by rank.
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -93,7 +94,6 @@ def _rank(rank: int, world: int, port: int, connection: Connection) -> None:
 
     import torch
 
-    multiprocessing.set_start_method("fork", force=True)  # as a user's own process has it, for loader processes
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     while True:
@@ -115,7 +115,9 @@ def _lead(world: int) -> None:
         port = probe.getsockname()[1]
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    context = multiprocessing.get_context("spawn")
+    for module in ("torch", "lightning.pytorch", "tests.scenarios"):
+        importlib.import_module(module)  # once, for all ranks
+    context = multiprocessing.get_context("fork")
     pipes = [context.Pipe() for _ in range(world)]
     children = [context.Process(target=_rank, args=(rank, world, port, pipe[1])) for rank, pipe in enumerate(pipes)]
     for child in children:
