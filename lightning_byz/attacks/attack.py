@@ -16,6 +16,11 @@ Defence = Callable[[Stack], Tensor]
 class Attack(ABC):  # noqa: B024 an attack overrides either door
     """An attack has two doors, and each does nothing until it is overridden."""
 
+    @property
+    def keeps(self) -> int:
+        """For how many steps the rows that attackers would have sent are kept; where positive, ``replace`` gets them as ``past=``."""
+        return 0
+
     def poison(self, batch: Any, *, generator: torch.Generator) -> Any:
         """The batch on which an attacker computes, from the one it was given."""
         return batch
@@ -28,6 +33,9 @@ class Attack(ABC):  # noqa: B024 an attack overrides either door
             attackers: The rows under control.
             generator: The only source of randomness.
             defence: What will make the aggregate of a stack, for attacks that try it out.
+
+        An attack whose ``keeps`` is positive takes ``past=`` too: a dict from worker ids to the rows that this worker would have sent in the last
+        ``keeps`` steps, oldest first, shorter at the start of a run.
         """
         return stack.vectors[list(attackers)]
 

@@ -12,8 +12,12 @@ class PreAggregator(Rule, ABC):
     """Turns a stack into a stack of the same shape. A rule of your own overrides ``__call__``, and that is enough."""
 
     def kappa(self, n: float, f: float, following: float | None) -> float | None:
-        """The constant of robustness of this followed by an aggregator whose own is ``following``; None where none is known."""
+        """The constant of robustness of this followed by a rule whose own is ``following`` at ``hands_on(f)``; None where none is known."""
         return None
+
+    def hands_on(self, f: float) -> float:
+        """What the next rule is told of ``f``, with unit weights."""
+        return f
 
     @abstractmethod
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Stack:
