@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_byz.exchange import Delivery, Exchange, Placement
 from lightning_byz.flat import Layout
-from lightning_byz.pipeline import Pipeline, PipelineState, Report
+from lightning_byz.pipeline import Carried, Pipeline, PipelineState, Report
+from lightning_byz.stack import Slice, Stack
 
 Named = Sequence[tuple[str, Tensor]]
 Gradients = Sequence[Tensor | None]
@@ -17,6 +18,8 @@ Gradients = Sequence[Tensor | None]
 
 class Aggregation:
     """Carries gradients through pipeline and exchange, and keeps the pipeline's state per optimizer.
+
+    Carried vectors are whole until the first step cuts them to this rank's slice.
 
     Args:
         pipeline: The chain of rules.
@@ -34,6 +37,7 @@ class Aggregation:
         self.states: dict[int, PipelineState] = {}
         self.layouts: dict[int, Layout] = {}
         self._rows: dict[int, Tensor] = {}
+        self._slices: dict[int, Slice] = {}
 
     def step(
         self, index: int, named: Named, gradients: Mapping[int, Gradients | None], *, scale: float | None = None, diagnose: bool = False
@@ -66,20 +70,43 @@ class Aggregation:
         delivery = self.exchange.scatter(rows, self._notes(gradients, len(named), rows.device), placement=self.placement, f=self.pipeline.f)
         arrived = perf_counter()
         present, used = delivery.notes[: self.placement.workers] > 0, (delivery.notes[self.placement.workers :] > 0).tolist()
-        vector, report = self.pipeline.combine(state, delivery.stack, present, diagnose=diagnose)
+        state = self._cut(index, state, delivery.stack.slice)
+        vector, report, carried = self.pipeline.combine(state, delivery.stack, present, diagnose=diagnose)
         combined = perf_counter()
         received = delivery.received + self._write(vector, delivery, named, layout, used, scale=scale, anyone=bool(report.present.any()))
         report = replace(report, received=received, rule_seconds=combined - arrived, exchange_seconds=perf_counter() - combined + arrived - started)
-        self.states[index] = self.pipeline.advance(state, proposed, report, counts=scale is None or scale <= 1.0)
+        self.states[index] = self.pipeline.advance(state, proposed, report, carried, counts=scale is None or scale <= 1.0)
         return report
+
+    def whole(self, index: int) -> Carried:
+        """Return what the rules' side carries for an optimizer, with all coordinates. Every rank must call it."""
+        carried, part = self.states[index].carried, self._slices.get(index)
+        if part is None:
+            return carried
+        return carried.map(lambda vector: self.exchange.gather(vector, Stack(vector[None], slice=part))[0].clone())
+
+    def adopt(self, index: int, state: PipelineState, layout: Layout) -> None:
+        """Go on from ``state``, whose carried vectors are whole."""
+        self.states[index], self.layouts[index] = state, layout
+        self._slices.pop(index, None)
+
+    def _cut(self, index: int, state: PipelineState, part: Slice | None) -> PipelineState:
+        """Keep of whole carried vectors the slice that the rows of this rank have."""
+        if part is None or index in self._slices:
+            return state
+        self._slices[index] = part
+        self.states[index] = replace(state, carried=state.carried.map(lambda vector: vector[part.start : part.stop].clone()))
+        return self.states[index]
 
     def _prepare(self, index: int, named: Named) -> tuple[PipelineState, Layout]:
         """Return state and layout; when the trained parameters have changed, carry memories over by name."""
         state, known = self.states.get(index, PipelineState()), self.layouts.get(index)
         layout = Layout.of(named)
         if known is not None and known != layout:
-            carried = {worker: {key: layout.realign(value, known) for key, value in memory.items()} for worker, memory in state.memories.items()}
-            state = replace(state, memories=carried)
+            memories = {worker: {key: layout.realign(value, known) for key, value in memory.items()} for worker, memory in state.memories.items()}
+            whole = self.whole(index).map(lambda vector: layout.realign(vector, known).to(layout.dtype))
+            state = replace(state, memories=memories, carried=whole)
+            self._slices.pop(index, None)
         if known != layout or index not in self._rows:
             self._rows[index] = torch.empty(len(self.placement.local), layout.total, dtype=layout.dtype, device=self.device)
         self.layouts[index] = layout

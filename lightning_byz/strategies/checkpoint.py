@@ -1,13 +1,14 @@
 """Every memory of a run in one file that loads with ``weights_only=True``."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_byz.flat import Layout
-from lightning_byz.pipeline import PipelineState
+from lightning_byz.pipeline import Carried, PipelineState
 from lightning_byz.strategies.aggregation import Aggregation
 from lightning_byz.strategies.buffers import WorkerBuffers
 
@@ -35,14 +36,15 @@ def collect(aggregation: Aggregation, buffers: WorkerBuffers) -> dict[str, Any]:
 
 
 def restore(saved: Mapping[str, Any], aggregation: Aggregation, buffers: WorkerBuffers) -> None:
-    """Take over memories and buffers of this rank's workers."""
+    """Take over memories and buffers of this rank's workers; in files of runs that carried nothing, nothing is there to carry over."""
     for index, entry in saved["optimizers"].items():
-        layout = Layout(tuple(entry["names"]), tuple(tuple(shape) for shape in entry["shapes"]), _dtype(entry["dtype"]))
+        dtype = _dtype(entry["dtype"])
+        layout = Layout(tuple(entry["names"]), tuple(tuple(shape) for shape in entry["shapes"]), dtype)
         memories = {
             worker: {key: value.to(aggregation.device) for key, value in entry["memories"][worker].items()} for worker in aggregation.placement.local
         }
-        aggregation.layouts[index] = layout
-        aggregation.states[index] = PipelineState(entry["step"], entry["faults"], memories)
+        carried = Carried(entry.get("reference"), entry.get("past", {})).map(partial(torch.Tensor.to, device=aggregation.device, dtype=dtype))
+        aggregation.adopt(index, PipelineState(entry["step"], entry["faults"], memories, carried), layout)
     buffers.restore(saved["buffers"])
 
 
@@ -65,6 +67,7 @@ def _optimizer(aggregation: Aggregation, index: int) -> dict[str, Any]:
         memory = state.memories.get(worker, blank) if worker in placement.local else {}
         rows = {key: aggregation.exchange.collect(memory.get(key), worker=worker, placement=placement, like=like) for key, like in blank.items()}
         memories[worker] = {key: row for key, row in rows.items() if row is not None}
+    carried = aggregation.whole(index).map(lambda vector: vector.cpu())
     return {
         "step": state.step,
         "faults": state.faults,
@@ -72,6 +75,7 @@ def _optimizer(aggregation: Aggregation, index: int) -> dict[str, Any]:
         "shapes": [list(shape) for shape in layout.shapes],
         "dtype": str(layout.dtype).removeprefix("torch."),
         "memories": memories,
+        **({} if placement.rank else {"reference": carried.reference, "past": {worker: list(rows) for worker, rows in carried.past.items()}}),
     }
 
 

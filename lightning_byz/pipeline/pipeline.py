@@ -1,11 +1,12 @@
-"""The chain of one step, and its state. It knows no processes: rows come in as a Stack, the aggregate goes out as a vector."""
+"""The chain of one step. It knows no processes: rows come in as a Stack, the aggregate goes out as a vector."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_byz.aggregators import Aggregator
@@ -14,66 +15,14 @@ from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.estimators.estimator import Memory
 from lightning_byz.kernels import saturate
+from lightning_byz.pipeline.report import Report
+from lightning_byz.pipeline.state import Carried, PipelineState
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import generator
 from lightning_byz.stack import Stack
 
 PATIENCE = 3
 """Steps in a row that may go untaken before the run stops."""
-
-
-@dataclass(frozen=True)
-class PipelineState:
-    """What the chain remembers between steps, as a value.
-
-    Args:
-        step: Number of steps so far, taken or not; keys the draws of attacks and rules.
-        faults: Number of steps in a row that were not taken because too much weight was broken.
-        memories: The estimator's memory per local worker.
-
-    """
-
-    step: int = 0
-    faults: int = 0
-    memories: Mapping[int, Memory] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What one step did with each worker, on the CPU.
-
-    Args:
-        step: Number of the step, from 0.
-        taken: Whether the optimizer got an aggregate.
-        accepted: Whether the worker's row was usable.
-        present: Whether the worker sent anything; a ``training_step`` that returns ``None`` is absence, not a fault.
-        norms: Euclidean norm of the row that the rules saw, NaN for rows not accepted; ``None`` unless diagnosing.
-        distances: Euclidean distance of that row from the aggregate, likewise.
-        coefficients: Share of the row in the aggregate; ``None`` where the rule is no weighted sum of rows.
-        reason: Why the step was not taken.
-        received: Elements this rank received from others.
-        exchange_seconds: Time this rank spent in the exchange, waiting for others included.
-        rule_seconds: Time this rank spent in attack and rules.
-
-    """
-
-    step: int
-    taken: bool
-    accepted: Bool[Tensor, " n"]
-    present: Bool[Tensor, " n"]
-    norms: Float64[Tensor, " n"] | None = None
-    distances: Float64[Tensor, " n"] | None = None
-    coefficients: Float64[Tensor, " n"] | None = None
-    reason: str = ""
-    received: int = 0
-    exchange_seconds: float = 0.0
-    rule_seconds: float = 0.0
-
-    @property
-    def left_out(self) -> Bool[Tensor, " n"]:
-        """Whether the worker was present and had no share in the aggregate."""
-        unused = ~self.accepted if self.coefficients is None else ~self.accepted | (self.coefficients == 0)
-        return self.present & unused
 
 
 @dataclass(frozen=True)
@@ -131,41 +80,42 @@ class Pipeline:
 
     def combine(
         self, state: PipelineState, stack: Stack, present: Bool[Tensor, " n"], *, diagnose: bool = False
-    ) -> tuple[Float[Tensor, " s"] | None, Report]:
-        """Return the aggregate, or ``None`` for a step that must not be taken, and the report.
+    ) -> tuple[Float[Tensor, " s"] | None, Report, Carried]:
+        """Return the aggregate, or ``None`` for a step that must not be taken, the report, and what the step would carry over.
 
         Args:
-            state: The state before this step.
+            state: The state before this step; what it carries has the coordinates of ``stack``.
             stack: The wire rows.
             present: Which workers sent anything.
             diagnose: Whether to measure norms and distances, one more pass over the rows.
 
         """
         accepted = stack.nonfinite() == 0
-        stack = stack.excluding(~present, faulty=False)
+        usable = present & accepted
+        stack = self._referring(stack, state.carried.reference).excluding(~present, faulty=False)
         try:
-            stack = self._attacked(stack.sanitised(), present & accepted, state.step)
+            honest = stack.sanitised()
+            stack = self._attacked(honest, usable, state)
             accepted = accepted & (stack.nonfinite() == 0)
             stack = stack.sanitised()
             if not bool((present & accepted).any()):
-                return None, self._report(state, False, accepted, present)
+                return None, self._report(state, False, accepted, present), state.carried
             vector, coefficients = self.aggregate(stack, step=state.step)
         except (TooManyFaults, ToleranceError) as error:
-            return None, replace(self._report(state, False, accepted, present), reason=str(error))
-        report = self._report(state, True, accepted, present)
-        if diagnose:
-            unusable = ~(present & accepted)
-            norms, distances = stack.squared_norms().sqrt(), stack.squared_distances_to(vector).sqrt()
-            report = replace(report, norms=_blank(norms, unusable), distances=_blank(distances, unusable))
-        return vector, replace(report, coefficients=None if coefficients is None else coefficients.cpu())
+            return None, replace(self._report(state, False, accepted, present), reason=str(error)), state.carried
+        report = replace(self._report(state, True, accepted, present), coefficients=None if coefficients is None else coefficients.cpu())
+        return vector, _diagnosed(report, stack, vector) if diagnose else report, self._carry(state.carried, honest, usable, vector)
 
-    def advance(self, state: PipelineState, proposed: Mapping[int, Memory], report: Report, *, counts: bool = True) -> PipelineState:
-        """Return the state after the step: memories are adopted only from accepted rows of a step that was taken.
+    def advance(
+        self, state: PipelineState, proposed: Mapping[int, Memory], report: Report, carried: Carried, *, counts: bool = True
+    ) -> PipelineState:
+        """Return the state after the step: of a step that was taken, the memories of accepted rows, and what it carries over.
 
         Args:
             state: The state before the step.
             proposed: What :meth:`send` proposed.
             report: What :meth:`combine` reported.
+            carried: What it would carry over.
             counts: Whether a step that was not taken counts as a fault; not while a gradient scaler is still searching its scale.
 
         Raises:
@@ -174,7 +124,7 @@ class Pipeline:
         """
         if report.taken:
             adopted = {worker: memory for worker, memory in proposed.items() if bool(report.accepted[worker])}
-            return PipelineState(state.step + 1, 0, {**state.memories, **adopted})
+            return PipelineState(state.step + 1, 0, {**state.memories, **adopted}, carried)
         absent = not bool(report.present.any())
         faults = state.faults + (counts and not absent)
         if faults >= PATIENCE:
@@ -186,13 +136,39 @@ class Pipeline:
             )
         return replace(state, step=state.step + 1, faults=faults)
 
-    def _attacked(self, stack: Stack, usable: Bool[Tensor, " n"], step: int) -> Stack:
+    def aggregate(self, stack: Stack, *, step: int) -> tuple[Tensor, Tensor | None]:
+        """Run pre-aggregators and aggregator."""
+        for place, preaggregator in enumerate(self.preaggregators):
+            stack = preaggregator(stack, generator=generator(self.seed, "preaggregator", place, step, device=stack.vectors.device))
+        name, draw = type(self.aggregator).__name__, generator(self.seed, "aggregator", step, device=stack.vectors.device)
+        with _unwritten(name, {"stack.vectors": [stack.vectors], "stack.reference": [stack.reference]}):
+            vector, coefficients = self.aggregator.explain(stack, generator=draw)
+        if not isinstance(vector, Tensor) or vector.shape != stack.vectors.shape[1:] or not vector.is_floating_point():
+            raise ValueError(f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {_named(vector)}.")
+        return vector if vector.dtype == stack.vectors.dtype else saturate(vector.double(), stack.vectors.dtype), coefficients
+
+    @property
+    def refers(self) -> bool:
+        """Whether some rule reads the last aggregate."""
+        return any(rule.uses_reference for rule in (*self.preaggregators, self.aggregator))
+
+    def _referring(self, stack: Stack, reference: Tensor | None) -> Stack:
+        """Return the stack with the last aggregate, if some rule reads it."""
+        return replace(stack, reference=reference).inspected(stack.nonfinite()) if self.refers and reference is not None else stack
+
+    def _attacked(self, stack: Stack, usable: Bool[Tensor, " n"], state: PipelineState) -> Stack:
         """Replace the attackers' rows."""
         attackers = [worker for worker in self.attackers if bool(usable[worker])]
         if self.attack is None or not attackers:
             return stack
-        draw = generator(self.seed, "attack", step, device=stack.vectors.device)
-        rows = self.attack.replace(stack, attackers, generator=draw, defence=lambda tried: self.aggregate(tried, step=step)[0])
+
+        def defence(tried: Stack) -> Tensor:
+            return self.aggregate(tried if tried.reference is not None else self._referring(tried, stack.reference), step=state.step)[0]
+
+        past = {worker: list(state.carried.past.get(worker, ())) for worker in self.attackers}
+        draw = generator(self.seed, "attack", state.step, device=stack.vectors.device)
+        with _unwritten(type(self.attack).__name__, {"stack.vectors": [stack.vectors], "past": [row for rows in past.values() for row in rows]}):
+            rows = self.attack.replace(stack, attackers, generator=draw, defence=defence, **({"past": past} if self.attack.keeps else {}))
         expected = (len(attackers), stack.vectors.shape[1])
         if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
             raise ValueError(f"{type(self.attack).__name__}.replace must return {expected[0]} rows of {expected[1]} coordinates, not {_named(rows)}.")
@@ -200,18 +176,14 @@ class Pipeline:
         vectors[attackers] = rows.to(vectors.dtype)
         return replace(stack, vectors=vectors)
 
-    def aggregate(self, stack: Stack, *, step: int) -> tuple[Tensor, Tensor | None]:
-        """Run pre-aggregators and aggregator."""
-        for place, preaggregator in enumerate(self.preaggregators):
-            stack = preaggregator(stack, generator=generator(self.seed, "preaggregator", place, step, device=stack.vectors.device))
-        written, name = stack.vectors._version, type(self.aggregator).__name__
-        draw = generator(self.seed, "aggregator", step, device=stack.vectors.device)
-        vector, coefficients = self.aggregator.explain(stack, generator=draw)
-        if not isinstance(vector, Tensor) or vector.shape != stack.vectors.shape[1:] or not vector.is_floating_point():
-            raise ValueError(f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {_named(vector)}.")
-        if stack.vectors._version != written:
-            raise ValueError(f"{name} wrote to stack.vectors, which others read: work on a copy.")
-        return vector if vector.dtype == stack.vectors.dtype else saturate(vector.double(), stack.vectors.dtype), coefficients
+    def _carry(self, carried: Carried, honest: Stack, usable: Bool[Tensor, " n"], vector: Tensor) -> Carried:
+        """Return what the next step reads of this one; a worker without a usable row adds none."""
+        keeps = 0 if self.attack is None else self.attack.keeps
+        past = {worker: carried.past.get(worker, ()) for worker in self.attackers if keeps}
+        for worker in past:
+            new = [honest.vectors[worker].clone()] if bool(usable[worker]) else []
+            past[worker] = (*past[worker], *new)[-keeps:]
+        return Carried(vector.clone() if self.refers else None, past)
 
     def _check_estimate(self, estimate: Tensor, left: Memory, gradient: Tensor, memory: Memory) -> None:
         """Refuse a message or a memory that cannot travel or be saved."""
@@ -226,6 +198,23 @@ class Pipeline:
 
     def _report(self, state: PipelineState, taken: bool, accepted: Tensor, present: Tensor) -> Report:
         return Report(state.step, taken, accepted.cpu() | ~present.cpu(), present.cpu())
+
+
+@contextmanager
+def _unwritten(name: str, held: Mapping[str, Sequence[Tensor | None]]) -> Iterator[None]:
+    """Refuse a rule or an attack that writes to what others read."""
+    versions = {key: [value._version for value in values if value is not None] for key, values in held.items()}
+    yield
+    for key, values in held.items():
+        if [value._version for value in values if value is not None] != versions[key]:
+            raise ValueError(f"{name} wrote to {key}, which others read: work on a copy.")
+
+
+def _diagnosed(report: Report, stack: Stack, vector: Tensor) -> Report:
+    """Return the report with the rows' norms and their distances from the aggregate."""
+    unusable = ~(report.present & report.accepted)
+    norms, distances = stack.squared_norms().sqrt(), stack.squared_distances_to(vector).sqrt()
+    return replace(report, norms=_blank(norms, unusable), distances=_blank(distances, unusable))
 
 
 def _blank(values: Tensor, where: Tensor) -> Tensor:
