@@ -10,34 +10,7 @@ from torch import Tensor
 
 import lightning_byz.kernels as kernels
 from lightning_byz.errors import TooManyFaults
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The run of whole blocks of coordinates that a rank holds, and how partial results become those of all coordinates.
-
-    Args:
-        start: First coordinate, a multiple of ``block_size(total)``.
-        stop: One past the last coordinate; the slice may be empty.
-        total: Coordinates of the whole.
-        gather: Takes float64 partial results, one per block of this slice along the first dimension; returns those of all blocks, in block order.
-        add: Takes an int64 tensor; returns its elementwise sum over all slices.
-    """
-
-    start: int
-    stop: int
-    total: int
-    gather: Callable[[Tensor], Tensor]
-    add: Callable[[Tensor], Tensor]
-
-    def __post_init__(self) -> None:
-        size = kernels.block_size(self.total)
-        whole = all(end % size == 0 or end == self.total for end in (self.start, self.stop))
-        if not (whole and 0 <= self.start <= self.stop <= self.total):
-            raise ValueError(
-                f"a slice from {self.start} to {self.stop} of {self.total} coordinates is not a run of whole blocks: "
-                f"both ends must be multiples of {size}, or the total, and start <= stop"
-            )
+from lightning_byz.slice import Slice
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -134,12 +107,23 @@ class Stack:
         return self._once("gram", self._gram)
 
     def _gram(self) -> Tensor:
-        gram = self._across(kernels.cross_products(self.vectors, self.centre(), self.blocks(), self._width))
+        return self.gram_about(self.centre())
+
+    def gram_about(self, point: Float[Tensor, " d"], columns: Int64[Tensor, " k"] | None = None) -> Float64[Tensor, "n n"]:
+        """Inner products of the rows about ``point``; over ``columns`` only (ascending, counted over the whole), if given."""
+        inside = None if columns is None else self._inside(columns)
+        gram = self._across(kernels.cross_products(self.vectors, point, self.blocks(), self._width, inside))
         return (gram + gram.T) / 2
+
+    def _inside(self, columns: Tensor) -> Tensor:
+        """Those of the ascending ``columns`` of the whole that this slice holds, counted from its start."""
+        start = 0 if self.slice is None else self.slice.start
+        own = columns - start
+        return own[(own >= 0) & (own < self.vectors.shape[1])]
 
     def squared_distances(self) -> Float64[Tensor, "n n"]:
         """Squared distances between rows: symmetric, zero on the diagonal."""
-        return self._once("squared_distances", self._squared_distances)
+        return self._once("squared_distances", self._cache.get("squared_distances of mixtures", self._squared_distances))
 
     def _squared_distances(self) -> Tensor:
         squares = self.gram().diagonal()
@@ -155,23 +139,36 @@ class Stack:
 
     # ---- sums of rows
 
-    def combination(self, coefficients: Float64[Tensor, " n"]) -> Float[Tensor, " d"]:
-        """The sum of the rows times ``coefficients``, in float64, saturated to the dtype of the rows."""
-        return kernels.weighted_rows(self.vectors, coefficients[None], self.blocks(), self._width)[0]
+    def combination(self, coefficients: Float64[Tensor, " n"], about: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
+        """The sum of the rows times ``coefficients``, in float64, saturated to the dtype of the rows.
+
+        Where ``about`` is given, it is taken off each row and added to the sum.
+        """
+        return kernels.weighted_rows(self.vectors, coefficients[None], self.blocks(), self._width, about)[0]
+
+    def majority_signs(self) -> Float[Tensor, " d"]:
+        """The sign for which more of the weight votes, at each coordinate; zero where they balance."""
+        return kernels.majority_signs(self.vectors, self.weights, self.blocks(), self._width)
 
     def moments(self, coefficients: Float64[Tensor, " n"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
         """Mean and variance of each coordinate over the rows, which count by ``coefficients`` (they sum to 1)."""
         return kernels.moments(self.vectors, coefficients, self.blocks(), self._width)
 
-    def mix(self, matrix: Float64[Tensor, "n n"]) -> "Stack":
-        """The stack of ``matrix @ vectors``. Where each line of weight averages (sums to 1), distances are handed on, not computed anew."""
-        mixed = replace(
-            self,
-            vectors=kernels.weighted_rows(self.vectors, matrix, self.blocks(), self._width),
-            mixing=matrix if self.mixing is None else matrix @ self.mixing,
-        )
+    def mix(self, matrix: Float64[Tensor, "n n"], *, f: float | None = None) -> "Stack":
+        """The stack of ``matrix @ vectors``, with another ``f`` if given. Where each line of weight averages (sums to 1), distances are handed on."""
+        vectors = kernels.weighted_rows(self.vectors, matrix, self.blocks(), self._width)
+        mixed = self._mixture(vectors, matrix, self.f if f is None else f)
         if bool(((matrix.sum(1) - 1).abs() < 1e-9)[self.weights > 0].all()):
-            mixed._cache["squared_distances"] = kernels.mixed_distances(self.gram(), matrix)
+            mixed._cache["squared_distances of mixtures"] = lambda: kernels.mixed_distances(self.gram(), matrix)
+        return mixed
+
+    def shrink(self, factors: Float64[Tensor, " n"]) -> "Stack":
+        """The stack of each row times its factor, from 0 to 1."""
+        short = (factors < 1).nonzero()[:, 0].tolist()
+        return self._mixture(kernels.scaled_rows(self.vectors, factors, short), factors.diag(), self.f) if short else self
+
+    def _mixture(self, vectors: Tensor, matrix: Tensor, f: float) -> "Stack":
+        mixed = replace(self, vectors=vectors, f=f, mixing=matrix if self.mixing is None else matrix @ self.mixing)
         if bool((matrix.abs().sum(1) < 1 + 1e-9).all()) and not bool(self.nonfinite().any()):
             mixed._cache["nonfinite"] = self.nonfinite()
         return mixed

@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYWHERE = sorted(path for folder in ("lightning_byz", "benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 FLOORS = {
-    0: {"stack", "errors", "random", "flat", "kernels", "rule", "versions"},
+    0: {"stack", "slice", "errors", "random", "flat", "kernels", "rule", "versions"},
     1: {"aggregators", "preaggregators", "attacks", "compressors", "codes", "estimators", "links", "arrivals"},
     2: {"pipeline"},
     3: {"exchange"},

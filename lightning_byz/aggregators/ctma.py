@@ -42,6 +42,26 @@ class CTMA(RowAverage):
 
     condition = "f < W / 2, and what its base needs"
 
+    @property
+    def random(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - data of the class, of which only the base's is known here
+        """Whether ``base`` draws."""
+        return self.base.random
+
+    @property
+    def uses_reference(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether ``base`` reads the last aggregate."""
+        return self.base.uses_reference
+
+    @property
+    def unequal_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether ``base`` honours unequal weights."""
+        return self.base.unequal_weights
+
+    @property
+    def exceptions(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The laws that ``base`` does not keep."""
+        return self.base.exceptions
+
     def __post_init__(self) -> None:
         if not isinstance(self.base, Aggregator):
             raise TypeError(f"base must be an Aggregator, such as CoordinateMedian(), not {self.base!r}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import RowAverage
 from lightning_byz.errors import ToleranceError
-from lightning_byz.kernels import minority, nearest_shares
+from lightning_byz.kernels import minority, neighbour_scores
 from lightning_byz.stack import Stack
 
 
@@ -45,12 +45,11 @@ class Krum(RowAverage):
     condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"'
 
     def __post_init__(self) -> None:
-        if self.neighbors not in ("weight", "paper"):
-            raise ValueError(f'neighbors must be "weight" or "paper", not {self.neighbors!r}')
+        check_neighbors(self.neighbors)
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` meets the condition of the chosen neighbours."""
-        return minority(weight, f) if self.neighbors == "weight" else 2 * f + 2 < weight
+        return tolerated(weight, f, self.neighbors)
 
     def kappa(self, n: float, f: float) -> float:
         """``6 (n - f) / (n - 2 f)``, which is ``6 (1 + f / (n - 2 f))``; ``6 (n - f) / (n - 2 f - 1)`` for the paper's neighbours."""
@@ -58,17 +57,27 @@ class Krum(RowAverage):
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """One for the chosen row."""
-        shares = self._published_shares(stack) if self.neighbors == "paper" else self._shares(stack)
-        scores = torch.where(stack.weights > 0, (shares * stack.squared_distances()).sum(1), torch.inf)
-        chosen = scores.sort(stable=True).indices[0]
+        chosen = scores(stack, self.neighbors).sort(stable=True).indices[0]
         return torch.zeros_like(stack.weights).index_fill_(0, chosen, 1.0)
 
-    def _shares(self, stack: Stack) -> Tensor:
-        return nearest_shares(stack.squared_distances(), stack.weights, stack.total_weight - stack.f)
 
-    def _published_shares(self, stack: Stack) -> Tensor:
-        if not bool(((stack.weights == 0) | (stack.weights == 1)).all()):
-            raise ToleranceError(f'Krum(neighbors="paper") takes weights 0 and 1 only, not {stack.weights.tolist()}; use neighbors="weight"')
-        # a row's own distance is set below all others, so that it alone is what the budget's first unit buys
-        apart = stack.squared_distances().clone().fill_diagonal_(-1.0)
-        return nearest_shares(apart, stack.weights, stack.total_weight - stack.f - 1)
+def check_neighbors(neighbors: str) -> None:
+    """Refuse an unknown way to choose neighbours."""
+    if neighbors not in ("weight", "paper"):
+        raise ValueError(f'neighbors must be "weight" or "paper", not {neighbors!r}')
+
+
+def tolerated(weight: float, f: float, neighbors: str) -> bool:
+    """Whether ``f`` of ``weight`` meets the condition of the chosen neighbours."""
+    return minority(weight, f) if neighbors == "weight" else 2 * f + 2 < weight
+
+
+def scores(stack: Stack, neighbors: str) -> Float64[Tensor, " n"]:
+    """How far each row is from its neighbours; infinite for rows without weight.
+
+    Raises:
+        ToleranceError: If the paper's neighbours are asked for and a weight is neither 0 nor 1.
+    """
+    if neighbors == "paper" and not bool(((stack.weights == 0) | (stack.weights == 1)).all()):
+        raise ToleranceError(f'neighbors="paper" takes weights 0 and 1 only, not {stack.weights.tolist()}; use neighbors="weight"')
+    return neighbour_scores(stack.squared_distances(), stack.weights, stack.f, published=neighbors == "paper")

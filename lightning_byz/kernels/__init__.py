@@ -1,9 +1,23 @@
 """Arithmetic on the rows of a stack: order statistics along the workers, sums in blocks of coordinates, shares of weight."""
 
-from lightning_byz.kernels.blocks import block_size, cross_products, moments, saturate, square_sums, unusable, weighted_rows
+from lightning_byz.kernels.around import mean_around_median
+from lightning_byz.kernels.blocks import (
+    block_size,
+    cross_products,
+    majority_signs,
+    moments,
+    saturate,
+    scaled_rows,
+    square_sums,
+    unusable,
+    weighted_rows,
+)
 from lightning_byz.kernels.medians import coordinate_median, trimmed_mean
+from lightning_byz.kernels.neighbours import neighbour_scores
 from lightning_byz.kernels.networks import Comparator, network
 from lightning_byz.kernels.shares import SLIVER, minority, mixed_distances, nearest_shares, symmetric
+from lightning_byz.kernels.spectral import principal_spread
+from lightning_byz.kernels.subsets import smallest_diameter, smallest_spread
 
 __all__ = [
     "SLIVER",
@@ -11,12 +25,19 @@ __all__ = [
     "block_size",
     "coordinate_median",
     "cross_products",
+    "majority_signs",
+    "mean_around_median",
     "minority",
     "mixed_distances",
     "moments",
     "nearest_shares",
+    "neighbour_scores",
     "network",
+    "principal_spread",
     "saturate",
+    "scaled_rows",
+    "smallest_diameter",
+    "smallest_spread",
     "square_sums",
     "symmetric",
     "trimmed_mean",

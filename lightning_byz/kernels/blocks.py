@@ -4,6 +4,7 @@ A block is copied into one float64 buffer whose width never varies, so it gives 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -13,6 +14,7 @@ Bounds = Sequence[tuple[int, int]]
 
 _SMALLEST, _LARGEST, _COUNT = 64, 16384, 256
 _CHUNK = 65536
+_BALANCE = 1e-9  # votes this close to balance, relatively, are balanced
 _SQUARABLE = 2.0**480  # float64 only: squares of larger numbers, summed, can overflow
 
 
@@ -35,13 +37,44 @@ def _in_float64(vectors: Tensor, bounds: Bounds, width: int) -> Iterator[tuple[i
         yield low, high, buffer[:, : high - low].copy_(vectors[:, low:high])
 
 
-def weighted_rows(vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int) -> Float[Tensor, "m d"]:
-    """``matrix @ vectors`` in float64, saturated to the dtype of ``vectors``; no temporary longer than a block."""
+def _columns_in_float64(vectors: Tensor, bounds: Bounds, width: int, columns: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """As :func:`_in_float64`, of the ascending ``columns`` in each block; ``low`` and ``high`` are places among ``columns``."""
+    buffer = torch.empty(vectors.shape[0], width, dtype=torch.float64, device=vectors.device)
+    ends = torch.searchsorted(columns, torch.tensor([0, *(high for _, high in bounds)], device=columns.device)).tolist()
+    for low, high in pairwise(ends):
+        yield low, high, buffer[:, : high - low].copy_(vectors[:, columns[low:high]])
+
+
+def weighted_rows(
+    vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int, about: Float[Tensor, " d"] | None = None
+) -> Float[Tensor, "m d"]:
+    """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than a block."""
     result = vectors.new_empty(matrix.shape[0], vectors.shape[1])
     for low, high, block in _in_float64(vectors, bounds, width):
+        origin = None if about is None else about[low:high].to(torch.float64)
+        if origin is not None:
+            block.sub_(origin)
         # a single row is a matrix-vector product: several times cheaper than the same thing as a matrix product
         product = (block.T @ matrix[0])[None] if matrix.shape[0] == 1 else matrix @ block
-        result[:, low:high] = saturate(product, vectors.dtype)
+        result[:, low:high] = saturate(product if origin is None else product.add_(origin), vectors.dtype)
+    return result
+
+
+def scaled_rows(vectors: Float[Tensor, "n d"], factors: Float64[Tensor, " n"], rows: Sequence[int]) -> Float[Tensor, "n d"]:
+    """A copy of ``vectors`` with the given ``rows`` times their factors, which must not exceed 1."""
+    result = vectors.clone()
+    for row in rows:
+        for part in result[row].split(_CHUNK):
+            part.copy_(part.to(torch.float64).mul_(factors[row]))
+    return result
+
+
+def majority_signs(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], bounds: Bounds, width: int) -> Float[Tensor, " d"]:
+    """The sign of the weighted sum of signs at each coordinate; zero where it is only rounding."""
+    result, balance = vectors.new_empty(vectors.shape[1]), _BALANCE * weights.sum()
+    for low, high, block in _in_float64(vectors, bounds, width):
+        votes = block.sign_().T @ weights
+        result[low:high] = votes.masked_fill_(votes.abs() <= balance, 0.0).sign_()
     return result
 
 
@@ -56,12 +89,16 @@ def moments(
     return mean, variance
 
 
-def cross_products(vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int) -> Float64[Tensor, "blocks n n"]:
-    """Gram matrix of ``vectors - origin``, one partial sum per block."""
+def cross_products(
+    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int, columns: Int64[Tensor, " k"] | None = None
+) -> Float64[Tensor, "blocks n n"]:
+    """Gram matrix of ``vectors - origin``, one partial sum per block; over the ascending ``columns`` only, if given."""
     count = vectors.shape[0]
     partials = torch.empty(len(bounds), count, count, dtype=torch.float64, device=vectors.device)
-    for index, (low, high, block) in enumerate(_in_float64(vectors, bounds, width)):
-        block.sub_(origin[low:high].to(torch.float64))
+    blocks = _in_float64(vectors, bounds, width) if columns is None else _columns_in_float64(vectors, bounds, width, columns)
+    for index, (low, high, block) in enumerate(blocks):
+        here = origin[low:high] if columns is None else origin[columns[low:high]]
+        block.sub_(here.to(torch.float64))
         partials[index] = block @ block.T
     return partials
 

@@ -23,7 +23,7 @@ def coordinate_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " 
 
     Zero where no row has weight.
     """
-    rows, values = _present(weights)
+    rows, values = present(weights)
     if not rows:
         return vectors.new_zeros(vectors.shape[1])
     if len(set(values)) > 1:
@@ -33,13 +33,13 @@ def coordinate_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " 
 
 def trimmed_mean(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float) -> Float[Tensor, " d"]:
     """The mean of each coordinate without the lowest and the highest ``f`` of its weight; ``f`` must be below half of it."""
-    rows, values = _present(weights)
+    rows, values = present(weights)
     if len(set(values)) > 1:
         return weighted_trimmed_mean(vectors, rows, weights[rows], f)
     return _rank_average(vectors, rows, _trimmed_shares(len(rows), f / values[0]))
 
 
-def _present(weights: Tensor) -> tuple[list[int], list[float]]:
+def present(weights: Float64[Tensor, " n"]) -> tuple[list[int], list[float]]:
     """The rows of positive weight, and their weights."""
     pairs = [(row, weight) for row, weight in enumerate(weights.tolist()) if weight > 0]
     return [row for row, _ in pairs], [weight for _, weight in pairs]

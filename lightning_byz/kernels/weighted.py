@@ -15,15 +15,20 @@ _TOLERANCE = 1e-9  # weight this close to half of the total, relatively, is half
 
 def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Tensor) -> Tensor:
     """The median of the given ``rows``, weighted by ``weights`` (of these rows only), at each coordinate."""
-    half = float(weights.sum()) / 2
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors):
-        values, starts, _ = zip(*_line(vectors, rows, weights, low, high), strict=True)
-        lower = _last(starts, half * (1 - _TOLERANCE))
-        upper = _last(starts, half * (1 + _TOLERANCE))
-        middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
-        result[low:high] = saturate((middles[0] + middles[1]) / 2, vectors.dtype)
+        result[low:high] = saturate(median_of_line(vectors, rows, weights, low, high), vectors.dtype)
     return result
+
+
+def median_of_line(vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int) -> Tensor:
+    """The same of the coordinates from ``low`` to ``high``, in float64."""
+    half = float(weights.sum()) / 2
+    values, starts, _ = zip(*_line(vectors, rows, weights, low, high), strict=True)
+    lower = _last(starts, half * (1 - _TOLERANCE))
+    upper = _last(starts, half * (1 + _TOLERANCE))
+    middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
+    return (middles[0] + middles[1]) / 2
 
 
 def _last(starts: Sequence[Tensor], limit: float) -> Tensor:

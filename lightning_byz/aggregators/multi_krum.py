@@ -1,0 +1,75 @@
+"""Multi-Krum."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from lightning_byz.aggregators.aggregator import RowAverage
+from lightning_byz.aggregators.krum import check_neighbors, scores, tolerated
+from lightning_byz.errors import ToleranceError
+from lightning_byz.kernels import nearest_shares
+from lightning_byz.stack import Stack
+
+
+@dataclass(frozen=True)
+class MultiKrum(RowAverage):
+    r"""Average the rows that are nearest to their neighbours.
+
+    Rows are taken in the order of Krum's score, lower worker ids first among equals, up to a weight of ``selected``; the row that passes it is kept
+    in part. :math:`F(x) = \sum_i u_i x_i / \sum_i u_i`.
+
+    Cost: a coordinate-wise median (which centres the distances), one Gram matrix and one weighted sum, :math:`O(n^2 d)`.
+
+    Args:
+        selected: The weight to average over, at most ``W - f``, which is the default; 1 with unit weights is Krum. Projects differ here too: others
+            average ``n - f - 2`` rows.
+        neighbors: As for :class:`Krum`.
+
+    Raises:
+        ValueError: If ``selected`` is not positive.
+        ToleranceError: If ``f`` is not below half of the total weight, or ``selected`` exceeds ``W - f``; as for :class:`Krum`.
+
+    References:
+        Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent. NeurIPS 2017,
+        arXiv 1703.02757. ``kappa`` is derived in docs/bounds.md.
+
+    Example:
+        >>> rows = torch.tensor([[0.0], [1.0], [2.5], [1e9]])
+        >>> MultiKrum()(Stack(rows, f=1)), MultiKrum(selected=2)(Stack(rows, f=1))
+        (tensor([1.1667]), tensor([0.5000]))
+    """
+
+    selected: float | None = None
+    neighbors: Literal["weight", "paper"] = "weight"
+
+    condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"'
+
+    def __post_init__(self) -> None:
+        check_neighbors(self.neighbors)
+        if self.selected is not None and not self.selected > 0:
+            raise ValueError(f"selected must be None or positive, not {self.selected}")
+
+    def tolerates(self, weight: float, f: float) -> bool:
+        """Whether ``f`` meets the condition of the chosen neighbours."""
+        return tolerated(weight, f, self.neighbors)
+
+    def kappa(self, n: float, f: float) -> float:
+        """``6 (n - f) / h``, or for the default ``selected`` ``2 f / (n - f) (1 + 2 (n + f) / h)`` if smaller.
+
+        ``h`` is ``n - 2 f``, less 1 for the paper's neighbours.
+        """
+        honest = n - 2 * f - (self.neighbors == "paper")
+        any_number = 6 * (n - f) / honest
+        return any_number if self.selected is not None else min(any_number, 2 * f / (n - f) * (1 + 2 * (n + f) / honest))
+
+    def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
+        """Each row's part of the weight kept."""
+        most = stack.total_weight - stack.f
+        budget = most if self.selected is None else self.selected
+        if budget > most * (1 + 1e-9):
+            raise ToleranceError(f"MultiKrum cannot average over selected={self.selected:g}: the honest weight W - f is only {most:g}")
+        shares = nearest_shares(scores(stack, self.neighbors)[None], stack.weights, budget)[0]
+        return shares / shares.sum()

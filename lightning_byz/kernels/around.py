@@ -1,0 +1,89 @@
+"""The mean of what lies nearest to the median, at every coordinate."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lightning_byz.kernels.blocks import saturate
+from lightning_byz.kernels.medians import present
+from lightning_byz.kernels.networks import network
+from lightning_byz.kernels.ordering import chunks, ordered
+from lightning_byz.kernels.shares import SLIVER, without_slivers
+from lightning_byz.kernels.weighted import median_of_line
+
+
+def mean_around_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float) -> Float[Tensor, " d"]:
+    """The mean of each coordinate over the values nearest to its median, up to all but ``f`` of the weight, which must be below half of it.
+
+    The value that passes this weight is kept in part; of two values equally far from the median the lower one is nearer.
+    """
+    rows, values = present(weights)
+    kept = len(rows) - f / values[0]
+    count = int(kept + SLIVER)
+    part = kept - count if kept - count > SLIVER else 0.0
+    if len(set(values)) > 1 or len(rows) > 2 * count:
+        return _weighted(vectors, rows, weights[rows], f)
+    return _unweighted(vectors, rows, count, part)
+
+
+def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float) -> Tensor:
+    """The mean of the ``count`` nearest values and a ``part`` of the next one."""
+    comparators, free = network(_groups(len(rows), count)), []
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    result = vectors.new_empty(vectors.shape[1])
+    for low, high in chunks(vectors):
+        wires = [wire.to(dtype) for wire in ordered([vectors[row, low:high] for row in rows], comparators, free)]
+        total = _nearest_sum(wires, count)
+        if part:
+            total.mul_(1 - part).add_(_nearest_sum(wires, count + 1), alpha=part)
+        result[low:high] = saturate(total.div_(count + part), vectors.dtype)
+    return result
+
+
+def _groups(total: int, count: int) -> tuple[int, ...]:
+    """Ranks in groups within which any order will do: those surely among the ``count`` nearest to the median are only summed."""
+    middles = {(total - 1) // 2, total // 2}
+    sure = range(total - count, count)
+    return tuple(total + 1 if rank in middles else total if rank in sure else rank + 1 for rank in range(total))
+
+
+def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
+    """The sum of the ``count`` values nearest to the median, at least half of all, of values by rank.
+
+    They are a run of ranks, so of any two ranks ``count`` apart the nearer one is among them. Distances are halved, since the largest numbers would
+    overflow; their rounding is monotone, so that it turns near ties into ties and nothing else.
+    """
+    total, spare = torch.zeros_like(wires[0], dtype=torch.float64), len(wires) - count
+    half = wires[(len(wires) - 1) // 2] / 4 + wires[len(wires) // 2] / 4
+    for rank in range(spare):
+        lower, upper = wires[rank], wires[rank + count]
+        gain = torch.sub(half, lower, alpha=0.5) > torch.sub(upper / 2, half)
+        total.add_(torch.where(gain, upper, lower))
+    for value in wires[spare:count]:
+        total.add_(value)
+    return total
+
+
+def _weighted(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -> Tensor:
+    """For each value, how much weight is nearer to the median than it; what is left of all but ``f`` is how much of it is kept."""
+    budget, masses = float(weights.sum()) - f, weights.tolist()
+    result = vectors.new_empty(vectors.shape[1])
+    for low, high in chunks(vectors):
+        values = [vectors[row, low:high].double() for row in rows]
+        middle = median_of_line(vectors, rows, weights, low, high)
+        distances = [(value - middle).abs_() for value in values]
+        before = [torch.zeros_like(middle) for _ in rows]
+        for second in range(len(rows)):
+            for first in range(second):
+                nearer = distances[first].lt(distances[second]) | (distances[first].eq(distances[second]) & values[first].le(values[second]))
+                before[second].add_(nearer, alpha=masses[first])
+                before[first].add_(~nearer, alpha=masses[second])
+        kept, total = torch.zeros_like(middle), torch.zeros_like(middle)
+        for value, weight, nearer in zip(values, weights, before, strict=True):
+            share = without_slivers((budget - nearer).clamp_(min=0.0).clamp_(max=weight), weight)
+            kept += share * value
+            total += share
+        result[low:high] = saturate(kept / total, vectors.dtype)
+    return result
