@@ -1,0 +1,220 @@
+"""What the rules' side carries from step to step: the last aggregate, and the rows that attackers would have sent."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from lightning_byz.aggregators import Aggregator, CoordinateMedian
+from lightning_byz.attacks import Attack
+from lightning_byz.exchange import Local
+from lightning_byz.pipeline import Pipeline, PipelineState
+from lightning_byz.stack import Stack
+from lightning_byz.strategies.aggregation import Aggregation
+from tests.scenarios import Fit, Options, fit, same_bits
+from tests.test_lightning_life import Adversaries, OnlyTrainable, with_callbacks
+
+
+@dataclass(frozen=True)
+class TowardsMedian(Aggregator):
+    """Go half of the way from the last aggregate to the median, and shorten the way of the far by a distance across coordinates."""
+
+    uses_reference = True
+
+    def __call__(self, stack, *, generator=None):
+        last = stack.centre() * 0 if stack.reference is None else stack.reference
+        far = stack.squared_distances_to(last).max().sqrt()
+        return last + (stack.centre() - last) * (0.5 / (1 + far)).to(last.dtype)
+
+
+@dataclass(frozen=True)
+class Stale(Attack):
+    """Send the opposite of the oldest row that is kept."""
+
+    @property
+    def keeps(self):
+        return 2
+
+    def replace(self, stack, attackers, *, generator, defence=None, past):
+        assert set(attackers) <= set(past)
+        return torch.stack([-3 * past[worker][0] if past[worker] else stack.vectors[worker] for worker in attackers])
+
+
+STRATEGY = {"workers": 4, "f": 1, "aggregator": TowardsMedian(), "attackers": [0, 3], "attack": Stale()}
+OPTIONS = Options(dropout=0.2, augment=True)
+
+
+def job(epochs=2, *, strategy=STRATEGY, **rest) -> Fit:
+    return Fit(OPTIONS, strategy, {"max_epochs": epochs}, **rest)
+
+
+def saved_by(path) -> dict:
+    return torch.load(path, weights_only=True)["lightning_byz"]["optimizers"]
+
+
+@pytest.mark.filterwarnings("ignore:2 workers attack")
+@pytest.mark.parametrize(("first", "then"), [(1, 1), (1, 2), (2, 1), (2, 4), (4, 3)])
+def test_any_layout_and_any_resume_train_the_same(ranks, tmp_path, first, then):
+    whole = ranks(1).run(fit, job(4), 1)[0]
+    path = str(tmp_path / "half.ckpt")
+    half = ranks(first).run(fit, job(2, save=path), first)[0]
+    assert same_bits(half["parameters"], whole["parameters"]), "the second half trains nothing"
+    (entry,) = saved_by(path).values()
+    total = sum(value.numel() for value in half["parameters"].values())
+    assert entry["reference"].shape == (total,)
+    assert {worker: [row.shape for row in rows] for worker, rows in entry["past"].items()} == {0: [(total,)] * 2, 3: [(total,)] * 2}
+    for result in ranks(then).run(fit, job(4, seed=99, checkpoint=path), then):
+        assert not same_bits(result["parameters"], whole["parameters"])
+    for result in ranks(then).run(fit, job(4), then):
+        assert not same_bits(result["parameters"], whole["parameters"])
+
+
+@pytest.mark.parametrize("forgotten", ["reference", "past"])
+def test_what_the_file_carries_matters_and_old_files_start_without(ranks, tmp_path, forgotten):
+    path, older = str(tmp_path / "half.ckpt"), str(tmp_path / "older.ckpt")
+    ranks(1).run(fit, job(2, save=path), 1)
+    file = torch.load(path, weights_only=True)
+    del file["lightning_byz"]["optimizers"][0][forgotten]
+    torch.save(file, older)
+    kept, lost = (ranks(1).run(fit, job(3, checkpoint=name), 1)[0] for name in (path, older))
+    assert same_bits(kept["parameters"], lost["parameters"])
+    other = {**STRATEGY, "aggregator": CoordinateMedian(), "attack": None}
+    assert ranks(1).run(fit, job(3, strategy=other, checkpoint=path), 1)[0]["report"].taken, "a run that reads none of it"
+
+
+def test_a_step_that_is_not_taken_carries_nothing_over(ranks, tmp_path):
+    paths = [str(tmp_path / name) for name in ("survived.ckpt", "shorter.ckpt")]
+    bad = tuple(range(40, 48))
+    survived = ranks(1).run(fit, Fit(Options(nan_calls=bad), STRATEGY, save=paths[0]), 1)[0]
+    ranks(1).run(fit, Fit(Options(), STRATEGY, {"max_steps": 10}, save=paths[1]), 1)
+    assert not survived["report"].taken
+    after, before = (saved_by(path)[0] for path in paths)
+    assert after["step"] == before["step"] + 2
+    assert torch.equal(after["reference"], before["reference"])
+    for worker in (0, 3):
+        assert all(torch.equal(one, other) for one, other in zip(after["past"][worker], before["past"][worker], strict=True))
+
+
+def test_trained_parameters_may_change(ranks):
+    thawing = Fit(strategy=STRATEGY, module=OnlyTrainable, trainer={"max_epochs": 3})
+    results = [ranks(world).run(with_callbacks, thawing, ["thaw"], world)[0] for world in (1, 2, 4)]
+    for result in results[1:]:
+        assert not same_bits(result["parameters"], results[0]["parameters"])
+
+
+def test_each_optimizer_carries_its_own(ranks, tmp_path):
+    path = str(tmp_path / "half.ckpt")
+    strategy = {**STRATEGY, "workers": None, "attackers": [1], "f": 0}
+    whole = ranks(2).run(fit, Fit(strategy=strategy, module=Adversaries), 2)[0]
+    ranks(2).run(fit, Fit(strategy=strategy, module=Adversaries, trainer={"max_epochs": 1}, save=path), 2)
+    assert [entry["reference"].numel() for entry in saved_by(path).values()] == [8 * 16 + 16, 12 * 2 + 2]
+    for result in ranks(2).run(fit, Fit(strategy=strategy, module=Adversaries, checkpoint=path), 2):
+        assert not same_bits(result["parameters"], whole["parameters"])
+
+
+def rows(*values: float) -> Stack:
+    return Stack(torch.tensor([[value, -value] for value in values], dtype=torch.float32), f=1)
+
+
+def step(pipeline: Pipeline, state: PipelineState, stack: Stack, absent: tuple[int, ...] = ()) -> tuple[PipelineState, torch.Tensor | None]:
+    present = torch.tensor([worker not in absent for worker in range(pipeline.workers)])
+    vector, report, carried = pipeline.combine(state, stack, present)
+    return pipeline.advance(state, {}, report, carried), vector
+
+
+@dataclass(frozen=True)
+class Remembers(Aggregator):
+    """The median, noting each reference it is shown."""
+
+    seen: list
+    uses_reference = True
+
+    def __call__(self, stack, *, generator=None):
+        self.seen.append(stack.reference)
+        return stack.centre()
+
+
+class TriesTheDefence(Stale):
+    def replace(self, stack, attackers, *, generator, defence=None, past):
+        defence(Stack(stack.vectors, f=stack.f))
+        return super().replace(stack, attackers, generator=generator, past=past)
+
+
+def test_the_reference_is_the_last_aggregate_and_the_attack_tries_the_same():
+    seen: list = []
+    pipeline, state = Pipeline(4, 1, Remembers(seen), attackers=[3], attack=TriesTheDefence()), PipelineState()
+    state, first = step(pipeline, state, rows(1, 2, 3, 4))
+    state, second = step(pipeline, state, rows(5, 6, 7, 8))
+    step(pipeline, state, rows(5, 6, 7, 8))
+    assert seen[:2] == [None, None]
+    assert [value.tolist() for value in seen[2:]] == [first.tolist()] * 2 + [second.tolist()] * 2
+    assert first.tolist() != second.tolist()
+
+
+def test_a_rule_that_does_not_ask_is_shown_nothing():
+    @dataclass(frozen=True)
+    class Silent(Remembers):
+        uses_reference = False
+
+    seen: list = []
+    pipeline, state = Pipeline(4, 1, Silent(seen), attackers=[3]), PipelineState()
+    for _ in range(2):
+        state, _ = step(pipeline, state, rows(1, 2, 3, 4))
+    assert seen == [None, None]
+    assert (state.carried.reference, state.carried.past) == (None, {})
+
+
+def test_the_past_holds_usable_rows_of_taken_steps_only():
+    pipeline, state = Pipeline(4, 1, CoordinateMedian(), attackers=[2, 3], attack=Stale()), PipelineState()
+    nan = float("nan")
+    for stack, absent, expected in [
+        (rows(1, 2, 3, 4), (), {2: [3], 3: [4]}),
+        (rows(1, 2, nan, 5), (), {2: [3], 3: [4, 5]}),
+        (rows(1, nan, nan, 6), (), {2: [3], 3: [4, 5]}),
+        (rows(1, 2, 7, 8), (3,), {2: [3, 7], 3: [4, 5]}),
+        (rows(1, 2, 9, 10), (), {2: [7, 9], 3: [5, 10]}),
+    ]:
+        state, _ = step(pipeline, state, stack, absent)
+        assert {worker: [float(row[0]) for row in kept] for worker, kept in state.carried.past.items()} == expected
+        stack.vectors.fill_(-1.0)  # the next step writes over these rows
+
+
+def test_the_reference_outlives_the_rows_it_was_a_view_of():
+    class First(TowardsMedian):
+        def __call__(self, stack, *, generator=None):
+            return stack.vectors[0]
+
+    stack = rows(1, 2, 3, 4)
+    state, _ = step(Pipeline(4, 1, First()), PipelineState(), stack)
+    stack.vectors.fill_(-1.0)
+    assert state.carried.reference.tolist() == [1.0, -1.0]
+
+
+def test_what_is_carried_is_nobodys_to_write_to():
+    class Writes(Stale):
+        def replace(self, stack, attackers, *, generator, defence=None, past):
+            return torch.stack([row.mul_(2) for worker in attackers for row in past[worker][:1] or [stack.vectors[worker].clone()]])
+
+    class WritesReference(TowardsMedian):
+        def __call__(self, stack, *, generator=None):
+            return stack.centre() if stack.reference is None else stack.reference.add_(stack.centre())
+
+    for pipeline, sentence in [
+        (Pipeline(4, 1, CoordinateMedian(), attackers=[3], attack=Writes()), "Writes wrote to past"),
+        (Pipeline(4, 1, WritesReference()), r"WritesReference wrote to stack\.reference"),
+    ]:
+        state, _ = step(pipeline, PipelineState(), rows(1, 2, 3, 4))
+        with pytest.raises(ValueError, match=sentence):
+            step(pipeline, state, rows(1, 2, 3, 4))
+
+
+def test_the_reference_follows_its_parameters_by_name():
+    aggregation = Aggregation(Pipeline(2, 0, TowardsMedian()), Local(), Local().place(2), device=torch.device("cpu"))
+    one, other, late = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    gradients = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+    aggregation.step(0, [("one", one), ("other", other)], {0: gradients, 1: gradients})
+    before = aggregation.whole(0).reference
+    assert before.tolist() == torch.cat([one.grad, other.grad]).tolist()
+    state, layout = aggregation._prepare(0, [("late", late), ("other", other)])
+    assert layout.total == 4
+    assert state.carried.reference.tolist() == [0.0, 0.0, *before[2:].tolist()]
