@@ -1,7 +1,7 @@
 """Randomness is an argument: every draw is keyed by a seed and by words that say what it is for."""
 
 import random as python_random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 
@@ -24,6 +24,21 @@ def derive(seed: int, *key: int | str) -> int:
 def generator(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator for the draw that ``key`` names."""
     return torch.Generator(device=device).manual_seed(derive(seed, *key))
+
+
+def by_block(source: torch.Generator, start: int, bounds: Sequence[tuple[int, int]], width: int) -> Iterator[tuple[int, int, torch.Generator]]:
+    """Each block of coordinates with a generator of its own, so that a slice draws the numbers that the whole would.
+
+    Args:
+        source: What every draw follows from; one number is taken from it. In the same state wherever a slice is held.
+        start: Where the slice begins among all coordinates, a multiple of ``width``.
+        bounds: ``(low, high)`` of each of its blocks, counted from there.
+        width: Coordinates per block.
+
+    """
+    base = int(torch.randint(2**62, (), generator=source, device=source.device))
+    for low, high in bounds:
+        yield low, high, generator(base, "block", (start + low) // width, device=source.device)
 
 
 class Streams:

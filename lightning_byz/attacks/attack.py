@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,6 +15,9 @@ Defence = Callable[[Stack], Tensor]
 
 class Attack(ABC):  # noqa: B024 an attack overrides either door
     """An attack has two doors, and each does nothing until it is overridden."""
+
+    strength: ClassVar[str | None] = None
+    """The field, a number, that says how strong the attack is, for :class:`Optimized`; None where there is none."""
 
     @property
     def keeps(self) -> int:

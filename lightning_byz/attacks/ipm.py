@@ -33,6 +33,8 @@ class IPM(Attack):
 
     epsilon: float = 0.1
 
+    strength = "epsilon"
+
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be finite and positive, not {self.epsilon}")

@@ -34,6 +34,8 @@ class ReverseGradient(Attack):
 
     factor: float = 100.0
 
+    strength = "factor"
+
     def __post_init__(self) -> None:
         if not 0 < self.factor < math.inf:
             raise ValueError(f"factor must be finite and positive, not {self.factor}")
