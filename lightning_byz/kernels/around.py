@@ -46,7 +46,7 @@ def _groups(total: int, count: int) -> tuple[int, ...]:
     """Ranks in groups within which any order will do: those surely among the ``count`` nearest to the median are only summed."""
     middles = {(total - 1) // 2, total // 2}
     sure = range(total - count, count)
-    return tuple(total + 1 if rank in middles else total if rank in sure else rank + 1 for rank in range(total))
+    return tuple(total + 2 if rank in middles else total + 1 if rank in sure else rank + 1 for rank in range(total))
 
 
 def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
