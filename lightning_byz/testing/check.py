@@ -1,0 +1,132 @@
+"""The contract of the library's rules, for rules of your own."""
+
+from collections.abc import Sequence
+
+from lightning_byz.aggregators import Aggregator, CoordinateMedian
+from lightning_byz.attacks import Attack
+from lightning_byz.preaggregators import PreAggregator
+from lightning_byz.testing.chain import Chain
+from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, PREAGGREGATOR_LAWS, Law
+
+
+def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None) -> None:
+    """Check that an aggregator keeps the laws that every rule of this library keeps.
+
+    Slices of the coordinates give the bits of the whole; weights are repetitions; whatever the rows of ``f`` workers hold, the result is finite and
+    within ``kappa``; order, translation and scale of the rows carry over, except for what ``rule.exceptions`` names; dtype and device come out as
+    they went in, inputs are not written to, no global random state is used; and what the class says of itself is true. Takes seconds.
+
+    Args:
+        rule: An instance.
+        cases: How many cases a law draws, about; laws that cost more take a part of them.
+        seed: The first case. The cases of ``seed`` and ``cases`` are those of ``seed`` up to ``seed + cases - 1``, one by one.
+        laws: Names of the laws to check; None means all that concern the rule.
+
+    Raises:
+        AssertionError: For the first case that breaks a law. It names the law, the rule and the case, and what was seen.
+        TypeError: If ``rule`` is no aggregator.
+        ValueError: If ``cases`` is not positive, or ``laws`` names none of them.
+
+    Example:
+        >>> from lightning_byz.aggregators import RowAverage, TrimmedMean
+        >>> check_aggregator(TrimmedMean(), cases=5)
+        >>> class Loudest(RowAverage):
+        ...     def coefficients(self, stack, *, generator=None):
+        ...         return (stack.squared_norms() == stack.squared_norms().max()).double()
+        >>> check_aggregator(Loudest(), cases=5)
+        Traceback (most recent call last):
+        ...
+        AssertionError: Loudest breaks the law ...
+    """
+    _require_kind(rule, Aggregator, cases)
+    for law in _chosen(AGGREGATOR_LAWS, laws):
+        law.hold(rule, cases, seed)
+
+
+def check_preaggregator(
+    rule: PreAggregator, *, following: Aggregator | None = None, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None
+) -> None:
+    """Check that a pre-aggregator, and the chain of it and an aggregator, keep the laws.
+
+    Args:
+        rule: An instance.
+        following: The aggregator after it, the coordinate-wise median if none is given.
+        cases: As for :func:`check_aggregator`.
+        seed: Likewise.
+        laws: Likewise; there are more laws about the stack that is handed on.
+
+    Raises:
+        AssertionError: For the first case that breaks a law.
+        TypeError: If ``rule`` is no pre-aggregator.
+        ValueError: If ``cases`` is not positive, or ``laws`` names none of them.
+
+    Example:
+        >>> from lightning_byz.preaggregators import NNM
+        >>> check_preaggregator(NNM(), cases=5)
+        >>> class Doubled(PreAggregator):
+        ...     condition = "f < W / 2"
+        ...     def tolerates(self, weight, f):
+        ...         return 2 * f < weight
+        ...     def __call__(self, stack, *, generator=None):
+        ...         stack = self.admit(stack)
+        ...         return Stack(2 * stack.vectors, stack.weights, stack.f)
+        >>> from lightning_byz.stack import Stack
+        >>> check_preaggregator(Doubled(), laws=["agreement"])
+        Traceback (most recent call last):
+        ...
+        AssertionError: Chain(first=..., then=CoordinateMedian()) breaks the law 'agreement': ...
+    """
+    _require_kind(rule, PreAggregator, cases)
+    chosen = _chosen((*PREAGGREGATOR_LAWS, *AGGREGATOR_LAWS), laws)
+    chain = Chain(rule, following or CoordinateMedian())
+    for law in chosen:
+        law.hold(rule if law in PREAGGREGATOR_LAWS else chain, cases, seed)
+
+
+def check_attack(attack: Attack, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None) -> None:
+    """Check that an attack sends rows that it makes of its arguments alone, wherever the coordinates lie.
+
+    Args:
+        attack: An instance.
+        cases: As for :func:`check_aggregator`.
+        seed: Likewise.
+        laws: Likewise.
+
+    Raises:
+        AssertionError: For the first case that breaks a law.
+        TypeError: If ``attack`` is no attack.
+        ValueError: If ``cases`` is not positive, or ``laws`` names none of them.
+
+    Example:
+        >>> from lightning_byz.attacks import SignFlip
+        >>> check_attack(SignFlip(), cases=5)
+        >>> class Noise(Attack):
+        ...     def replace(self, stack, attackers, *, generator, defence=None):
+        ...         return stack.vectors[list(attackers)].normal_()
+        >>> check_attack(Noise(), cases=5, laws=["attack_randomness"])
+        Traceback (most recent call last):
+        ...
+        AssertionError: Noise breaks the law 'attack_randomness': an attack draws from its generator only
+          case: ...
+          seen: the global random state of torch has changed
+          this case alone: laws=['attack_randomness'], cases=1, seed=0
+    """
+    _require_kind(attack, Attack, cases)
+    for law in _chosen(ATTACK_LAWS, laws):
+        law.hold(attack, cases, seed)
+
+
+def _require_kind(rule: object, kind: type, cases: int) -> None:
+    if not isinstance(rule, kind):
+        hint = f"; give an instance, {rule.__name__}(...)" if isinstance(rule, type) else ""
+        raise TypeError(f"{kind.__name__} expected, not {rule!r}{hint}")
+    if cases < 1:
+        raise ValueError(f"cases must be at least 1, not {cases}")
+
+
+def _chosen(known: Sequence[Law], names: Sequence[str] | None) -> list[Law]:
+    """The laws of the given names, in their own order."""
+    unknown = set(names or ()) - {law.name for law in known}
+    if unknown:
+        raise ValueError(f"there is no law {sorted(unknown)}; the laws are {[law.name for law in known]}")
+    return [law for law in known if names is None or law.name in names]

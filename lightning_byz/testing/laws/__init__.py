@@ -1,0 +1,58 @@
+"""The laws, each one function that checks one case of one rule."""
+
+from lightning_byz.testing.law import Law
+from lightning_byz.testing.laws import attacks, layout, mixing, promises, purity, robustness, symmetry, weights
+
+AGGREGATOR_LAWS: tuple[Law, ...] = (
+    promises.class_data,
+    promises.refusals,
+    promises.no_weight,
+    promises.no_coordinates,
+    purity.types,
+    purity.inputs,
+    purity.randomness,
+    purity.generators,
+    purity.ownership,
+    purity.modes,
+    purity.memory_layout,
+    promises.unused_generator,
+    promises.coefficients,
+    layout.slices,
+    layout.no_reference,
+    symmetry.agreement,
+    symmetry.permutation,
+    symmetry.translation,
+    symmetry.scaling,
+    weights.absence,
+    weights.proportions,
+    weights.repetition,
+    weights.refused_weights,
+    weights.slivers,
+    robustness.coalitions,
+    robustness.magnitudes,
+    robustness.faults,
+    robustness.faulty_weight,
+    robustness.too_many,
+    robustness.choices,
+    robustness.searching,
+)
+"""What an aggregator signs, cheap laws first."""
+
+PREAGGREGATOR_LAWS: tuple[Law, ...] = (mixing.stack_out, mixing.own_rows, mixing.mixing)
+"""What a pre-aggregator signs beside what it and the aggregator after it sign together."""
+
+ATTACK_LAWS: tuple[Law, ...] = (
+    attacks.attack_rows,
+    attacks.attack_randomness,
+    attacks.attack_batch,
+    attacks.attack_weights,
+    attacks.attack_slices,
+)
+"""What an attack signs."""
+
+__all__ = [
+    "AGGREGATOR_LAWS",
+    "ATTACK_LAWS",
+    "PREAGGREGATOR_LAWS",
+    "Law",
+]

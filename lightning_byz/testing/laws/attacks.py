@@ -1,0 +1,112 @@
+"""What every attack keeps to: rows out of rows, wherever coordinates lie, from its arguments alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_byz.aggregators import CoordinateMedian
+from lightning_byz.attacks import Attack
+from lightning_byz.stack import Stack
+from lightning_byz.testing.case import Case, require, require_close, require_equal
+from lightning_byz.testing.cutting import cuts_of, on_slices
+from lightning_byz.testing.law import law
+from lightning_byz.testing.laws.layout import LENGTHS, spread_out
+from lightning_byz.testing.rows import DTYPES
+from lightning_byz.testing.running import Streams
+
+
+def _past(attack: Attack, case: Case, attackers: Sequence[int], d: int, dtype: torch.dtype) -> dict[int, Tensor] | None:
+    """Where the attack keeps rows: those of the last steps, fewer at the start of a run."""
+    if not attack.keeps:
+        return None
+    count = case.whole(1, attack.keeps)
+    case.note(past=count)
+    return {worker: case.normal(count, d).to(dtype) for worker in attackers}
+
+
+def _sent(attack: Attack, stack: Stack, attackers: Sequence[int], past: dict[int, Tensor] | None) -> Tensor:
+    """What the attack sends; its past cut as the stack is."""
+    more: dict[str, Any] = {}
+    if past is not None:
+        low, high = (0, stack.vectors.shape[1]) if stack.slice is None else (stack.slice.start, stack.slice.stop)
+        more["past"] = {worker: rows[:, low:high] for worker, rows in past.items()}
+    return attack.replace(stack, attackers, generator=torch.Generator().manual_seed(1), defence=CoordinateMedian(), **more)
+
+
+def _example(attack: Attack, case: Case, d: int, dtype: torch.dtype) -> tuple[Stack, list[int], dict[int, Tensor] | None]:
+    n = case.whole(2, 13)
+    attackers = sorted(case.order(n)[: case.whole(1, n - 1)].tolist())
+    weights = case.one_of([None, (torch.rand(n, generator=case.generator) + 0.1).double()])
+    case.note(n=n, attackers=attackers, d=d, dtype=dtype, weights=1 if weights is None else weights.tolist())
+    f = 0.49 * float(n if weights is None else weights.sum())
+    return Stack(spread_out(case, n, d, dtype), weights, min(f, len(attackers))), attackers, _past(attack, case, attackers, d, dtype)
+
+
+@law("slices of whole blocks, however they are cut, give the bits of the whole", part=0.2)
+def attack_slices(attack: Attack, case: Case) -> None:
+    """1 to 12 slices."""
+    stack, attackers, past = _example(attack, case, LENGTHS[case.seed % len(LENGTHS)], DTYPES[case.seed % len(DTYPES)])
+    ends = cuts_of(stack.vectors.shape[1], case.one_of([1, 2, 3, 12]), case.generator)
+    case.note(cuts=ends)
+    whole = _sent(attack, stack, attackers, past)
+    pieces = on_slices(lambda part: _sent(attack, part, attackers, past), stack, ends)
+    require_equal(torch.cat(pieces, dim=1), whole, "the slices together")
+
+
+@law("an attack sends one row per attacker, of the rows' dtype, and writes to nothing", part=0.3)
+def attack_rows(attack: Attack, case: Case) -> None:
+    """Also for no attackers, and if what it sent is written to."""
+    stack, attackers, past = _example(attack, case, 70, DTYPES[case.seed % len(DTYPES)])
+    before, past_before = stack.vectors.clone(), {worker: rows.clone() for worker, rows in (past or {}).items()}
+    for own in (attackers, []):
+        rows = _sent(attack, stack, own, None if past is None else {worker: past[worker] for worker in own})
+        require(isinstance(rows, Tensor) and rows.shape == (len(own), 70), f"{len(own)} attackers sent {getattr(rows, 'shape', rows)}")
+        require(rows.dtype == before.dtype and rows.device == before.device, f"the rows sent are {rows.dtype} on {rows.device}")
+        rows.fill_(3.0)
+        require_equal(stack.vectors, before, "the rows of the stack afterwards")
+    for worker, rows in past_before.items():
+        require_equal((past or {})[worker], rows, "the past afterwards")
+
+
+@law("an attack draws from its generator only", part=0.2)
+def attack_randomness(attack: Attack, case: Case) -> None:
+    """Equal seeds give equal bits, and global random state is left alone."""
+    stack, attackers, past = _example(attack, case, 70, torch.float32)
+    streams = Streams()
+    first = _sent(attack, stack, attackers, past).clone()
+    streams.require_untouched()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(case.seed + 1)
+        require_equal(_sent(attack, Stack(stack.vectors, stack.weights, stack.f), attackers, past), first, "a second time")
+
+
+@law("weights times a factor change nothing, and rows without weight tell the attackers nothing", part=0.2)
+def attack_weights(attack: Attack, case: Case) -> None:
+    """For honest rows; attackers keep theirs."""
+    stack, attackers, past = _example(attack, case, 70, torch.float64)
+    silent = [row for row in range(len(stack.weights)) if row not in attackers and case.chance(0.3)]
+    weights = stack.weights.clone()
+    weights[silent] = 0.0
+    f = min(stack.f, 0.49 * float(weights.sum()))
+    case.note(absent=silent)
+    first = _sent(attack, Stack(stack.vectors, weights, f), attackers, past)
+    require_close(_sent(attack, Stack(stack.vectors, weights * 8, f * 8), attackers, past), first, "with weights eight times as large")
+    other = stack.vectors.clone()
+    other[silent] = 5.0
+    require_close(_sent(attack, Stack(other, weights, f), attackers, past), first, "with other values in rows without weight")
+
+
+@law("a batch comes back as a batch, and the one that was given is not written to", part=0.2)
+def attack_batch(attack: Attack, case: Case) -> None:
+    """Pairs of inputs and targets; equal seeds give equal batches."""
+    batch = [case.normal(6, 3), torch.randint(0, 10, (6,), generator=case.generator)]
+    before, streams = [part.clone() for part in batch], Streams()
+    first, second = (attack.poison(batch, generator=torch.Generator().manual_seed(2)) for _ in range(2))
+    require(len(first) == 2, f"two tensors came in, {len(first)} came out")
+    for part, again, given, kept in zip(first, second, batch, before, strict=True):
+        require_equal(again, part, "a second time")
+        require(part.shape == kept.shape and part.dtype == kept.dtype, f"{tuple(part.shape)} of {part.dtype} came out")
+        require_equal(given, kept, "the batch afterwards")
+    streams.require_untouched()
