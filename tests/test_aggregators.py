@@ -134,10 +134,11 @@ def test_parameters_out_of_range_are_refused(make, message: str) -> None:
         make()
 
 
-def test_krum_of_the_paper_takes_unit_weights_only() -> None:
+def test_krum_of_the_paper_takes_equal_weights_only() -> None:
     rows = torch.randn(7, 2)
-    with pytest.raises(ToleranceError, match=r'weights 0 and 1 only.*use neighbors="weight"'):
-        Krum(neighbors="paper")(Stack(rows, [2.0] * 7, f=1))
+    with pytest.raises(ToleranceError, match="Krum takes equal weights only"):
+        Krum(neighbors="paper")(Stack(rows, [2.0] * 6 + [1.0], f=1))
+    assert torch.equal(Krum(neighbors="paper")(Stack(rows, [0.1] * 7, f=0.1)), Krum(neighbors="paper")(Stack(rows, f=1)))
     assert Krum(neighbors="paper")(Stack(rows, [1, 1, 1, 0, 1, 1, 1], f=1)).shape == (2,)
     assert Krum(neighbors="paper").tolerates(7, 2.4)
     assert not Krum(neighbors="paper").tolerates(7, 2.5)

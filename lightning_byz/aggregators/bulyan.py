@@ -55,8 +55,8 @@ class Bulyan(Aggregator):
         return round(weight) >= 4 * whole(f) + 3
 
     def kappa(self, n: float, f: float) -> float | None:
-        """``8 (n - f) (2 n - 7 f) / (n - 4 f)^2`` for a whole number ``f``."""
-        return 8 * (n - f) * (2 * n - 7 * f) / (n - 4 * f) ** 2 if f == round(f) else None
+        """``(sqrt(2) (n - f) / sqrt(n - 3 f) + sqrt(n + 2 f))^2 / (n - 4 f)`` for a whole number ``f``."""
+        return (2**0.5 * (n - f) / (n - 3 * f) ** 0.5 + (n + 2 * f) ** 0.5) ** 2 / (n - 4 * f) if f == round(f) else None
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The mean around the median of the selected rows."""

@@ -25,7 +25,7 @@ class CoordinateMedian(Aggregator):
 
     References:
         Yin, Chen, Kannan, Bartlett. Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML 2018, arXiv 1803.01498.
-        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+        ``kappa`` is derived in docs/bounds.md.
 
     Example:
         >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [4.0, 6.0], [1e9, -1e9]])
@@ -40,8 +40,8 @@ class CoordinateMedian(Aggregator):
         return minority(weight, f)
 
     def kappa(self, n: float, f: float) -> float:
-        """``4 (1 + f / (n - 2 f))^2``."""
-        return 4 * (1 + f / (n - 2 * f)) ** 2
+        """``n / (n - 2 f)``."""
+        return n / (n - 2 * f)
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The median of each coordinate."""

@@ -32,8 +32,8 @@ class DnC(RowAverage):
         ToleranceError: If ``f`` is not below half of the total weight, or nothing could be left after all iterations.
 
     References:
-        Shejwalkar, Houmansadr. Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated Learning. NDSS 2021. The
-        defaults are a single iteration on 10,000 coordinates that drops ``f``. No ``kappa`` is known.
+        Shejwalkar, Houmansadr. Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated Learning. NDSS 2021.
+        Implementations in use drop ``f`` on 10,000 coordinates in one iteration, or in five. No ``kappa`` is known.
 
     Example:
         >>> rows = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [1.0, 2.0], [1e9, 1.0]])

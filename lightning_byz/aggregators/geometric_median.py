@@ -30,7 +30,7 @@ class GeometricMedian(RowAverage):
 
     References:
         Pillutla, Kakade, Harchaoui. Robust Aggregation for Federated Learning. IEEE TSP 2022, arXiv 1912.13445.
-        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+        ``kappa`` is that of the exact minimum, derived in docs/bounds.md.
 
     Example:
         >>> rows = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0], [1e9, 0.0]])

@@ -8,7 +8,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import RowAverage
-from lightning_byz.errors import ToleranceError
 from lightning_byz.kernels import minority, neighbour_scores
 from lightning_byz.stack import Stack
 
@@ -23,16 +22,16 @@ class Krum(RowAverage):
     Cost: a coordinate-wise median (which centres the distances) and one Gram matrix, :math:`O(n^2 d)`.
 
     Args:
-        neighbors: ``"weight"`` as above. ``"paper"`` scores over the ``n - f - 2`` nearest other rows, as first published: unit weights and
+        neighbors: ``"weight"`` as above. ``"paper"`` scores over the ``n - f - 2`` nearest other rows, as first published: equal weights and
             ``2 f + 2 < n`` only.
 
     Raises:
-        ToleranceError: If ``f`` is not below half of the total weight (``"paper"``: ``2 f + 2 < n`` fails, or a weight is neither 0 nor 1).
+        ToleranceError: If ``f`` is not below half of the total weight (``"paper"``: ``2 f + 2 < n`` fails, or the weights differ).
 
     References:
         Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent. NeurIPS 2017,
         arXiv 1703.02757.
-        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+        ``kappa`` is derived in docs/bounds.md.
 
     Example:
         >>> rows = torch.tensor([[0.0, 1.0], [0.0, 1.5], [0.5, 1.0], [1e9, 0.0]])
@@ -46,6 +45,11 @@ class Krum(RowAverage):
 
     def __post_init__(self) -> None:
         check_neighbors(self.neighbors)
+
+    @property
+    def unequal_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - data of the class, but for the paper's neighbours
+        """Whether a part of a neighbour can count."""
+        return self.neighbors == "weight"
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` meets the condition of the chosen neighbours."""
@@ -73,11 +77,8 @@ def tolerated(weight: float, f: float, neighbors: str) -> bool:
 
 
 def scores(stack: Stack, neighbors: str) -> Float64[Tensor, " n"]:
-    """How far each row is from its neighbours; infinite for rows without weight.
-
-    Raises:
-        ToleranceError: If the paper's neighbours are asked for and a weight is neither 0 nor 1.
-    """
-    if neighbors == "paper" and not bool(((stack.weights == 0) | (stack.weights == 1)).all()):
-        raise ToleranceError(f'neighbors="paper" takes weights 0 and 1 only, not {stack.weights.tolist()}; use neighbors="weight"')
-    return neighbour_scores(stack.squared_distances(), stack.weights, stack.f, published=neighbors == "paper")
+    """How far each row is from its neighbours; infinite for rows without weight."""
+    if neighbors == "weight":
+        return neighbour_scores(stack.squared_distances(), stack.weights, stack.f, published=False)
+    unit = float(stack.weights.max())
+    return neighbour_scores(stack.squared_distances(), (stack.weights > 0).to(torch.float64), stack.f / unit, published=True)

@@ -40,8 +40,8 @@ class MeanAroundMedian(Aggregator):
         return minority(weight, f)
 
     def kappa(self, n: float, f: float) -> float:
-        """``4 f / (n - f) (1 + 4 (1 + f / (n - 2 f))^2)``."""
-        return 4 * f / (n - f) * (1 + 4 * (1 + f / (n - 2 * f)) ** 2)
+        """``8 f / (n - 2 f)``."""
+        return 8 * f / (n - 2 * f)
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The mean of what is nearest to the median of each coordinate."""

@@ -52,6 +52,11 @@ class MultiKrum(RowAverage):
         if self.selected is not None and not self.selected > 0:
             raise ValueError(f"selected must be None or positive, not {self.selected}")
 
+    @property
+    def unequal_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - data of the class, but for the paper's neighbours
+        """Whether a part of a neighbour can count."""
+        return self.neighbors == "weight"
+
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` meets the condition of the chosen neighbours."""
         return tolerated(weight, f, self.neighbors)

@@ -25,7 +25,7 @@ class TrimmedMean(Aggregator):
 
     References:
         Yin, Chen, Kannan, Bartlett. Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML 2018, arXiv 1803.01498.
-        For ``kappa``: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772.
+        ``kappa``, the smallest that any rule can have, is derived in docs/bounds.md.
 
     Example:
         >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [3.0, 6.5], [7.0, 6.0], [1e9, -1e9]])
@@ -40,9 +40,8 @@ class TrimmedMean(Aggregator):
         return minority(weight, f)
 
     def kappa(self, n: float, f: float) -> float:
-        """``6 q (1 + q)`` with ``q = f / (n - 2 f)``."""
-        ratio = f / (n - 2 * f)
-        return 6 * ratio * (1 + ratio)
+        """``f / (n - 2 f)``."""
+        return f / (n - 2 * f)
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The trimmed mean of each coordinate."""

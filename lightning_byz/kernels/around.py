@@ -15,16 +15,16 @@ from lightning_byz.kernels.weighted import median_of_line
 
 
 def mean_around_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float) -> Float[Tensor, " d"]:
-    """The mean of each coordinate over the values nearest to its median, up to all but ``f`` of the weight, which must be below half of it.
+    """The mean of each coordinate over the values nearest to its median, up to all but ``f`` of the weight.
 
     The value that passes this weight is kept in part; of two values equally far from the median the lower one is nearer.
     """
     rows, values = present(weights)
+    if len(set(values)) > 1:
+        return _weighted(vectors, rows, weights[rows], f)
     kept = len(rows) - f / values[0]
     count = int(kept + SLIVER)
     part = kept - count if kept - count > SLIVER else 0.0
-    if len(set(values)) > 1 or len(rows) > 2 * count:
-        return _weighted(vectors, rows, weights[rows], f)
     return _unweighted(vectors, rows, count, part)
 
 
@@ -44,26 +44,33 @@ def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float) -
 
 def _groups(total: int, count: int) -> tuple[int, ...]:
     """Ranks in groups within which any order will do: those surely among the ``count`` nearest to the median are only summed."""
-    middles = {(total - 1) // 2, total // 2}
-    sure = range(total - count, count)
+    middles, sure = {(total - 1) // 2, total // 2}, range(total - count, count)
     return tuple(total + 2 if rank in middles else total + 1 if rank in sure else rank + 1 for rank in range(total))
 
 
 def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
-    """The sum of the ``count`` values nearest to the median, at least half of all, of values by rank.
+    """The sum of the ``count`` values nearest to the median, of values by rank.
 
-    They are a run of ranks, so of any two ranks ``count`` apart the nearer one is among them. Distances are halved, since the largest numbers would
-    overflow; their rounding is monotone, so that it turns near ties into ties and nothing else.
+    They are a run of ranks, which starts at the lowest one and moves up by one for each rank that is further away than the one it would gain.
+    Distances are halved, since the largest numbers would overflow; their rounding is monotone, so that it turns near ties into ties and nothing else.
     """
-    total, spare = torch.zeros_like(wires[0], dtype=torch.float64), len(wires) - count
+    spare = len(wires) - count
     half = wires[(len(wires) - 1) // 2] / 4 + wires[len(wires) // 2] / 4
-    for rank in range(spare):
-        lower, upper = wires[rank], wires[rank + count]
-        gain = torch.sub(half, lower, alpha=0.5) > torch.sub(upper / 2, half)
-        total.add_(torch.where(gain, upper, lower))
-    for value in wires[spare:count]:
+    gains = [torch.sub(half, wires[rank], alpha=0.5) > torch.sub(wires[rank + count] / 2, half) for rank in range(spare)]
+    if spare <= count:
+        chosen = [torch.where(gain, wires[rank + count], wires[rank]) for rank, gain in enumerate(gains)] + list(wires[spare:count])
+    else:
+        chosen = [_if_inside(wires, gains, rank, count) for rank in range(len(wires))]
+    total = torch.zeros_like(half, dtype=torch.float64)
+    for value in chosen:
         total.add_(value)
     return total
+
+
+def _if_inside(wires: Sequence[Tensor], gains: Sequence[Tensor], rank: int, count: int) -> Tensor:
+    """The value at ``rank`` where the run has reached and not left it, else zero."""
+    reached = wires[rank] if rank < count else torch.where(gains[rank - count], wires[rank], 0.0)
+    return torch.where(gains[rank], 0.0, reached) if rank < len(gains) else reached
 
 
 def _weighted(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -> Tensor:

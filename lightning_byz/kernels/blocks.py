@@ -49,14 +49,21 @@ def weighted_rows(
     vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int, about: Float[Tensor, " d"] | None = None
 ) -> Float[Tensor, "m d"]:
     """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than a block."""
-    result = vectors.new_empty(matrix.shape[0], vectors.shape[1])
+    lines, limits = matrix.shape[0], torch.finfo(vectors.dtype)
+    result = vectors.new_empty(lines, vectors.shape[1])
+    products = torch.empty(lines, width, dtype=torch.float64, device=vectors.device)
     for low, high, block in _in_float64(vectors, bounds, width):
+        product = products[:, : high - low]
         origin = None if about is None else about[low:high].to(torch.float64)
         if origin is not None:
             block.sub_(origin)
-        # a single row is a matrix-vector product: several times cheaper than the same thing as a matrix product
-        product = (block.T @ matrix[0])[None] if matrix.shape[0] == 1 else matrix @ block
-        result[:, low:high] = saturate(product if origin is None else product.add_(origin), vectors.dtype)
+        if lines == 1:  # a matrix-vector product is several times cheaper than the same thing as a matrix product
+            torch.mv(block.T, matrix[0], out=product[0])
+        else:
+            torch.mm(matrix, block, out=product)
+        if origin is not None:
+            product.add_(origin)
+        result[:, low:high].copy_(product.clamp_(limits.min, limits.max))
     return result
 
 
