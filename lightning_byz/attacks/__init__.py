@@ -11,6 +11,7 @@ from lightning_byz.attacks.mimic import Mimic
 from lightning_byz.attacks.min_max import MinMax
 from lightning_byz.attacks.min_sum import MinSum
 from lightning_byz.attacks.non_finite import NonFinite
+from lightning_byz.attacks.optimized import Optimized
 from lightning_byz.attacks.replay import Replay
 from lightning_byz.attacks.reverse_gradient import ReverseGradient
 from lightning_byz.attacks.sign_flip import SignFlip
@@ -27,6 +28,7 @@ __all__ = [
     "MinMax",
     "MinSum",
     "NonFinite",
+    "Optimized",
     "Replay",
     "ReverseGradient",
     "SignFlip",
