@@ -20,4 +20,4 @@ def principal_spread(gram: Float64[Tensor, "n n"], weights: Float64[Tensor, " n"
     variance = max(float(values[-1]), 0.0)
     if variance == 0.0:
         return 0.0, torch.zeros_like(parts)
-    return variance, (centred @ (roots * vectors[:, -1])).square() / variance
+    return variance, (centred @ (roots * vectors[:, -1]) / variance**0.5).square()
