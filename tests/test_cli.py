@@ -67,6 +67,14 @@ def test_bare_names_nest(run: Run) -> None:
     assert strategy["attack"] == {"class_path": "lightning_byz.attacks.ReverseGradient", "init_args": {"factor": 10.0}}
 
 
+@pytest.mark.parametrize(("given", "read"), [("samples", "samples"), ("[1, 2.5, 1, 1, 1, 1, 1, 1]", [1, 2.5, 1, 1, 1, 1, 1, 1]), ("null", None)])
+def test_weights_in_the_file(run: Run, tmp_path: Path, given: str, read: object) -> None:
+    text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      weights: {given}\n      trust_heavy: true\n")
+    (tmp_path / "weighted.yaml").write_text(text)
+    assert strategy_of(run("fit", "--config", "weighted.yaml", "--print_config", status=0))["weights"] == read
+    assert "Workers over 2 steps" in run("fit", "--config", "weighted.yaml", *SHORT)
+
+
 @pytest.mark.parametrize("key", ["trainer.strategy.init_args", "trainer.strategy"])
 def test_overrides_replace_class_and_arguments(run: Run, key: str) -> None:
     overrides = [f"--{key}.aggregator=Mean", f"--{key}.preaggregators=[]", f"--{key}.attack=IPM", f"--{key}.attack.epsilon=0.5"]
@@ -86,7 +94,19 @@ def test_strategy_can_be_built_on_the_command_line(run: Run) -> None:
 
 def test_help_of_the_strategy(run: Run) -> None:
     printed = run("fit", "--trainer.strategy.help=RobustStrategy", status=0)
-    for argument in ("f", "aggregator", "preaggregators", "estimator", "workers", "partition", "attackers", "attack", "exchange", "buffers", "seed"):
+    for argument in (
+        "f",
+        "aggregator",
+        "preaggregators",
+        "estimator",
+        "workers",
+        "partition",
+        "attackers",
+        "attack",
+        "exchange",
+        "weights",
+        "buffers",
+    ):
         assert f"--trainer.strategy.{argument} " in printed
     assert "How many workers may be Byzantine" in printed  # docstrings are shown
     assert "static_graph" not in printed  # nothing of DDPStrategy that would be ignored
@@ -136,6 +156,8 @@ def test_mistakes_in_the_file(run: Run, tmp_path: Path, right: str, wrong: str, 
         (["--trainer.strategy.f=-1"], "f=-1"),
         (["--trainer.strategy.attackers=[8]"], "the 8 workers are 0 to 7"),
         (["--trainer.strategy.attackers=[6, 6]"], "attackers=[6, 6]"),
+        (["--trainer.strategy.weights=[1, 1, 1]"], "3 numbers for 8 workers"),
+        (["--trainer.strategy.attackers=[]", "--trainer.strategy.weights=[1, 1, 1, 1, 1, 1, 1, 3]"], "worker 7 alone has 0.3."),
         (["--trainer.strategy=auto"], "WorkerMonitor shows what RobustStrategy does"),
     ],
 )

@@ -54,7 +54,8 @@ class Memory(Logger):
 def train(logger: Any, *, aggregator: Aggregator, attackers: tuple[int, ...] = (), options: Options | None = None, **trainer: Any) -> WorkerMonitor:
     seed_everything(1, verbose=False)
     attack = ReverseGradient(factor=10) if attackers else None
-    strategy = RobustStrategy(workers=WORKERS, f=0 if aggregator == Mean() else 1, aggregator=aggregator, attackers=attackers, attack=attack)
+    f, weights = 0 if aggregator == Mean() else 1, trainer.pop("weights", None)
+    strategy = RobustStrategy(workers=WORKERS, f=f, aggregator=aggregator, weights=weights, attackers=attackers, attack=attack)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
     checkpoint, save = trainer.pop("checkpoint", None), trainer.pop("save", None)
     monitor = WorkerMonitor()
@@ -211,3 +212,9 @@ def test_refuses_another_strategy() -> None:
     trainer = Trainer(accelerator="cpu", devices=1, callbacks=[WorkerMonitor()], logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(MisconfigurationException, match=r"the trainer's strategy is a SingleDeviceStrategy; give Trainer\(strategy=RobustStrategy"):
         trainer.fit(Classifier(Options()))
+
+
+def test_unequal_weights_are_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    train(False, aggregator=Mean(), weights=[1, 2, 0.5, 0])
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows == [["0", "1", "0.2857"], ["1", "2", "0.5714"], ["2", "0.5", "0.1429"], ["3", "0", "0.0000"]]

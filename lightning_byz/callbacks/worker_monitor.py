@@ -1,5 +1,6 @@
 """What the strategy did with each worker: to the loggers while it trains, and as a table at the end."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,8 +51,8 @@ class WorkerMonitor(Callback):
     With every ``log_every_n_steps``-th optimizer step, each logger receives, for worker i, ``worker_norm/i`` (Euclidean norm of its message as the
     rules saw it), ``worker_distance/i`` (Euclidean distance of that message from the aggregate), ``worker_coefficient/i`` (its share of the
     aggregate, absent where the rule is no weighted sum of messages) and ``worker_accepted/i`` (1 where the message was finite); and for rank 0,
-    ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``. The table counts every step. A worker without a share in the aggregate
-    of a step is *left out* of it; that says nothing about why.
+    ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``. The table counts every step, and shows weights where they are unequal.
+    A worker without a share in the aggregate of a step is *left out* of it; that says nothing about why.
 
     Cost: the distances of n messages from one vector per step, :math:`O(n d)`.
 
@@ -89,7 +90,7 @@ class WorkerMonitor(Callback):
         if trainer.is_global_zero and self._tally is not None:
             console = Console()
             with console.capture() as text:
-                console.print(_table(self._tally, attackers=list(_robust(trainer).attackers)))
+                console.print(_table(self._tally, attackers=list(_robust(trainer).attackers), weights=_robust(trainer).worker_weights))
             print(text.get(), end="")  # through sys.stdout, which a progress bar that is still up redirects to above itself
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,14 +128,15 @@ def _metrics(report: Report, *, width: int) -> dict[str, float]:
     return metrics | {"exchange/seconds": report.exchange_seconds, "rule/seconds": report.rule_seconds}
 
 
-def _table(tally: _Tally, *, attackers: list[int]) -> Table:
+def _table(tally: _Tally, *, attackers: list[int], weights: Sequence[float | int] | None = None) -> Table:
     table = Table(title=f"Workers over {tally.steps} steps", caption="left out: no share in the aggregate of a step", title_justify="left")
     table.add_column("worker")
-    for column in ("mean coefficient", "times left out", "mean distance"):
+    for column in (*(["weight"] if weights else []), "mean coefficient", "times left out", "mean distance"):
         table.add_column(column, justify="right")
     for worker in range(len(tally.left_out)):
         share = f"{tally.coefficients[worker] / tally.coefficient_steps:.4f}" if tally.coefficient_steps else "-"
         distance = f"{tally.distances[worker] / tally.distance_steps[worker]:.4g}" if tally.distance_steps[worker] else "-"
         name = f"{worker} (attacks)" if worker in attackers else str(worker)
-        table.add_row(name, share, f"{tally.left_out[worker]:.0f}", distance)
+        weight = [f"{weights[worker]:.4g}"] if weights else []
+        table.add_row(name, *weight, share, f"{tally.left_out[worker]:.0f}", distance)
     return table

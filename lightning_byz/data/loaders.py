@@ -1,6 +1,6 @@
 """Loaders whose draws are keyed: what a worker fetches does not depend on where, or beside whom, it runs."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -147,6 +147,21 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
 def carries_run_seed(loader: object) -> bool:
     """Whether the loader's sampler was made for this run, by Lightning or by a partition, rather than by the user."""
     return isinstance(getattr(getattr(loader, "sampler", None), "seed", None), RunSeed)
+
+
+def shard_size(loader: object) -> int | None:
+    """Return how many samples are in the shard that a loader goes through; ``None`` where nothing tells.
+
+    Example:
+        >>> shard_size(DataLoader(range(5), batch_size=2)), shard_size([1, 2, 3])
+        (5, None)
+
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None) if isinstance(batches, BatchSampler) else None
+    return len(sampler) if isinstance(sampler, Sized) else None
 
 
 def refuse_small_dataset(dataset: object, workers: int) -> None:

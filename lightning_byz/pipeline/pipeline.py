@@ -1,8 +1,7 @@
 """The chain of one step. It knows no processes: rows come in as a Stack, the aggregate goes out as a vector."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +14,8 @@ from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.estimators.estimator import Memory
 from lightning_byz.kernels import saturate
-from lightning_byz.pipeline.report import Report
+from lightning_byz.pipeline.checks import check_estimate, named, unwritten
+from lightning_byz.pipeline.report import Report, diagnosed
 from lightning_byz.pipeline.state import Carried, PipelineState
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import generator
@@ -37,6 +37,7 @@ class Pipeline:
         estimator: What a worker sends instead of its raw gradient.
         attackers: Ids of the workers that attack in this experiment.
         attack: What they send.
+        weights: How much each worker counts; ``None`` for all alike.
         seed: Keys every draw.
 
     """
@@ -48,22 +49,32 @@ class Pipeline:
     estimator: Estimator = field(default_factory=Gradient)
     attackers: Sequence[int] = ()
     attack: Attack | None = None
+    weights: Sequence[float] | None = None
     seed: int = 0
 
+    @property
+    def f_weight(self) -> float:
+        """The weight that may be Byzantine."""
+        return float(self.f) if self.weights is None else self.f * sum(self.weights) / self.workers
+
     def check(self) -> None:
-        """Run the rules on a matrix of ``workers`` rows and one column.
+        """Run the rules on a matrix of ``workers`` rows and one column, as on a first step and as on a later one.
 
         Raises:
             ToleranceError: If a rule cannot tolerate f.
             ValueError: If the aggregator returns something else than a finite vector, or writes to the rows.
 
         """
-        rows = torch.linspace(-1.0, 1.0, self.workers).unsqueeze(1)
-        if not bool(self.aggregate(Stack(rows, f=self.f), step=0)[0].isfinite().all()):
-            raise ValueError(f"{type(self.aggregator).__name__} returned values that are not finite from rows between -1 and 1.")
-        if len(self.attackers) > self.f:
+        rows, first = torch.linspace(-1.0, 1.0, self.workers).unsqueeze(1), torch.zeros(1)
+        for reference in (None, first) if self.refers else (None,):
+            if not bool(self.aggregate(self.entering(Stack(rows), reference), step=0)[0].isfinite().all()):
+                raise ValueError(f"{type(self.aggregator).__name__} returned values that are not finite from rows between -1 and 1.")
+        attacking = len(self.attackers) if self.weights is None else sum(self.weights[worker] for worker in self.attackers)
+        if attacking > self.f_weight:
+            by_weight = "" if self.weights is None else f" (by weight, {attacking:g} and {self.f_weight:g} of {sum(self.weights):g})"
             warnings.warn(
-                f"{len(self.attackers)} workers attack in this experiment and f = {self.f:g} are tolerated: no guarantee holds.", stacklevel=2
+                f"{len(self.attackers)} workers attack in this experiment and f = {self.f:g} are tolerated{by_weight}: no guarantee holds.",
+                stacklevel=2,
             )
 
     def send(self, state: PipelineState, gradients: Mapping[int, Float[Tensor, " d"]]) -> tuple[dict[int, Tensor], dict[int, Memory]]:
@@ -74,7 +85,7 @@ class Pipeline:
             if memory is None:
                 memory = self.estimator.init(gradient.numel(), dtype=gradient.dtype, device=gradient.device)
             estimate, left = self.estimator.update(memory, gradient)
-            self._check_estimate(estimate, left, gradient, memory)
+            check_estimate(type(self.estimator).__name__, estimate, left, gradient=gradient, memory=memory)
             rows[worker], proposed[worker] = estimate, {key: _apart(value, gradient) for key, value in left.items()}
         return rows, proposed
 
@@ -92,19 +103,19 @@ class Pipeline:
         """
         accepted = stack.nonfinite() == 0
         usable = present & accepted
-        stack = self._referring(stack, state.carried.reference).excluding(~present, faulty=False)
+        stack = self.entering(stack, state.carried.reference).excluding(~present, faulty=False)
         try:
             honest = stack.sanitised()
             stack = self._attacked(honest, usable, state)
             accepted = accepted & (stack.nonfinite() == 0)
             stack = stack.sanitised()
-            if not bool((present & accepted).any()):
+            if not bool((stack.weights > 0).any()):
                 return None, self._report(state, False, accepted, present), state.carried
             vector, coefficients = self.aggregate(stack, step=state.step)
         except (TooManyFaults, ToleranceError) as error:
             return None, replace(self._report(state, False, accepted, present), reason=str(error)), state.carried
         report = replace(self._report(state, True, accepted, present), coefficients=None if coefficients is None else coefficients.cpu())
-        return vector, _diagnosed(report, stack, vector) if diagnose else report, self._carry(state.carried, honest, usable, vector)
+        return vector, diagnosed(report, stack, vector) if diagnose else report, self._carry(state.carried, honest, usable, vector)
 
     def advance(
         self, state: PipelineState, proposed: Mapping[int, Memory], report: Report, carried: Carried, *, counts: bool = True
@@ -125,8 +136,8 @@ class Pipeline:
         if report.taken:
             adopted = {worker: memory for worker, memory in proposed.items() if bool(report.accepted[worker])}
             return PipelineState(state.step + 1, 0, {**state.memories, **adopted}, carried)
-        absent = not bool(report.present.any())
-        faults = state.faults + (counts and not absent)
+        weighty = report.present if self.weights is None else report.present & (torch.tensor(self.weights) > 0)
+        faults = state.faults + (counts and bool(weighty.any()))
         if faults >= PATIENCE:
             broken = [worker for worker, usable in enumerate(report.accepted.tolist()) if not usable]
             away = [worker for worker, here in enumerate(report.present.tolist()) if not here]
@@ -141,10 +152,10 @@ class Pipeline:
         for place, preaggregator in enumerate(self.preaggregators):
             stack = preaggregator(stack, generator=generator(self.seed, "preaggregator", place, step, device=stack.vectors.device))
         name, draw = type(self.aggregator).__name__, generator(self.seed, "aggregator", step, device=stack.vectors.device)
-        with _unwritten(name, {"stack.vectors": [stack.vectors], "stack.reference": [stack.reference]}):
+        with unwritten(name, {"stack.vectors": [stack.vectors], "stack.reference": [stack.reference]}):
             vector, coefficients = self.aggregator.explain(stack, generator=draw)
         if not isinstance(vector, Tensor) or vector.shape != stack.vectors.shape[1:] or not vector.is_floating_point():
-            raise ValueError(f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {_named(vector)}.")
+            raise ValueError(f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {named(vector)}.")
         return vector if vector.dtype == stack.vectors.dtype else saturate(vector.double(), stack.vectors.dtype), coefficients
 
     @property
@@ -152,9 +163,11 @@ class Pipeline:
         """Whether some rule reads the last aggregate."""
         return any(rule.uses_reference for rule in (*self.preaggregators, self.aggregator))
 
-    def _referring(self, stack: Stack, reference: Tensor | None) -> Stack:
-        """Return the stack with the last aggregate, if some rule reads it."""
-        return replace(stack, reference=reference).inspected(stack.nonfinite()) if self.refers and reference is not None else stack
+    def entering(self, stack: Stack, reference: Tensor | None = None) -> Stack:
+        """Return the stack as rules see it: with the workers' weights, f in their units, and the last aggregate if some rule reads it."""
+        weights = stack.weights if self.weights is None else torch.tensor(self.weights, dtype=torch.float64, device=stack.vectors.device)
+        shown = replace(stack, weights=weights, f=self.f_weight, reference=reference if self.refers else None)
+        return shown.inspected(stack.nonfinite())
 
     def _attacked(self, stack: Stack, usable: Bool[Tensor, " n"], state: PipelineState) -> Stack:
         """Replace the attackers' rows."""
@@ -163,15 +176,15 @@ class Pipeline:
             return stack
 
         def defence(tried: Stack) -> Tensor:
-            return self.aggregate(tried if tried.reference is not None else self._referring(tried, stack.reference), step=state.step)[0]
+            return self.aggregate(tried if tried.reference is not None else replace(tried, reference=stack.reference), step=state.step)[0]
 
         past = {worker: list(state.carried.past.get(worker, ())) for worker in self.attackers}
         draw = generator(self.seed, "attack", state.step, device=stack.vectors.device)
-        with _unwritten(type(self.attack).__name__, {"stack.vectors": [stack.vectors], "past": [row for rows in past.values() for row in rows]}):
+        with unwritten(type(self.attack).__name__, {"stack.vectors": [stack.vectors], "past": [row for rows in past.values() for row in rows]}):
             rows = self.attack.replace(stack, attackers, generator=draw, defence=defence, **({"past": past} if self.attack.keeps else {}))
         expected = (len(attackers), stack.vectors.shape[1])
         if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
-            raise ValueError(f"{type(self.attack).__name__}.replace must return {expected[0]} rows of {expected[1]} coordinates, not {_named(rows)}.")
+            raise ValueError(f"{type(self.attack).__name__}.replace must return {expected[0]} rows of {expected[1]} coordinates, not {named(rows)}.")
         vectors = stack.vectors.clone()
         vectors[attackers] = rows.to(vectors.dtype)
         return replace(stack, vectors=vectors)
@@ -185,48 +198,11 @@ class Pipeline:
             past[worker] = (*past[worker], *new)[-keeps:]
         return Carried(vector.clone() if self.refers else None, past)
 
-    def _check_estimate(self, estimate: Tensor, left: Memory, gradient: Tensor, memory: Memory) -> None:
-        """Refuse a message or a memory that cannot travel or be saved."""
-        name = type(self.estimator).__name__
-        if estimate.shape != gradient.shape or estimate.dtype != gradient.dtype:
-            raise ValueError(f"{name}.update must return an estimate of {gradient.numel()} {gradient.dtype} coordinates, not {_named(estimate)}.")
-        if {key: (value.shape, value.dtype) for key, value in left.items()} != {key: (value.shape, value.dtype) for key, value in memory.items()}:
-            raise ValueError(
-                f"{name}.update returned the memory { ({key: _named(value) for key, value in left.items()}) }, and {name}.init declares"
-                f" { ({key: _named(value) for key, value in memory.items()}) }: return the same names, shapes and dtypes."
-            )
-
     def _report(self, state: PipelineState, taken: bool, accepted: Tensor, present: Tensor) -> Report:
         return Report(state.step, taken, accepted.cpu() | ~present.cpu(), present.cpu())
-
-
-@contextmanager
-def _unwritten(name: str, held: Mapping[str, Sequence[Tensor | None]]) -> Iterator[None]:
-    """Refuse a rule or an attack that writes to what others read."""
-    versions = {key: [value._version for value in values if value is not None] for key, values in held.items()}
-    yield
-    for key, values in held.items():
-        if [value._version for value in values if value is not None] != versions[key]:
-            raise ValueError(f"{name} wrote to {key}, which others read: work on a copy.")
-
-
-def _diagnosed(report: Report, stack: Stack, vector: Tensor) -> Report:
-    """Return the report with the rows' norms and their distances from the aggregate."""
-    unusable = ~(report.present & report.accepted)
-    norms, distances = stack.squared_norms().sqrt(), stack.squared_distances_to(vector).sqrt()
-    return replace(report, norms=_blank(norms, unusable), distances=_blank(distances, unusable))
-
-
-def _blank(values: Tensor, where: Tensor) -> Tensor:
-    """Return values on the CPU with NaN where nothing was measured."""
-    return values.masked_fill(where.to(values.device), float("nan")).cpu()
 
 
 def _apart(value: Tensor, gradient: Tensor) -> Tensor:
     """Return a memory that does not live in the gradient's storage, which the next step writes over."""
     shared = value.untyped_storage().data_ptr() == gradient.untyped_storage().data_ptr()
     return value.clone() if shared else value
-
-
-def _named(value: object) -> str:
-    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)

@@ -1,9 +1,11 @@
 """What one step did with each worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float64
 from torch import Tensor
+
+from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,3 +44,15 @@ class Report:
         """Whether the worker was present and had no share in the aggregate."""
         unused = ~self.accepted if self.coefficients is None else ~self.accepted | (self.coefficients == 0)
         return self.present & unused
+
+
+def diagnosed(report: Report, stack: Stack, vector: Tensor) -> Report:
+    """Return the report with the rows' norms and their distances from the aggregate."""
+    unusable = ~(report.present & report.accepted)
+    norms, distances = stack.squared_norms().sqrt(), stack.squared_distances_to(vector).sqrt()
+    return replace(report, norms=_blank(norms, unusable), distances=_blank(distances, unusable))
+
+
+def _blank(values: Tensor, where: Tensor) -> Tensor:
+    """Return values on the CPU with NaN where nothing was measured."""
+    return values.masked_fill(where.to(values.device), float("nan")).cpu()

@@ -1,8 +1,9 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from os import environ
 from typing import Literal
 
@@ -30,6 +31,7 @@ from lightning_byz.strategies.refusals import check_arguments, check_attackers, 
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.start_up import fitting_pipeline, refuse_different_modules, start_up_line
 from lightning_byz.strategies.training_data import TrainingData
+from lightning_byz.strategies.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
 _BUFFER_RULES: dict[str, Aggregator] = {"median": CoordinateMedian(), "mean": Mean()}
@@ -46,7 +48,8 @@ class RobustStrategy(WorkerStrategy):
     workers send.
 
     Args:
-        f: How many workers may be Byzantine, in heads (may be fractional); ``"max"`` for the largest whole number that the rules tolerate.
+        f: How many workers may be Byzantine, in heads (may be fractional); ``"max"`` for the largest whole number that the rules tolerate. With
+            unequal weights, ``f`` of n workers is the part f / n of the total weight.
         aggregator: The robust rule.
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
@@ -55,6 +58,10 @@ class RobustStrategy(WorkerStrategy):
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
         attack: What they do.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
+        weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
+            trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
+        max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
+        trust_heavy: Run although a worker alone weighs more than ``f``. Such a worker is trusted: no rule protects from it.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
         timeout: How long a collective waits for other ranks.
@@ -85,6 +92,9 @@ class RobustStrategy(WorkerStrategy):
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
         exchange: Exchange | None = None,
+        weights: Sequence[float | int] | Literal["samples"] | None = None,
+        max_share: float | None = None,
+        trust_heavy: bool = False,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
         timeout: timedelta = default_pg_timeout,
@@ -101,6 +111,7 @@ class RobustStrategy(WorkerStrategy):
         check_several("preaggregators", preaggregators, PreAggregator)
         check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+        check_weights(weights, max_share, trust_heavy, workers)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
@@ -122,8 +133,12 @@ class RobustStrategy(WorkerStrategy):
         self.attackers = tuple(attackers)
         self.attack = attack
         self.exchange = exchange
+        self.weights = weights
+        self.max_share = max_share
+        self.trust_heavy = trust_heavy
         self.buffers = buffers
         self._seed = seed
+        self._announced = ""
 
     @property
     def seed(self) -> RunSeed:
@@ -146,33 +161,63 @@ class RobustStrategy(WorkerStrategy):
         check_attackers(self.attackers, placement.workers)
         check_module(module, placement, synchronized=self._layer_sync is not None)
         refuse_different_modules(module, exchange, self.root_device)
-        pipeline = self._pipeline(exchange, placement)
-        streams = Streams(self.root_device)
+        by_samples = isinstance(self.weights, str)
+        numbers = None if self.weights is None or isinstance(self.weights, str) else self.weights
+        given = None if numbers is None else worker_weights(numbers, self.max_share, workers=placement.workers)
+        pipeline = self._pipeline(0.0, given, placement) if by_samples else self._checked(given, exchange, placement)
+        streams, self._announced = Streams(self.root_device), ""
         self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
-        self._data.install()
+        self._data.install(self._weigh if by_samples else None)
         super().setup(trainer)
         check_optimizers(module, self.optimizers, has_memory=bool(self.estimator.init(1, dtype=torch.float32)))
-        self.workers, self.f = placement.workers, pipeline.f
+        self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
         self._run = Run(module, pipeline, exchange, placement, buffers=buffers, streams=streams)
-        rank_zero_info(start_up_line(pipeline, exchange, placement))
+        if not by_samples:
+            self._begin(pipeline)
 
-    def _pipeline(self, exchange: Exchange, placement: Placement) -> Pipeline:
+    @property
+    def worker_weights(self) -> Sequence[float] | None:
+        """How much each worker counts in the present run; ``None`` where all count alike."""
+        return None if self._run is None else self._run.aggregation.pipeline.weights
+
+    def _weigh(self, sizes: Mapping[int, int | None]) -> None:
+        """Weigh the workers by their shards, now that the loaders are there."""
+        assert self._run is not None
+        exchange, placement = self._run.aggregation.exchange, self._run.placement
+        given = gathered_sizes(sizes, exchange, workers=placement.workers, device=self.root_device)
+        self._begin(self._checked(worker_weights(given, self.max_share, workers=placement.workers), exchange, placement))
+
+    def _begin(self, pipeline: Pipeline) -> None:
+        """Run the steps to come through ``pipeline``."""
+        assert self._run is not None
+        self.f, aggregation = pipeline.f, self._run.aggregation
+        aggregation.pipeline = pipeline
+        line = start_up_line(pipeline, aggregation.exchange, aggregation.placement)
+        if line != self._announced:
+            rank_zero_info(line)
+        self._announced = line
+
+    def _checked(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Pipeline:
         """Return the chain of rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
-
-        def make(f: float) -> Pipeline:
-            return Pipeline(
-                placement.workers,
-                f,
-                self.aggregator,
-                preaggregators=self.preaggregators,
-                estimator=self.estimator,
-                attackers=self.attackers,
-                attack=self.attack,
-                seed=self.seed,
-            )
-
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            return fitting_pipeline(self.f, make, workers=placement.workers, sliced=exchange.slices and placement.ranks > 1)
+            make, sliced = partial(self._pipeline, weights=weights, placement=placement), exchange.slices and placement.ranks > 1
+            pipeline = fitting_pipeline(self.f, make, workers=placement.workers, sliced=sliced)
+        if not self.trust_heavy:
+            refuse_heavy(pipeline)
+        return pipeline
+
+    def _pipeline(self, f: float, weights: Sequence[float] | None, placement: Placement) -> Pipeline:
+        return Pipeline(
+            placement.workers,
+            f,
+            self.aggregator,
+            preaggregators=self.preaggregators,
+            estimator=self.estimator,
+            attackers=self.attackers,
+            attack=self.attack,
+            weights=weights,
+            seed=self.seed,
+        )

@@ -1,6 +1,6 @@
 """Before the first step: whether the rules tolerate what they are asked to, and what a run says of itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from lightning_byz.kernels import block_size
 from lightning_byz.pipeline import Pipeline
 from lightning_byz.random import derive
 from lightning_byz.stack import Slice, Stack
+from lightning_byz.strategies.weights import heaviest_coalition, heavy_workers
 
 
 def fitting_pipeline(f: float | str, make: Callable[[float], Pipeline], *, workers: int, sliced: bool) -> Pipeline:
@@ -54,9 +55,10 @@ def _mixes(pipeline: Pipeline, trial: int) -> bool:
     draws = torch.Generator().manual_seed(trial)
     rows = torch.randn(pipeline.workers, 2 * width, generator=draws)
     rows[:, width:] *= 10.0 * torch.rand(pipeline.workers, 1, generator=draws)
-    part = Stack(rows[:, :width], f=pipeline.f, slice=Slice(0, width, 2 * width, gather, lambda counts: counts))
-    sliced = pipeline.aggregate(part, step=0)[0]
-    whole = pipeline.aggregate(Stack(rows, f=pipeline.f), step=0)[0]
+    reference = torch.randn(2 * width, generator=draws)
+    part = Stack(rows[:, :width], slice=Slice(0, width, 2 * width, gather, lambda counts: counts))
+    sliced = pipeline.aggregate(pipeline.entering(part, reference[:width]), step=0)[0]
+    whole = pipeline.aggregate(pipeline.entering(Stack(rows), reference), step=0)[0]
     return not asked and not torch.allclose(sliced, whole[:width], rtol=1e-4, atol=1e-5)
 
 
@@ -75,15 +77,28 @@ def refuse_different_modules(module: nn.Module, exchange: Exchange, device: torc
 
 
 def start_up_line(pipeline: Pipeline, exchange: Exchange, placement: Placement) -> str:
-    """Return one line on exchange, trust, threads, and the workers that could together exceed f."""
+    """Return one line on exchange, trust, threads, weights, and the workers that could together exceed f."""
     line = (
         f"lightning_byz: {placement.workers} workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}, f = {pipeline.f:g};"
         f" exchange {type(exchange).__name__} trusts {exchange.trusts}; {torch.get_num_threads()} torch threads per rank"
     )
-    crowded = [list(placement.of(rank)) for rank, share in enumerate(placement.shares) if share > pipeline.f]
+    weights = pipeline.weights or [1.0] * placement.workers
+    crowded = [
+        list(workers) for workers in map(placement.of, range(placement.ranks)) if sum(weights[worker] for worker in workers) > pipeline.f_weight
+    ]
     if placement.ranks > 1 and crowded:
         line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"
-    return line
+    return line if pipeline.weights is None else line + _on_weights(pipeline, pipeline.weights)
+
+
+def _on_weights(pipeline: Pipeline, weights: Sequence[float | int]) -> str:
+    """Return what unequal weights mean for f."""
+    text = f"; weights {', '.join(f'{weight:.4g}' for weight in weights)}, of which f is {pipeline.f_weight:.4g}"
+    if pipeline.f:
+        text += f"; workers {heaviest_coalition(pipeline, weights)} together exceed it"
+    if heavy := heavy_workers(pipeline):
+        text += f"; workers {heavy} alone do, and are trusted"
+    return text
 
 
 def _largest(make: Callable[[float], Pipeline], workers: int) -> Pipeline:

@@ -1,11 +1,21 @@
 """Gives each logical worker its loader, inside Lightning's own handling of loaders and batches."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_byz.data import Partition
-from lightning_byz.data.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, carries_run_seed, refuse_small_dataset, split_loader
+from lightning_byz.data.loaders import (
+    KeyedLoader,
+    RunSeed,
+    WorkerBatches,
+    WorkerLoaders,
+    carries_run_seed,
+    refuse_small_dataset,
+    shard_size,
+    split_loader,
+)
 from lightning_byz.exchange import Placement
 from lightning_byz.random import Streams
 
@@ -36,17 +46,27 @@ class TrainingData:
         self._streams = streams
         self._seed = seed
         self._setting_up = False
+        self._sizes: dict[int, int | None] = {}
 
-    def install(self) -> None:
-        """Mark the set-up of training loaders, and leave training batches' hook before the transfer to the strategy, which keys it by worker."""
+    def install(self, ready: Callable[[Mapping[int, int | None]], None] | None = None) -> None:
+        """Mark the set-up of training loaders, and leave training batches' hook before the transfer to the strategy, which keys it by worker.
+
+        Args:
+            ready: Called when loaders were set up, with the number of samples in the shards of this rank's workers, over all loaders; ``None``
+                where it cannot be known.
+
+        """
         set_up = self._trainer.fit_loop.setup_data
 
         def marked() -> None:
             self._setting_up = True
+            self._sizes = {}
             try:
                 set_up()
             finally:
                 self._setting_up = False
+            if self._sizes and ready is not None:
+                ready(self._sizes)
 
         self._trainer.fit_loop.setup_data = marked  # type: ignore[method-assign]
         before = self._module._on_before_batch_transfer
@@ -72,6 +92,8 @@ class TrainingData:
         return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local], batches=batches)
 
     def _keyed(self, loader: Any, worker: int) -> KeyedLoader:
+        size, known = shard_size(loader), self._sizes.get(worker, 0)
+        self._sizes[worker] = None if size is None or known is None else known + size
         progress = self._trainer.fit_loop.epoch_progress
         return KeyedLoader(loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed)  # pyright: ignore[reportAttributeAccessIssue]
 

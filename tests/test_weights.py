@@ -1,0 +1,266 @@
+"""Weights of workers: what they do to the aggregate, to f, and what is refused of them."""
+
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Subset
+
+from lightning_byz.aggregators import Aggregator, CoordinateMedian, GeometricMedian, Mean
+from lightning_byz.attacks import SignFlip
+from lightning_byz.errors import ToleranceError
+from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.exchange import AllToAll, Local
+from lightning_byz.pipeline import Pipeline, PipelineState
+from lightning_byz.preaggregators import NNM
+from lightning_byz.stack import Stack
+from lightning_byz.strategies.start_up import fitting_pipeline, start_up_line
+from lightning_byz.strategies.weights import capped, worker_weights
+from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
+from tests.test_refusals import OverStream, construct
+
+UNEQUAL = {"workers": 4, "f": 1.6, "aggregator": GeometricMedian(), "preaggregators": [NNM()], "weights": [1, 2, 1.5, 0.5]}
+
+
+class EqualOnly(Aggregator):
+    unequal_weights = False
+
+    def __call__(self, stack, *, generator=None):
+        stack = self.admit(stack)
+        return stack.vectors.mean(0)
+
+
+# ---------------------------------------------------------------------- the arithmetic of caps
+
+
+positive = st.floats(1e-6, 1e6)
+
+
+@given(st.lists(positive, min_size=1, max_size=12), st.floats(0.01, 1.0))
+def test_caps_are_kept_and_lower_no_more_than_needed(weights, share):
+    if share * len(weights) < 1 - 1e-9:
+        with pytest.raises(ValueError, match="cannot add up to 1"):
+            capped(weights, share)
+        return
+    result = capped(weights, share)
+    total, cap = math.fsum(result), max(result)
+    assert all(weight <= share * total * (1 + 1e-6) for weight in result)
+    assert all(after in (before, cap) for before, after in zip(weights, result, strict=True)), "only the largest change"
+    assert result == tuple(weights) or cap >= share * total * (1 - 1e-6), "the cap is reached"
+
+
+def test_zero_weights_stay_zero_and_do_not_help():
+    assert capped([9, 0, 3, 3], 0.5) == (6.0, 0.0, 3.0, 3.0)
+    with pytest.raises(ValueError, match=r"max_share=0.3 and 3 workers of positive weight.*at least 1 / 3"):
+        capped([9, 0, 3, 3], 0.3)
+
+
+def test_equal_weights_are_none():
+    assert worker_weights([0.1, 0.1, 0.1], None, workers=3) is None
+    assert worker_weights([7, 2, 1], 1 / 3, workers=3) is None
+    assert worker_weights([1, 2], 1.0, workers=2) == (1.0, 2.0)
+
+
+# ---------------------------------------------------------------------- what rules get
+
+
+def shown(pipeline: Pipeline, absent: tuple[int, ...] = ()) -> Stack:
+    """The stack that the aggregator of a pipeline gets."""
+    seen = []
+
+    class Looks(Aggregator):
+        def __call__(self, stack, *, generator=None):
+            seen.append(stack)
+            return stack.centre()
+
+    present = torch.tensor([worker not in absent for worker in range(pipeline.workers)])
+    looking = Pipeline(pipeline.workers, pipeline.f, Looks(), weights=pipeline.weights)
+    rows = torch.arange(float(pipeline.workers))[:, None]
+    looking.combine(PipelineState(), Stack(rows, f=pipeline.f), present)
+    return seen[0]
+
+
+def test_f_is_in_heads_and_the_stack_has_it_in_weight():
+    stack = shown(Pipeline(4, 1.5, Mean(), weights=[1, 2, 3, 4]))
+    assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 4], 1.5 * 10 / 4)
+    assert shown(Pipeline(6, 5, Mean(), weights=[1, 1, 1, 1, 1, 2])).f == 5 * 7 / 6 != 5 * (7 / 6)
+    assert shown(Pipeline(3, 1, Mean())).f == 1
+
+
+def test_who_is_absent_has_no_weight():
+    stack = shown(Pipeline(4, 1, Mean(), weights=[1, 2, 3, 4]), absent=(3,))
+    assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 0], 2.5)
+
+
+def test_only_weightless_workers_present_is_absence():
+    pipeline, state = Pipeline(3, 0, Mean(), weights=[1, 1, 0]), PipelineState()
+    for _ in range(5):
+        vector, report, carried = pipeline.combine(state, Stack(torch.ones(3, 2)), torch.tensor([False, False, True]))
+        assert vector is None
+        state = pipeline.advance(state, {}, report, carried)
+    assert state.faults == 0
+
+
+def test_the_mean_is_the_weighted_mean(ranks):
+    """One step of plain SGD on the same batch is the weighted mean of the workers' own steps."""
+    plain = Options(learning_rate=0.1)
+    steps = {"max_steps": 1}
+    start = {name: value.detach() for name, value in Classifier(plain).named_parameters()}
+    weights = [1.0, 0.0, 5.0, 2.0]
+
+    def trained(weights):
+        strategy = {"f": 0, "workers": 4, "aggregator": Mean(), "weights": weights}
+        return ranks(1).run(fit, Fit(plain, strategy, steps), 1)[0]["parameters"]
+
+    alone = [trained([float(worker == other) for other in range(4)]) for worker in range(4)]
+    for name, value in trained(weights).items():
+        expected = sum(weight / sum(weights) * (one[name] - start[name]) for weight, one in zip(weights, alone, strict=True))
+        assert torch.allclose(value - start[name], expected, atol=1e-7)
+        assert not torch.allclose(value, alone[2][name])
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [0.1, 0.1], "samples"])
+def test_equal_weights_are_ddp_bit_for_bit(ranks, weights):
+    expected = ranks(2).run(fit, Fit(), 2)
+    for result, plain in zip(ranks(2).run(fit, Fit(strategy={"f": 0, "aggregator": Mean(), "weights": weights}), 2), expected, strict=True):
+        assert not same_bits(result["parameters"], plain["parameters"])
+
+
+@pytest.mark.parametrize("aggregator", [CoordinateMedian(), GeometricMedian()], ids=["median", "geometric median"])
+def test_any_layout_and_resume(ranks, tmp_path, aggregator):
+    strategy = {**UNEQUAL, "aggregator": aggregator, "estimator": WorkerMomentum(0.9), "attackers": [3], "attack": SignFlip()}
+    alone = ranks(1).run(fit, Fit(strategy=strategy), 1)[0]
+    path = str(tmp_path / "half.ckpt")
+    ranks(2).run(fit, Fit(strategy=strategy, trainer={"max_epochs": 1}, save=path), 2)
+    for world in (2, 4):
+        for job in (Fit(strategy=strategy), Fit(strategy=strategy, checkpoint=path)):
+            for result in ranks(world).run(fit, job, world):
+                assert not same_bits(result["parameters"], alone["parameters"])
+    unweighted = ranks(1).run(fit, Fit(strategy={**strategy, "weights": None}), 1)[0]
+    assert same_bits(unweighted["parameters"], alone["parameters"])
+
+
+# ---------------------------------------------------------------------- sizes of shards
+
+
+class OwnSites(Classifier):
+    """Each rank reads data of its own, as many as it has."""
+
+    def train_dataloader(self):
+        return DataLoader(Subset(Points(), range((24, 48, 36, 40)[self.trainer.global_rank])), batch_size=4)
+
+
+def weights_of(job: Fit, devices: int):
+    """Fit, and return the weights of the run."""
+    seen = []
+
+    class Looks(job.module):
+        def on_train_end(self):
+            seen.append(self.trainer.strategy.worker_weights)
+            super().on_train_end()
+
+    job.module = Looks
+    fit(job, devices)
+    return seen[0]
+
+
+def test_samples_are_counted_where_they_are(ranks):
+    steps = {"use_distributed_sampler": False, "max_steps": 5}
+    sites = Fit(strategy={"f": 1.3, "aggregator": Mean(), "weights": "samples"}, module=OwnSites, trainer=steps)
+    assert ranks(4).run(weights_of, sites, 4) == [(24.0, 48.0, 36.0, 40.0)] * 4
+    capped_sites = Fit(strategy={**sites.strategy, "f": 1.1, "max_share": 0.275}, module=OwnSites, trainer=sites.trainer)
+    for weights in ranks(4).run(weights_of, capped_sites, 4):
+        assert max(weights) / sum(weights) == pytest.approx(0.275)
+    assert ranks(2).run(weights_of, Fit(Options(samples=99), {**UNEQUAL, "weights": "samples"}), 2) == [None, None], "IID shards are padded"
+
+
+# ---------------------------------------------------------------------- refusals and words
+
+
+ARGUMENTS = [
+    ({"weights": [1, -1]}, r"weights=\[1, -1\].*finite number >= 0 per worker"),
+    ({"weights": [1, float("nan")]}, r"weights=\[1, nan\].*finite"),
+    ({"weights": [1, True]}, r"weights=\[1, True\].*finite"),
+    ({"weights": ["1", 2]}, r"weights=\['1', 2\]"),
+    ({"weights": "size"}, r"weights='size'.*'samples'"),
+    ({"weights": 3}, r"weights=3"),
+    ({"weights": [0, 0.0]}, "at least one worker must have a weight above 0"),
+    ({"weights": [1, 2, 3], "workers": 4}, "are 3 numbers for 4 workers: give one per worker"),
+    ({"weights": [1, 2], "max_share": 0}, r"max_share=0.*above 0 and at most 1"),
+    ({"weights": [1, 2], "max_share": 1.5}, "max_share=1.5"),
+    ({"weights": [1, 2], "max_share": "half"}, "max_share='half'"),
+    ({"max_share": 0.5}, "max_share=0.5 caps unequal weights, and with weights=None all are equal"),
+    ({"weights": [1, 2], "trust_heavy": "yes"}, "trust_heavy='yes'"),
+]
+
+
+def test_arguments_are_refused_at_construction(ranks):
+    (answers,) = ranks(1).run(construct, [arguments for arguments, _ in ARGUMENTS])
+    for answer, (arguments, sentence) in zip(answers, ARGUMENTS, strict=True):
+        assert re.search(sentence, answer), (arguments, answer)
+
+
+HEAVY = {"workers": 4, "f": 1, "aggregator": CoordinateMedian(), "weights": [1, 1, 1, 2]}
+REFUSED = {
+    "a heavy worker": (
+        Fit(strategy=HEAVY),
+        "ValueError",
+        r"f = 1 of 4 workers tolerates 0.25 of it and does not mean any 1 of 4, and worker 3 alone has 0.4\."
+        r" Give max_share=0.25 to lower larger weights, f=1.6 or more, weights=None, or trust_heavy=True if workers \[3\] are known",
+    ),
+    "several, and no f would do": (
+        Fit(strategy={**HEAVY, "weights": [0, 1, 10, 6]}),
+        "ValueError",
+        r"worker 2 alone has 0.5882 \(and so have others of workers \[2, 3\]\)\. Give weights=None, or trust_heavy",
+    ),
+    "the wrong number": (Fit(strategy={"f": 0, "aggregator": Mean(), "weights": [1, 2, 3]}), "ValueError", "are 3 numbers for 2 workers"),
+    "too small a share": (Fit(strategy={**HEAVY, "max_share": 0.2}), "ValueError", r"max_share=0.2 and 4 workers.*at least 1 / 4"),
+    "a rule of equal weights": (Fit(strategy={**HEAVY, "f": 0, "aggregator": EqualOnly()}), "ToleranceError", "EqualOnly takes equal weights only"),
+    "f beyond the rule": (Fit(strategy={**HEAVY, "f": 2}), "ToleranceError", "cannot tolerate f = 2.5 of the total weight W = 5"),
+    "sizes of a stream": (
+        Fit(strategy={"f": 0, "aggregator": Mean(), "weights": "samples"}, module=OverStream),
+        "ValueError",
+        r"weights='samples': the shards of workers \[0, 1\] are of unknown size.*give weights=\[",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_is_refused_on_every_rank(ranks, name):
+    job, kind, sentence = REFUSED[name]
+    for answer in ranks(2).run(attempt, job, 2):
+        assert answer[0] == kind, answer
+        assert re.search(sentence, answer[1]), answer
+
+
+@pytest.mark.parametrize("change", [{"trust_heavy": True}, {"max_share": 0.25}, {"f": 1.6}, {"f": 0}, {"weights": None}])
+def test_what_the_refusal_offers_runs(ranks, change):
+    assert ranks(2).run(attempt, Fit(strategy={**HEAVY, **change}), 2) == [("nothing", "was refused")] * 2
+
+
+def test_max_is_the_largest_that_weights_leave():
+    def found(weights, aggregator):
+        return fitting_pipeline("max", lambda f: Pipeline(len(weights), f, aggregator, weights=weights), workers=len(weights), sliced=True).f
+
+    assert found([1, 2, 3, 4, 5], CoordinateMedian()) == 2
+    with pytest.raises(ToleranceError, match="takes equal weights only"):
+        found([1, 2, 3], EqualOnly())
+
+
+def test_attackers_are_weighed():
+    with pytest.warns(UserWarning, match=r"1 workers attack in this experiment and f = 1 are tolerated \(by weight, 4 and 2.5 of 10\)"):
+        Pipeline(4, 1, CoordinateMedian(), attackers=[3], attack=SignFlip(), weights=[1, 2, 3, 4]).check()
+    Pipeline(4, 1, CoordinateMedian(), attackers=[0], attack=SignFlip(), weights=[1, 2, 3, 4]).check()
+
+
+def test_the_start_up_line_says_what_the_weights_mean():
+    pipeline = Pipeline(4, 1.6, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0))
+    line = start_up_line(pipeline, AllToAll(), AllToAll().place(4))
+    assert "weights 1, 4, 3, 2, of which f is 4; workers [1, 2] together exceed it" in line
+    assert "trusted;" not in line.split("weights")[1]
+    heavy = start_up_line(Pipeline(4, 1, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0)), Local(), Local().place(4))
+    assert "workers [1] together exceed it; workers [1, 2] alone do, and are trusted" in heavy
+    assert "weights" not in start_up_line(Pipeline(4, 1, CoordinateMedian()), Local(), Local().place(4))
