@@ -28,8 +28,8 @@ class Optimized(Attack):
 
     Args:
         attack: The attack; its class names the field to search in ``strength``.
-        low: Smallest strength tried, in the units of that field.
-        high: Largest strength tried.
+        low: Smallest strength tried, in the units of that field. The default is that of :class:`IPM`.
+        high: Largest strength tried. At 10 the paper below starts its search downwards; raise it for attacks that shout.
         evaluations: How many strengths are tried at most, the given one included; 20 as in ByzFL.
 
     Raises:
@@ -49,13 +49,13 @@ class Optimized(Attack):
         ...     print(rule(Stack(torch.cat([rows[:5], sent]), f=2)))
         tensor([2.8398])
         tensor([3.])
-        tensor([1.2201])
+        tensor([1.2010])
     """
 
     attack: Attack
     _: KW_ONLY
     low: float = 0.1
-    high: float = 100.0
+    high: float = 10.0
     evaluations: int = 20
 
     def __post_init__(self) -> None:
