@@ -42,8 +42,8 @@ class CAF(RowAverage):
         return minority(weight, f)
 
     def kappa(self, n: float, f: float) -> float | None:
-        """``2 f (2 n - 3 f)^2 / ((n - 3 f) (n - 2 f)^2)`` where ``f < n / 3``, else unknown."""
-        return 2 * f * (2 * n - 3 * f) ** 2 / ((n - 3 * f) * (n - 2 * f) ** 2) if 3 * f < n else None
+        """``2 f / (n - 3 f) (1 + sqrt((n - f) / (n - 2 f)))^2`` where ``f < n / 3``, else unknown."""
+        return 2 * f / (n - 3 * f) * (1 + ((n - f) / (n - 2 * f)) ** 0.5) ** 2 if 3 * f < n else None
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """The weights at the best moment, as parts of their sum."""
