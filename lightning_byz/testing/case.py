@@ -25,10 +25,12 @@ class Case:
     Args:
         law: Name of the law; together with ``seed`` it keys every draw.
         seed: Number of the case; the same number gives the same case again.
+        workers: How many workers there are at most.
     """
 
-    def __init__(self, law: str, seed: int) -> None:
+    def __init__(self, law: str, seed: int, workers: int = 65) -> None:
         self.seed = seed
+        self.workers = workers
         self.generator = generator(seed, law)
         self.facts: dict[str, Any] = {}
 

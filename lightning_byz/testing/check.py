@@ -9,7 +9,7 @@ from lightning_byz.testing.chain import Chain
 from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, PREAGGREGATOR_LAWS, Law
 
 
-def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None) -> None:
+def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, workers: int = 65, laws: Sequence[str] | None = None) -> None:
     """Check that an aggregator keeps the laws that every rule of this library keeps.
 
     Slices of the coordinates give the bits of the whole; weights are repetitions; whatever the rows of ``f`` workers hold, the result is finite and
@@ -20,6 +20,7 @@ def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, laws:
         rule: An instance.
         cases: How many cases a law draws, about; laws that cost more take a part of them.
         seed: The first case. The cases of ``seed`` and ``cases`` are those of ``seed`` up to ``seed + cases - 1``, one by one.
+        workers: The largest number of workers; fewer for a rule that is slow with many.
         laws: Names of the laws to check; None means all that concern the rule.
 
     Raises:
@@ -40,11 +41,11 @@ def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, laws:
     """
     _require_kind(rule, Aggregator, cases)
     for law in _chosen(AGGREGATOR_LAWS, laws):
-        law.hold(rule, cases, seed)
+        law.hold(rule, cases, seed, workers)
 
 
 def check_preaggregator(
-    rule: PreAggregator, *, following: Aggregator | None = None, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None
+    rule: PreAggregator, *, following: Aggregator | None = None, cases: int = 100, seed: int = 0, workers: int = 65, laws: Sequence[str] | None = None
 ) -> None:
     """Check that a pre-aggregator, and the chain of it and an aggregator, keep the laws.
 
@@ -53,6 +54,7 @@ def check_preaggregator(
         following: The aggregator after it, the coordinate-wise median if none is given.
         cases: As for :func:`check_aggregator`.
         seed: Likewise.
+        workers: Likewise.
         laws: Likewise; there are more laws about the stack that is handed on.
 
     Raises:
@@ -80,7 +82,7 @@ def check_preaggregator(
     chosen = _chosen((*PREAGGREGATOR_LAWS, *AGGREGATOR_LAWS), laws)
     chain = Chain(rule, following or CoordinateMedian())
     for law in chosen:
-        law.hold(rule if law in PREAGGREGATOR_LAWS else chain, cases, seed)
+        law.hold(rule if law in PREAGGREGATOR_LAWS else chain, cases, seed, workers)
 
 
 def check_attack(attack: Attack, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None) -> None:

@@ -27,8 +27,8 @@ class Law:
     applies: Callable[[Any], bool]
     part: float
 
-    def hold(self, rule: Any, cases: int, seed: int) -> None:
-        """Check ``cases`` cases, as far as the law applies.
+    def hold(self, rule: Any, cases: int, seed: int, workers: int = 65) -> None:
+        """Check ``cases`` cases of up to ``workers`` workers, as far as the law applies.
 
         Raises:
             AssertionError: In the first case that breaks the law; says which, and what was seen.
@@ -36,11 +36,11 @@ class Law:
         if not self.applies(rule):
             return
         for own in range(seed, seed + max(1, round(cases * self.part))):
-            self.hold_in(rule, own)
+            self._hold_in(rule, own, workers)
 
-    def hold_in(self, rule: Any, seed: int) -> None:
+    def _hold_in(self, rule: Any, seed: int, workers: int) -> None:
         """Check the case of one seed."""
-        case = Case(self.name, seed)
+        case = Case(self.name, seed, workers)
         try:
             self.check(rule, case)
         except NothingToCheck:
@@ -50,7 +50,7 @@ class Law:
             facts = ", ".join(f"{name}={_plain(fact)}" for name, fact in {**case.facts, "seed": seed}.items())
             raise AssertionError(
                 f"{_named(rule)} breaks the law {self.name!r}: {self.statement}\n  case: {facts}\n  seen: {seen}\n"
-                f"  this case alone: laws=[{self.name!r}], cases=1, seed={seed}"
+                f"  this case alone: laws=[{self.name!r}], cases=1, seed={seed}{f', workers={workers}' if workers != 65 else ''}"
             ) from error
 
 

@@ -96,6 +96,14 @@ def _ladder(case: Case, honest: Tensor, count: int) -> Tensor:
     return cast(scales[:, None] * case.normal(count, honest.shape[1]), honest.dtype)
 
 
+def _pairs(case: Case, honest: Tensor, count: int) -> Tensor:
+    """Opposite pairs of one size, which cancel where they are added: about zero, or about the honest mean."""
+    top = torch.finfo(honest.dtype).max ** case.real(0.1, 1)
+    signs = torch.where(torch.arange(count) % 2 == 0, 1.0, -1.0)[:, None]
+    centre = honest.double().mean(0) * case.one_of([0.0, 1.0])
+    return cast(centre + signs * top * case.one_of([torch.ones(honest.shape[1]), case.normal(honest.shape[1]).sign()]), honest.dtype)
+
+
 def _specials(case: Case, honest: Tensor, count: int) -> Tensor:
     """Every coordinate any special value."""
     limits = torch.finfo(honest.dtype)
@@ -129,6 +137,7 @@ COALITIONS: dict[str, Coalition] = {
     "copies": _copies,
     "almost copies": _almost_copies,
     "ladder": _ladder,
+    "pairs": _pairs,
     "specials": _specials,
     "finite specials": _finite_specials,
     "one coordinate": _one_coordinate,

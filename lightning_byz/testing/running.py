@@ -1,6 +1,5 @@
 """How a law runs a rule: with a generator where it draws, always of the same seed."""
 
-import random
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,8 @@ def reference(case: Case, rule: Any, d: int, dtype: torch.dtype = torch.float64)
     return None if size is None else (case.normal(d) * size).to(dtype)
 
 
-class Streams:
-    """The global random streams of torch, numpy and python, as they are when this is made."""
+class Watch:
+    """Keeps an eye on the global random streams of torch and numpy from when it is made."""
 
     def __init__(self) -> None:
         self._before = self._now()
@@ -50,4 +49,4 @@ class Streams:
 
     def _now(self) -> dict[str, Any]:
         state: Any = np.random.get_state()  # noqa: NPY002 - the global stream is what is watched
-        return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": (state[1].tobytes(), state[2]), "python": random.getstate()}
+        return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": (state[1].tobytes(), state[2])}

@@ -1,1 +1,1 @@
-"""The contract that every rule signs: the laws that concern rules, over everything in the families' ``__all__``."""
+"""The contract that every rule signs, over everything in the families' ``__all__``; the laws themselves are in ``lightning_byz.testing``."""

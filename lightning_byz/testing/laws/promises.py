@@ -30,7 +30,7 @@ def class_data(rule: Aggregator, case: Case) -> None:
 @law("what is not tolerated is refused, and what is tolerated is not", part=0.6)
 def refusals(rule: Aggregator, case: Case) -> None:
     """Every half f of up to 33 workers; at least one number of workers is tolerated."""
-    n = case.seed % 33 + 1
+    n = case.seed % min(33, case.workers) + 1
     rows = case.normal(n, 2).float()
     for f in {0.0, *(case.whole(0, 2 * n - 1) / 2 for _ in range(6)), (n - 1) // 2 + 0.0, n / 2, (n - 1) / 4}:
         case.note(n=n, f=f, d=2, dtype=rows.dtype)

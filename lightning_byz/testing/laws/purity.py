@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from lightning_byz.aggregators import Aggregator
+from lightning_byz.random import Streams
 from lightning_byz.stack import Stack
 from lightning_byz.testing.case import Broken, Case, require, require_close, require_equal
 from lightning_byz.testing.law import law
 from lightning_byz.testing.rows import DTYPES
-from lightning_byz.testing.running import Streams, draw, reference, run
+from lightning_byz.testing.running import Watch, draw, reference, run
 from lightning_byz.testing.sizes import size
 
 
@@ -57,11 +58,10 @@ def inputs(rule: Aggregator, case: Case) -> None:
 def randomness(rule: Aggregator, case: Case) -> None:
     """The same stack gives the same bits again; a rule that draws needs a generator."""
     stack = _example(rule, case, torch.float32)
-    streams = Streams()
+    watch = Watch()
     first = run(rule, stack)
-    streams.require_untouched()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(case.seed + 1)
+    watch.require_untouched()
+    with Streams(torch.device("cpu")).inside(case.seed):
         require_equal(run(rule, Stack(stack.vectors, stack.weights, stack.f, stack.reference)), first, "a second time")
     if rule.random:
         with contextlib.suppress(ValueError):

@@ -41,7 +41,7 @@ def faults(rule: Aggregator, case: Case) -> None:
 @law("f is a weight: whatever rows of that weight hold, the result is finite and within kappa", where=lambda rule: rule.unequal_weights, part=0.6)
 def faulty_weight(rule: Aggregator, case: Case) -> None:
     """Unequal weights; the honest rows counted by any shares that sum to W - f."""
-    n = case.whole(1, 17)
+    n = case.whole(1, min(17, case.workers))
     attackers, weights = case.whole(0, (n - 1) // 2), uneven(case, n)
     f, total = float(weights[n - attackers :].sum()), float(weights.sum())
     f = fraction_beyond(case, rule, total, f) if total > 0 else f
@@ -54,7 +54,7 @@ def faulty_weight(rule: Aggregator, case: Case) -> None:
 @law("the bound holds for every choice of honest rows at once", where=lambda rule: rule.kappa(5, 0) is not None, part=0.3)
 def choices(rule: Aggregator, case: Case) -> None:
     """Up to seven workers."""
-    n = case.seed % 7 + 1
+    n = case.seed % min(7, case.workers) + 1
     limit = most(rule, n)
     if limit < 0:
         raise NothingToCheck
@@ -132,7 +132,7 @@ def too_many(rule: Aggregator, case: Case) -> None:
 @law("each kind of coalition alone is withstood", part=0.2)
 def coalitions(rule: Aggregator, case: Case) -> None:
     """As many attackers as the rule tolerates of eleven or a few more workers."""
-    name, n = list(COALITIONS)[case.seed % len(COALITIONS)], case.whole(11, 15)
+    name, n = list(COALITIONS)[case.seed % len(COALITIONS)], min(case.whole(11, 15), case.workers)
     limit = most(rule, n)
     if limit < 1:
         raise NothingToCheck

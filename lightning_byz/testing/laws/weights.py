@@ -25,7 +25,7 @@ def _rows(case: Case, n: int) -> Tensor:
 @law("integer weight w is the row repeated w times", exception="repetition", where=lambda rule: rule.unequal_weights)
 def repetition(rule: Aggregator, case: Case) -> None:
     """Weights from 0 to 3."""
-    weights = torch.randint(0, 4, (case.whole(1, 12),), generator=case.generator)
+    weights = torch.randint(0, 4, (case.whole(1, min(12, case.workers)),), generator=case.generator)
     total, present = int(weights.sum()), int((weights > 0).sum())
     if present in (0, 2):  # two rows are equally far from any rule between them: a tie, broken by rounding
         raise NothingToCheck
