@@ -9,7 +9,8 @@ from lightning.pytorch.utilities.data import _update_dataloader
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_byz.data.partition import Partition
+from lightning_byz.data.partition import IID, Partition
+from lightning_byz.data.shard_sampler import ShardSampler
 from lightning_byz.random import Streams
 
 
@@ -120,28 +121,43 @@ def split_loader(loader: object, partition: Partition, *, workers: int, seed: in
         ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
 
     """
-    advice = f"With several logical workers per rank ({workers} in all) each worker needs a shard of its own"
+    whole = _splittable(loader, partition, workers)
+    dataset: Any = whole.dataset
+    refuse_small_dataset(dataset, workers)
+    samplers = partition.samplers(
+        dataset,
+        workers=workers,
+        shuffle=bool(getattr(whole.sampler, "shuffle", False)),
+        seed=seed,
+        batch_size=whole.batch_size or 1,
+        drop_last=whole.drop_last,
+    )
+
+    def make(worker: int) -> DataLoader:
+        return _update_dataloader(whole, samplers[worker])
+
+    lengths = [len(make(worker)) for worker in range(workers)]
+    _refuse_empty_shards(lengths, whole)
+    return make, min(lengths)
+
+
+def _splittable(loader: object, partition: Partition, workers: int) -> DataLoader:
+    """Return the loader, or refuse it if splitting would change what the user asked for."""
+    several = f"With several logical workers per rank ({workers} in all)"
+    why = f"{several if type(partition) is IID else f'With partition={type(partition).__name__}(...)'} each worker needs a shard of its own"
+    instead = "run one worker per rank" if type(partition) is IID else "leave partition out, with one worker per rank"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise ValueError(f"{advice}, and {type(loader).__name__} over iterable data has none: run one worker per rank, or give a map-style dataset.")
+        raise ValueError(f"{why}, and {type(loader).__name__} over iterable data has none: {instead}, or give a map-style dataset.")
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        raise ValueError(f"{advice}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: run one worker per rank.")
+        raise ValueError(f"{why}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: {instead}.")
     sampler = loader.sampler
     if isinstance(sampler, DistributedSamplerWrapper) or not carries_run_seed(loader):
         inner = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
         raise ValueError(
-            f"{advice}, and the loader's own sampler {type(inner).__name__} would be lost: run one worker per rank, leave the sampler to the"
-            " loader's shuffle=, and keep Trainer(use_distributed_sampler=True)."
+            f"{why}, and the loader's own sampler {type(inner).__name__} would be lost: {instead}, or leave the sampler to the"
+            " loader's shuffle= and keep Trainer(use_distributed_sampler=True)."
         )
-    dataset: Any = loader.dataset
-    shuffle = bool(getattr(sampler, "shuffle", False))
-
-    def make(worker: int) -> DataLoader:
-        return _update_dataloader(loader, partition.sampler(dataset, workers=workers, worker=worker, shuffle=shuffle, seed=seed))
-
-    refuse_small_dataset(dataset, workers)
-    lengths = [len(make(worker)) for worker in range(workers)]
-    _refuse_empty_shards(lengths, loader)
-    return make, min(lengths)
+    return loader
 
 
 def carries_run_seed(loader: object) -> bool:
@@ -159,6 +175,8 @@ def shard_size(loader: object) -> int | None:
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
+    if isinstance(loader.sampler, ShardSampler):
+        return len(loader.sampler.shard)
     batches = loader.batch_sampler
     sampler = loader.sampler if batches is None else getattr(batches, "sampler", None) if isinstance(batches, BatchSampler) else None
     return len(sampler) if isinstance(sampler, Sized) else None
@@ -186,4 +204,6 @@ def _refuse_empty_shards(lengths: Sequence[int], loader: DataLoader) -> None:
 def _shuffles_from_its_own_seed(loader: object) -> bool:
     """Whether the loader's order comes from a seeded sampler rather than from the global stream."""
     sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, ShardSampler):
+        return True
     return isinstance(sampler, DistributedSampler) and not isinstance(sampler, DistributedSamplerWrapper)

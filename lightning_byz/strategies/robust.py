@@ -54,7 +54,7 @@ class RobustStrategy(WorkerStrategy):
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
         workers: Number of logical workers, at least one per rank; ``None`` for one per rank.
-        partition: Which samples belong to which worker, where there are more workers than ranks.
+        partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
         attack: What they do.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.

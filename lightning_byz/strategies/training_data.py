@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_byz.data import Partition
+from lightning_byz.data import IID, Partition
 from lightning_byz.data.loaders import (
     KeyedLoader,
     RunSeed,
@@ -84,11 +84,13 @@ class TrainingData:
         if not self._setting_up:
             return loader
         workers = self._placement.workers
-        if self._placement.one_per_rank:
+        if self._placement.one_per_rank and type(self._partition) is IID:
             if carries_run_seed(loader):
                 refuse_small_dataset(loader.dataset, workers)
             return self._keyed(loader, self._placement.local[0])
         make, batches = split_loader(loader, self._partition, workers=workers, seed=self._seed)
+        if self._placement.one_per_rank:
+            return self._keyed(make(self._placement.local[0]), self._placement.local[0])
         return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local], batches=batches)
 
     def _keyed(self, loader: Any, worker: int) -> KeyedLoader:
