@@ -7,8 +7,8 @@
 Every subject takes its turn in each round, and a round's copy, into memory that has been touched before, is what its times are divided by; the table
 shows the median of these ratios over the rounds, the smallest and the largest. A stack is made anew for every call, so that nothing cached helps.
 Rules are all that ``lightning_byz.aggregators`` exports, with defaults, and the pre-aggregators before the coordinate-wise median; ``f`` is a fifth
-of the workers. Beside them: ``torch.sort`` along the workers, one ``numpy.partition`` of the transposed stack, and ByzFL's rules of the same names where
-it is installed.
+of the workers. Beside them: ``torch.sort`` along the workers, one ``numpy.partition`` of the transposed stack, and ByzFL's rules of the same names
+where it is installed.
 """
 
 import importlib
@@ -31,6 +31,7 @@ from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.preaggregators import NNM, PreAggregator
 
 Subject = Callable[[], object]
+Results = dict[str, list[float] | str]
 RIVALS = {"Median": {}, "TrMean": {"f"}, "GeometricMedian": {}, "Krum": {"f"}, "MultiKrum": {"f"}, "Meamed": {"f"}, "CenteredClipping": {}}
 SLOW = 20.0  # seconds per call from which on a subject is measured once
 
@@ -91,7 +92,7 @@ def measure(
     rows = torch.randn(workers, coordinates, generator=torch.Generator(device=device).manual_seed(0), dtype=torch.float32, device=device).to(dtype)
     target, f = torch.zeros_like(rows), workers // 5
     subjects = {name: called(before, rule, rows, f) for name, (before, rule) in chains().items()} | rivals(rows, f)
-    results: dict[str, list[float] | str] = {}
+    results: Results = {}
     for name, subject in subjects.items():
         if names and not any(wanted in name for wanted in names):
             continue
@@ -108,7 +109,7 @@ def measure(
     return results
 
 
-def table(title: str, results: dict[str, list[float] | str]) -> Table:
+def table(title: str, results: Results) -> Table:
     """One cell's medians and spreads."""
     result = Table(title=title)
     for column in ("rule", "copies", "from - to"):
@@ -139,10 +140,8 @@ def exponents(names: list[str], *, rounds: int, device: torch.device) -> Table:
             except ToleranceError:
                 times[name, workers, coordinates] = float("nan")
     for name in dict.fromkeys(name for name, _, _ in times):
-        slopes = [
-            np.polyfit(np.log(values), np.log([times[name, *at(value)] for value in values]), 1)[0]
-            for values, at in ((by_length, lambda d: (17, d)), (by_workers, lambda n: (n, 1_000_000)))
-        ]
+        lengths, workers = [times[name, 17, value] for value in by_length], [times[name, value, 1_000_000] for value in by_workers]
+        slopes = [np.polyfit(np.log(sizes), np.log(seen), 1)[0] for sizes, seen in ((by_length, lengths), (by_workers, workers))]
         result.add_row(name, *("refused in part" if np.isnan(slope) else f"{slope:.2f}" for slope in slopes))
     return result
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -111,15 +112,15 @@ class Stack:
 
     def gram_about(self, point: Float[Tensor, " d"], columns: Int64[Tensor, " k"] | None = None) -> Float64[Tensor, "n n"]:
         """Inner products of the rows about ``point``; over ``columns`` only (ascending, counted over the whole), if given."""
-        inside = None if columns is None else self._inside(columns)
-        gram = self._across(kernels.cross_products(self.vectors, point, self.blocks(), self._width, inside))
+        if columns is None:
+            partials = kernels.cross_products(self.vectors, point, self.blocks(), self._width)
+        else:
+            own = columns - (0 if self.slice is None else self.slice.start)
+            own = own[(own >= 0) & (own < self.vectors.shape[1])]
+            ends = torch.searchsorted(own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)).tolist()
+            partials = kernels.cross_products(self.vectors[:, own], point[own], list(pairwise(ends)), self._width, together=False)
+        gram = self._across(partials)
         return (gram + gram.T) / 2
-
-    def _inside(self, columns: Tensor) -> Tensor:
-        """Those of the ascending ``columns`` of the whole that this slice holds, counted from its start."""
-        start = 0 if self.slice is None else self.slice.start
-        own = columns - start
-        return own[(own >= 0) & (own < self.vectors.shape[1])]
 
     def squared_distances(self) -> Float64[Tensor, "n n"]:
         """Squared distances between rows: symmetric, zero on the diagonal."""

@@ -1,10 +1,9 @@
 """Sums over rows and over coordinates, one block of coordinates at a time, always in float64.
 
-A block is copied into one float64 buffer whose width never varies, so it gives the same bits whether the whole stack or only a slice is at hand.
+Blocks are copied into a float64 buffer whose width never varies, so they give the same bits whether the whole stack or only a slice is at hand.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -14,6 +13,7 @@ Bounds = Sequence[tuple[int, int]]
 
 _SMALLEST, _LARGEST, _COUNT = 64, 16384, 256
 _CHUNK = 65536
+_CACHED = 4096  # rows of this many float64 numbers, n of them, stay in a core's second-level cache
 _BALANCE = 1e-9  # votes this close to balance, relatively, are balanced
 _SQUARABLE = 2.0**480  # float64 only: squares of larger numbers, summed, can overflow
 
@@ -30,39 +30,42 @@ def saturate(values: Float64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor
     return values.clamp(limits.min, limits.max).to(dtype)
 
 
-def _in_float64(vectors: Tensor, bounds: Bounds, width: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Each block of ``vectors`` as ``(low, high, copy)``; the copy lives in a buffer that the next block overwrites."""
-    buffer = torch.empty(vectors.shape[0], width, dtype=torch.float64, device=vectors.device)
-    for low, high in bounds:
-        yield low, high, buffer[:, : high - low].copy_(vectors[:, low:high])
+def _in_float64(
+    vectors: Tensor, bounds: Bounds, width: int, origin: Tensor | None = None, *, together: bool = True
+) -> Iterator[tuple[int, int, list[tuple[int, int]], Tensor]]:
+    """Some blocks of ``vectors - origin`` at a time: the first one's number and start, where each lies in the copy, and the copy.
 
-
-def _columns_in_float64(vectors: Tensor, bounds: Bounds, width: int, columns: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """As :func:`_in_float64`, of the ascending ``columns`` in each block; ``low`` and ``high`` are places among ``columns``."""
-    buffer = torch.empty(vectors.shape[0], width, dtype=torch.float64, device=vectors.device)
-    ends = torch.searchsorted(columns, torch.tensor([0, *(high for _, high in bounds)], device=columns.device)).tolist()
-    for low, high in pairwise(ends):
-        yield low, high, buffer[:, : high - low].copy_(vectors[:, columns[low:high]])
+    The copy lives in a buffer that the next one overwrites. Its width depends on that of a block alone, and each block starts at a multiple of it, or
+    at the start of the buffer unless ``together``.
+    """
+    count = max(_CACHED // width, 1) if together else 1
+    buffer = torch.empty(vectors.shape[0], count * width, dtype=torch.float64, device=vectors.device)
+    for first in range(0, len(bounds), count):
+        some = bounds[first : first + count]
+        low, high = some[0][0], some[-1][1]
+        copy = buffer[:, : high - low].copy_(vectors[:, low:high])
+        if origin is not None:
+            copy.sub_(origin[low:high].to(torch.float64))
+        yield first, low, [(start - low, stop - low) for start, stop in some], copy
 
 
 def weighted_rows(
     vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int, about: Float[Tensor, " d"] | None = None
 ) -> Float[Tensor, "m d"]:
-    """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than a block."""
-    lines, limits = matrix.shape[0], torch.finfo(vectors.dtype)
-    result = vectors.new_empty(lines, vectors.shape[1])
-    products = torch.empty(lines, width, dtype=torch.float64, device=vectors.device)
-    for low, high, block in _in_float64(vectors, bounds, width):
-        product = products[:, : high - low]
-        origin = None if about is None else about[low:high].to(torch.float64)
-        if origin is not None:
-            block.sub_(origin)
-        if lines == 1:  # a matrix-vector product is several times cheaper than the same thing as a matrix product
-            torch.mv(block.T, matrix[0], out=product[0])
-        else:
-            torch.mm(matrix, block, out=product)
-        if origin is not None:
-            product.add_(origin)
+    """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than some blocks."""
+    limits = torch.finfo(vectors.dtype)
+    result = vectors.new_empty(matrix.shape[0], vectors.shape[1])
+    products = torch.empty(matrix.shape[0], max(_CACHED, width), dtype=torch.float64, device=vectors.device)
+    for _, low, places, copy in _in_float64(vectors, bounds, width, about):
+        high = low + copy.shape[1]
+        for start, stop in places:
+            if len(matrix) == 1:  # a matrix-vector product is several times cheaper than the same thing as a matrix product
+                torch.mv(copy[:, start:stop].T, matrix[0], out=products[0, start:stop])
+            else:
+                torch.mm(matrix, copy[:, start:stop], out=products[:, start:stop])
+        product = products[:, : copy.shape[1]]
+        if about is not None:
+            product.add_(about[low:high].to(torch.float64))
         result[:, low:high].copy_(product.clamp_(limits.min, limits.max))
     return result
 
@@ -79,9 +82,11 @@ def scaled_rows(vectors: Float[Tensor, "n d"], factors: Float64[Tensor, " n"], r
 def majority_signs(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], bounds: Bounds, width: int) -> Float[Tensor, " d"]:
     """The sign of the weighted sum of signs at each coordinate; zero where it is only rounding."""
     result, balance = vectors.new_empty(vectors.shape[1]), _BALANCE * weights.sum()
-    for low, high, block in _in_float64(vectors, bounds, width):
-        votes = block.sign_().T @ weights
-        result[low:high] = votes.masked_fill_(votes.abs() <= balance, 0.0).sign_()
+    for _, low, places, copy in _in_float64(vectors, bounds, width):
+        copy.sign_()
+        for start, stop in places:
+            votes = copy[:, start:stop].T @ weights
+            result[low + start : low + stop] = votes.masked_fill_(votes.abs() <= balance, 0.0).sign_()
     return result
 
 
@@ -90,33 +95,37 @@ def moments(
 ) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
     """Mean and variance of each coordinate, the rows weighted by ``coefficients``, which sum to 1."""
     mean, variance = torch.empty(2, vectors.shape[1], dtype=torch.float64, device=vectors.device)
-    for low, high, block in _in_float64(vectors, bounds, width):
-        mean[low:high] = block.T @ coefficients
-        variance[low:high] = block.sub_(mean[low:high]).square_().T @ coefficients
+    for _, low, places, copy in _in_float64(vectors, bounds, width):
+        for start, stop in places:
+            own, block = slice(low + start, low + stop), copy[:, start:stop]
+            mean[own] = block.T @ coefficients
+            variance[own] = block.sub_(mean[own]).square_().T @ coefficients
     return mean, variance
 
 
 def cross_products(
-    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int, columns: Int64[Tensor, " k"] | None = None
+    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int, *, together: bool = True
 ) -> Float64[Tensor, "blocks n n"]:
-    """Gram matrix of ``vectors - origin``, one partial sum per block; over the ascending ``columns`` only, if given."""
+    """Gram matrix of ``vectors - origin``, one partial sum per block.
+
+    ``together`` must be false where blocks are not all of one width; any may be empty then.
+    """
     count = vectors.shape[0]
     partials = torch.empty(len(bounds), count, count, dtype=torch.float64, device=vectors.device)
-    blocks = _in_float64(vectors, bounds, width) if columns is None else _columns_in_float64(vectors, bounds, width, columns)
-    for index, (low, high, block) in enumerate(blocks):
-        here = origin[low:high] if columns is None else origin[columns[low:high]]
-        block.sub_(here.to(torch.float64))
-        partials[index] = block @ block.T
+    for first, _, places, copy in _in_float64(vectors, bounds, width, origin, together=together):
+        for index, (start, stop) in enumerate(places, first):
+            block = copy[:, start:stop]
+            torch.mm(block, block.T, out=partials[index])
     return partials
 
 
 def square_sums(vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, bounds: Bounds, width: int) -> Float64[Tensor, "blocks n"]:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
     partials = torch.empty(len(bounds), vectors.shape[0], dtype=torch.float64, device=vectors.device)
-    for index, (low, high, block) in enumerate(_in_float64(vectors, bounds, width)):
-        if origin is not None:
-            block.sub_(origin[low:high].to(torch.float64))
-        partials[index] = block.square_().sum(1)
+    for first, _, places, copy in _in_float64(vectors, bounds, width, origin):
+        copy.square_()
+        for index, (start, stop) in enumerate(places, first):
+            torch.sum(copy[:, start:stop], 1, out=partials[index])
     return partials
 
 

@@ -1,0 +1,31 @@
+"""The pages in docs/ say what the classes say."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from lightning_byz import aggregators, preaggregators
+from lightning_byz.aggregators import Aggregator
+from lightning_byz.preaggregators import PreAggregator
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def test_the_table_of_rules_is_that_of_the_classes() -> None:
+    made = runpy.run_path(str(DOCS / "rules.py"))["text"]()
+    assert (DOCS / "rules.md").read_text() == made, "run: python docs/rules.py"
+
+
+@pytest.mark.parametrize("name", [*aggregators.__all__, *preaggregators.__all__])
+def test_every_bound_is_proved(name: str) -> None:
+    rule = getattr(aggregators, name, None) or getattr(preaggregators, name)
+    if "kappa" in vars(rule) and rule not in (Aggregator, PreAggregator):
+        assert re.search(rf"^\*\*{name}\b", (DOCS / "bounds.md").read_text(), re.MULTILINE), f"{name}.kappa has no proof in docs/bounds.md"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
