@@ -75,6 +75,24 @@ def test_weights_in_the_file(run: Run, tmp_path: Path, given: str, read: object)
     assert "Workers over 2 steps" in run("fit", "--config", "weighted.yaml", *SHORT)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("SortedShards", "SortedShards"),
+        ("{class_path: Dirichlet, init_args: {alpha: 0.5, labels: where.labels_of}}", "Dirichlet"),
+        ("{class_path: Sizes, init_args: {sizes: [1, 1, 1, 1, 1, 1, 2, 2.5]}}", "Sizes"),
+    ],
+)
+def test_partitions_in_the_file(run: Run, tmp_path: Path, given: str, name: str) -> None:
+    (tmp_path / "where.py").write_text("def labels_of(dataset):\n    print('asked for labels')\n    return dataset.tensors[1]\n")
+    text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      partition: {given}\n")
+    (tmp_path / "parted.yaml").write_text(text)
+    assert strategy_of(run("fit", "--config", "parted.yaml", "--print_config", status=0))["partition"]["class_path"] == f"lightning_byz.data.{name}"
+    printed = run("fit", "--config", "parted.yaml", *SHORT)
+    assert "Workers over 2 steps" in printed
+    assert ("asked for labels" in printed) == ("where" in given)
+
+
 @pytest.mark.parametrize("key", ["trainer.strategy.init_args", "trainer.strategy"])
 def test_overrides_replace_class_and_arguments(run: Run, key: str) -> None:
     overrides = [f"--{key}.aggregator=Mean", f"--{key}.preaggregators=[]", f"--{key}.attack=IPM", f"--{key}.attack.epsilon=0.5"]

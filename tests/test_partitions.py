@@ -14,8 +14,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from lightning_byz.aggregators import CoordinateMedian, GeometricMedian, Mean
 from lightning_byz.data import IID, Dirichlet, Partition, Sizes, SortedShards
 from lightning_byz.data.labels import classes_of
-from lightning_byz.data.loaders import RunSeed, split_loader
+from lightning_byz.data.loaders import KeyedLoader, RunSeed, split_loader
 from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.random import Streams
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
 from tests.test_lightning_life import TwoLoaders
 from tests.test_refusals import OverStream, OwnBatchSampler, OwnDistributedSampler, OwnSampler
@@ -276,6 +277,13 @@ def test_epochs_have_full_batches(arguments, steps):
         fetched = list(make(worker))
         assert len(fetched) == len(make(worker)) == steps
         assert {batch[0].numel() for batch in fetched} == {arguments["batch_size"] or 1}
+
+
+def test_workers_draw_numbers_of_their_own_while_they_fetch():
+    make, _ = split_loader(loader(batch_size=2, collate_fn=lambda items: torch.rand(3)), Sizes([1, 5, 16]), workers=3, seed=3)
+    keyed = [KeyedLoader(make(worker), worker=worker, streams=Streams(torch.device("cpu")), seed=3, epoch=lambda: 0) for worker in range(3)]
+    draws = [tuple(batch.tolist()) for one in keyed for batch in one]
+    assert len(set(draws)) == len(draws) == 3 * 4
 
 
 def test_an_epoch_without_a_batch_is_refused():
