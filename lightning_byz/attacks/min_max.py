@@ -67,7 +67,5 @@ def _distance(stack: Stack, present: Bool[Tensor, " n"], mean: Float64[Tensor, "
     near = stack.squared_distances_to(mean)[present] / squared_widest
     far = stack.squared_distances_to(mean + widest * direction)[present] / squared_widest
     along, room = (near + 1 - far) / 2, (1 - near).clamp(min=0.0)
-    root = (along.square() + room).sqrt()
-    # the positive root of g**2 - 2 * along * g - room, without cancellation where the row lies behind
-    largest = torch.where(along > 0, along + root, room / (root - along).clamp(min=1e-300))
-    return widest * float(largest.min())
+    # of g**2 - 2 * along * g = room, the positive root
+    return widest * float((along + (along.square() + room).sqrt()).min())
