@@ -157,6 +157,11 @@ def test_a_centre_comes_back_after_a_bad_round() -> None:
     assert after < 8.0
 
 
+def test_a_broken_centre_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"stack.reference holds numbers that are not finite"):
+        CenteredClipping()(Stack(example(0), f=1, reference=torch.full((11,), math.nan).double()))
+
+
 def test_buckets_are_means_of_disjoint_rows() -> None:
     rows = example(3, 8)
     stack = Bucketing(size=3)(Stack(rows, [1, 1, 0, 1, 1, 1, 1, 1], f=0.9), generator=torch.Generator().manual_seed(5))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import Aggregator
-from lightning_byz.kernels import minority
+from lightning_byz.kernels import minority, unusable
 from lightning_byz.stack import Stack
 
 
@@ -29,7 +29,7 @@ class CenteredClipping(Aggregator):
         iterations: How often per step; 3 there.
 
     Raises:
-        ValueError: If ``radius`` is not finite and positive, or ``iterations`` below 1.
+        ValueError: If ``radius`` is not finite and positive, or ``iterations`` below 1; if ``stack.reference`` holds anything but usable numbers.
         ToleranceError: If ``f`` is not below half of the total weight. The paper's guarantee asks for about a tenth, and a radius that suits.
 
     References:
@@ -63,6 +63,8 @@ class CenteredClipping(Aggregator):
         """The centre after the last iteration."""
         stack = self.admit(stack)
         start = stack.centre() if stack.reference is None else stack.reference
+        if bool(unusable(start[None]).any()):
+            raise ValueError("stack.reference holds numbers that are not finite or not usable; give the last aggregate, or None to start anew")
         gram = stack.gram() if stack.reference is None else stack.gram_about(start)
         return stack.combination(self._moves(gram, stack.weights / stack.weights.sum()), about=start)
 
