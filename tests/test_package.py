@@ -29,7 +29,7 @@ FLOORS = {
     3: {"exchange"},
     4: {"optimizers"},
     5: {"strategies", "data", "callbacks"},
-    6: {"cli", "demos", "__main__", "__init__"},
+    6: {"cli", "demos", "testing", "__main__", "__init__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 RULES = ("aggregators", "preaggregators", "attacks", "estimators")

@@ -30,14 +30,23 @@ class Meeting:
     def __init__(self, count: int) -> None:
         self._seats: list[Tensor | None] = [None] * count
         self._barrier = threading.Barrier(count, timeout=_PATIENCE)
+        self._gone = False
 
     def swap(self, seat: int, tensor: Tensor) -> list[Tensor]:
         """Everybody's tensors, in the order of the seats."""
+        if self._gone:
+            raise threading.BrokenBarrierError
         self._seats[seat] = tensor
         self._barrier.wait()
         everything = [seat for seat in self._seats if seat is not None]
         self._barrier.wait()
         return everything
+
+    def leave(self) -> None:
+        """Go for good; who waits now, or comes later, waits in vain."""
+        self._gone = True
+        if self._barrier.n_waiting:
+            self._barrier.abort()
 
     def abort(self) -> None:
         """Let nobody wait any longer."""
@@ -55,6 +64,7 @@ def on_slices(function: Callable[[Stack], Result], stack: Stack, ends: Sequence[
         except Exception as error:
             meeting.abort()
             return error
+        meeting.leave()
         return result
 
     with ThreadPoolExecutor(count) as pool:

@@ -30,13 +30,13 @@ def size(case: Case, rule: Any, least: int = 0) -> tuple[int, int]:
 
 
 def generic(case: Case, rule: Any) -> tuple[int, float]:
-    """``(n, f)`` where rules that choose among rows need not break ties: two rows are as far from each other as from any rule between them."""
+    """``(n, f)`` where rules that choose among rows need not break ties: with few rows, two that are nearest to each other are equally good."""
     for _ in range(40):
         n, limit = size(case, rule)
         f = float(case.whole(0, limit))
         if case.chance(0.3) and rule.tolerates(n, f + 0.5) and f + 0.5 < n / 2:
             f += 0.5
-        if n == 1 or n - f >= 3:
+        if n == 1 or n - f >= 4:
             return n, f
     raise NothingToCheck
 

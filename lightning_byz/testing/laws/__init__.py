@@ -28,6 +28,7 @@ AGGREGATOR_LAWS: tuple[Law, ...] = (
     weights.repetition,
     weights.refused_weights,
     weights.slivers,
+    robustness.breakdown,
     robustness.coalitions,
     robustness.magnitudes,
     robustness.faults,

@@ -10,7 +10,7 @@ from lightning_byz.testing.law import law
 from lightning_byz.testing.running import draw, explain, run
 from lightning_byz.testing.sizes import size
 
-EXCEPTIONS = frozenset({"agreement", "permutation", "repetition", "scaling", "translation"})
+EXCEPTIONS = frozenset({"agreement", "breakdown", "permutation", "repetition", "scaling", "translation"})
 """The laws from which a rule may excuse itself."""
 
 

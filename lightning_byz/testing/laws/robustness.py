@@ -8,7 +8,7 @@ import torch
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.stack import Stack
-from lightning_byz.testing.case import Broken, Case, NothingToCheck, require
+from lightning_byz.testing.case import Broken, Case, NothingToCheck, require, shown
 from lightning_byz.testing.faults import Attacked, attacked
 from lightning_byz.testing.law import law
 from lightning_byz.testing.rows import COALITIONS, DTYPES, cast, coalition
@@ -127,6 +127,24 @@ def too_many(rule: Aggregator, case: Case) -> None:
         require(str(list(range(limit + 1))) in str(error), f"TooManyFaults does not name the rows: {error}")
         return
     raise Broken(f"a result was returned: {result.tolist()}")
+
+
+@law(
+    "however large the rows of f workers are, they move the result no further than some multiple of the honest rows",
+    exception="breakdown",
+    where=lambda rule: "no guarantee" not in rule.condition,
+    part=0.15,
+)
+def breakdown(rule: Aggregator, case: Case) -> None:
+    """A million times their size, where no kappa says less."""
+    n, limit = size(case, rule, least=1)
+    honest, huge = case.normal(n - limit, 3), 10.0 ** case.whole(9, 60)
+    bad = huge * case.one_of([case.normal(1, 3).repeat(limit, 1), case.normal(limit, 3), torch.ones(limit, 3).double()])
+    order, place = case.order(n), reference(case, rule, 3)
+    case.note(n=n, f=limit, d=3, dtype=honest.dtype, attackers=f"{limit} of size {huge:g}")
+    result = run(rule, Stack(torch.cat([honest, bad])[order], f=limit, reference=place))
+    allowed = 1e6 * (1 + float(honest.abs().max()) + (0.0 if place is None else float(place.abs().max())))
+    require(float(result.abs().max()) <= allowed, f"the result is {shown(result)}")
 
 
 @law("each kind of coalition alone is withstood", part=0.2)
