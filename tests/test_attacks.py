@@ -54,7 +54,7 @@ REFERENCES = {
 }
 OMNISCIENT = [ALIE(), ALIE(1.0), IPM(), Mimic(), Mimic(worker=1), MinMax(), MinMax("unit"), MinMax("sign"), MinSum(), MinSum("unit"), MinSum("sign")]
 FINITE = [*OMNISCIENT, SignFlip(), ReverseGradient(), Constant(), Gaussian(), Replay()]
-ABSENT = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+ABSENT = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
 WEIGHTS = [[1.0] * 9, [0.25] * 9, ABSENT, [1.0, 2.0, 0.5, 3.0, 1.5, 0.1, 2.5, 1.0, 4.0], [2.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 2.0]]
 
 
