@@ -1,6 +1,6 @@
 """What the rules' side carries from step to step: the last aggregate, and the rows that attackers would have sent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from lightning_byz.exchange import Local
 from lightning_byz.pipeline import Pipeline, PipelineState
 from lightning_byz.stack import Stack
 from lightning_byz.strategies.aggregation import Aggregation
-from tests.scenarios import Fit, Options, fit, same_bits
+from tests.scenarios import Fit, Options, attempt, fit, same_bits
 from tests.test_lightning_life import Adversaries, OnlyTrainable, with_callbacks
 
 
@@ -218,3 +218,37 @@ def test_the_reference_follows_its_parameters_by_name():
     state, layout = aggregation._prepare(0, [("late", late), ("other", other)])
     assert layout.total == 4
     assert state.carried.reference.tolist() == [0.0, 0.0, *before[2:].tolist()]
+
+
+class BreaksLater(TowardsMedian):
+    """Fine on the first step only."""
+
+    def __call__(self, stack, *, generator=None):
+        return stack.centre() if stack.reference is None else stack.reference * float("nan")
+
+
+class LengthOfTheWay(TowardsMedian):
+    """Mixes coordinates past the Stack, from the second step on."""
+
+    def __call__(self, stack, *, generator=None):
+        return stack.centre() if stack.reference is None else stack.reference / (1 + (stack.centre() - stack.reference).norm())
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [(BreaksLater(), "BreaksLater returned values that are not finite"), (LengthOfTheWay(), "LengthOfTheWay gives other values on a slice")],
+)
+def test_later_steps_are_tried_before_the_first(ranks, rule, sentence):
+    for kind, answer in ranks(2).run(attempt, job(strategy={**STRATEGY, "f": 1, "aggregator": rule}), 2):
+        assert kind == "ValueError"
+        assert sentence in answer
+
+
+def test_in_the_modules_own_dtype(ranks, tmp_path):
+    path = str(tmp_path / "half.ckpt")
+    narrow = Fit(Options(), STRATEGY, {"max_epochs": 2, "precision": "bf16-true"})
+    alone = ranks(1).run(fit, narrow, 1)[0]
+    ranks(1).run(fit, replace(narrow, trainer={**narrow.trainer, "max_epochs": 1}, save=path), 1)
+    assert saved_by(path)[0]["reference"].dtype == torch.bfloat16
+    for result in ranks(2).run(fit, replace(narrow, checkpoint=path), 2):
+        assert not same_bits(result["parameters"], alone["parameters"])
