@@ -75,8 +75,8 @@ def test_pruning_leaves_little() -> None:
     """What a median costs, in halves of comparators: fewer than 2.2 per value and doubling of n; and nothing where order does not matter."""
     full = network(sorting(17))
     median = network(tuple(int(rank == 8) for rank in range(17)))
-    assert len(full) == 85
-    assert sum(keep_low + keep_high for _, _, keep_low, keep_high in median) <= 124
+    assert len(full) == 74
+    assert sum(keep_low + keep_high for _, _, keep_low, keep_high in median) <= 106
     assert network((1,) * 17) == ()
     assert len(network((1, 0, 0, 0))) == 3
 

@@ -30,11 +30,11 @@ def mean_around_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, "
 
 def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float) -> Tensor:
     """The mean of the ``count`` nearest values and a ``part`` of the next one."""
-    comparators, free = network(_groups(len(rows), count)), []
+    comparators, buffers = network(_groups(len(rows), count)), []
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors):
-        wires = [wire.to(dtype) for wire in ordered([vectors[row, low:high] for row in rows], comparators, free)]
+        wires = [wire.to(dtype) for wire in ordered([vectors[row, low:high] for row in rows], comparators, buffers)]
         total = _nearest_sum(wires, count)
         if part:
             total.mul_(1 - part).add_(_nearest_sum(wires, count + 1), alpha=part)
@@ -55,22 +55,21 @@ def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
     Distances are halved, since the largest numbers would overflow; their rounding is monotone, so that it turns near ties into ties and nothing else.
     """
     spare = len(wires) - count
+    low, high, kept = wires[0].new_empty(3, len(wires[0]))
     half = wires[(len(wires) - 1) // 2] / 4 + wires[len(wires) // 2] / 4
-    gains = [torch.sub(half, wires[rank], alpha=0.5) > torch.sub(wires[rank + count] / 2, half) for rank in range(spare)]
-    if spare <= count:
-        chosen = [torch.where(gain, wires[rank + count], wires[rank]) for rank, gain in enumerate(gains)] + list(wires[spare:count])
-    else:
-        chosen = [_if_inside(wires, gains, rank, count) for rank in range(len(wires))]
+    minus = -half
+    gains = wires[0].new_empty(spare, len(half))  # 0 or 1: arithmetic is many times faster than `where`
+    for rank, gain in enumerate(gains):
+        torch.sub(half, wires[rank], alpha=0.5, out=low)
+        torch.add(minus, wires[rank + count], alpha=0.5, out=high)
+        torch.gt(low, high, out=gain)
     total = torch.zeros_like(half, dtype=torch.float64)
-    for value in chosen:
-        total.add_(value)
+    for rank, value in enumerate(wires):
+        reached = value if rank < count else torch.mul(value, gains[rank - count], out=kept)
+        if rank < spare:
+            reached = torch.sub(reached, torch.mul(reached, gains[rank], out=low), out=kept)
+        total.add_(reached)
     return total
-
-
-def _if_inside(wires: Sequence[Tensor], gains: Sequence[Tensor], rank: int, count: int) -> Tensor:
-    """The value at ``rank`` where the run has reached and not left it, else zero."""
-    reached = wires[rank] if rank < count else torch.where(gains[rank - count], wires[rank], 0.0)
-    return torch.where(gains[rank], 0.0, reached) if rank < len(gains) else reached
 
 
 def _weighted(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -> Tensor:

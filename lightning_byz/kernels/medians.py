@@ -55,11 +55,11 @@ def _trimmed_shares(count: int, trimmed: float) -> list[float]:
 def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float]) -> Tensor:
     """The average, weighted by ``shares``, of the values at each rank."""
     groups, total = groups_of(shares), sum(shares)
-    comparators, free = network(groups), []
+    comparators, buffers = network(groups), []
     ranks = {group: [rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})}
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors):
-        wires = ordered([vectors[row, low:high] for row in rows], comparators, free)
+        wires = ordered([vectors[row, low:high] for row in rows], comparators, buffers)
         sums = [shares[members[0]] * _sum([wires[rank] for rank in members]) for members in ranks.values()]
         result[low:high] = saturate(_sum(sums) / total, vectors.dtype)
     return result

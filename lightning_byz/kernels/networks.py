@@ -1,11 +1,13 @@
 """Sorting networks: fixed sequences of compare-and-exchange that order n values whatever they are.
 
-Batcher's odd-even merge gives the whole network; walking it backwards from the ranks somebody reads drops every comparator, and every half of one,
-that nobody reads. Ranks that are only summed with the same factor may be left in any order among themselves, which drops more.
+Batcher's odd-even merge, of runs that need not be equally long, gives the whole network; walking it backwards from the ranks somebody reads drops every
+comparator, and every half of one, that nobody reads. Ranks that are only summed with the same factor may be left in any order among themselves, which
+drops more.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 _UNREAD, _OWN = 0, -1
@@ -20,20 +22,44 @@ class Comparator(NamedTuple):
     keep_high: bool = True
 
 
-def _odd_even_merge_sort(count: int) -> list[tuple[int, int]]:
-    """All comparators for ``count`` wires: runs of length 1, 2, 4, ... are merged, odd and even places separately."""
-    pairs = []
-    run = 1
-    while run < count:
-        step = run
-        while step >= 1:
-            for start in range(step % run, count - step, 2 * step):
-                for wire in range(start, min(start + step, count - step)):
-                    if wire // (2 * run) == (wire + step) // (2 * run):
-                        pairs.append((wire, wire + step))
-            step //= 2
-        run *= 2
-    return pairs
+def _merged(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """The comparators that merge two sorted runs of wires, and the wires in their new order."""
+    if not first or not second:
+        return [*first, *second], []
+    if len(first) == len(second) == 1:
+        return [*first, *second], [(first[0], second[0])]
+    evens, pairs = _merged(first[::2], second[::2])
+    odds, more = _merged(first[1::2], second[1::2])
+    last = list(zip(odds, evens[1:], strict=False))
+    left = [*odds[len(last) :], *evens[1 + len(last) :]]
+    return [evens[0], *chain.from_iterable(last), *left], [*pairs, *more, *last]
+
+
+@lru_cache(maxsize=4096)
+def _merging(first: int, second: int) -> int:
+    """How many comparators merge runs of these lengths."""
+    if first * second < 2:
+        return first * second
+    evens, odds = (first + 1) // 2 + (second + 1) // 2, first // 2 + second // 2
+    return _merging((first + 1) // 2, (second + 1) // 2) + _merging(first // 2, second // 2) + min(odds, evens - 1)
+
+
+@lru_cache(maxsize=256)
+def _cheapest(count: int) -> tuple[int, int]:
+    """The fewest comparators for ``count`` wires, and the length of the first run that takes so many."""
+    lengths = range(1, count // 2 + 1)
+    costs = [(_cheapest(length)[0] + _cheapest(count - length)[0] + _merging(length, count - length), length) for length in lengths]
+    return min(costs, default=(0, 0))
+
+
+def _sorted(wires: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """The comparators that sort ``wires``, and the wires in their order."""
+    if len(wires) < 2:
+        return list(wires), []
+    length = _cheapest(len(wires))[1]
+    (first, pairs), (second, more) = _sorted(wires[:length]), _sorted(wires[length:])
+    order, last = _merged(first, second)
+    return order, [*pairs, *more, *last]
 
 
 @lru_cache(maxsize=256)
@@ -53,7 +79,10 @@ def network(groups: tuple[int, ...]) -> tuple[Comparator, ...]:
     """
     wires = list(groups)
     kept: list[Comparator] = []
-    for low, high in reversed(_odd_even_merge_sort(len(groups))):
+    order, pairs = _sorted(range(len(groups)))
+    rank = {wire: place for place, wire in enumerate(order)}  # wires may be named after where they end: what they start with is anything
+    for first, second in reversed(pairs):
+        low, high = rank[first], rank[second]
         if wires[low] == wires[high] != _OWN:
             continue
         kept.append(Comparator(low, high, wires[low] != _UNREAD, wires[high] != _UNREAD))

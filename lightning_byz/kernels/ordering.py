@@ -1,6 +1,7 @@
 """Runs a sorting network on the rows of a chunk of coordinates, many coordinates at once, without writing to the rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,30 +19,40 @@ def chunks(vectors: Tensor) -> Iterator[tuple[int, int]]:
     return ((low, min(low + step, length)) for low in range(0, length, step))
 
 
-def ordered(rows: Sequence[Tensor], comparators: Sequence[Comparator], free: list[Tensor]) -> list[Tensor]:
+def ordered(rows: Sequence[Tensor], comparators: tuple[Comparator, ...], buffers: list[Tensor]) -> list[Tensor]:
     """Values by rank where ``comparators`` keep the rank, elsewhere whatever was left.
 
     Args:
         rows: One chunk of each row.
         comparators: The network.
-        free: Buffers to use, which comes back longer for the next call; until then the result may lie in them. The one used last is warmest, so it is
-            used next.
+        buffers: Memory to use, which comes back longer for the next call; until then the result may lie in it.
     """
-    wires: list[Tensor] = list(rows)
-    borrowed: list[Tensor | None] = [None] * len(rows)
-    if free and free[0].shape != rows[0].shape:
-        free.clear()
+    steps, ends, needed = _plan(comparators, len(rows))
+    if buffers and buffers[0].shape != rows[0].shape:
+        buffers.clear()
+    buffers.extend(torch.empty_like(rows[0]) for _ in range(needed - len(buffers)))
+    places = [*rows, *buffers]
+    for exchange, first, second, target in steps:
+        exchange(places[first], places[second], out=places[target])
+    return [places[end] for end in ends]
+
+
+@lru_cache(maxsize=256)
+def _plan(comparators: tuple[Comparator, ...], count: int) -> tuple[list[tuple[Callable[..., Tensor], int, int, int]], list[int], int]:
+    """What to compute from which places into which: rows come first, then buffers; where each rank ends; and how many buffers that takes.
+
+    The buffer that was used last is warmest, so it is used next.
+    """
+    wires, steps, free, used = list(range(count)), [], [], count
     for low, high, keep_low, keep_high in comparators:
         first, second = wires[low], wires[high]
-        spent = borrowed[low], borrowed[high]
-        borrowed[low] = borrowed[high] = None
-        if keep_low:
-            wires[low] = borrowed[low] = torch.minimum(first, second, out=free.pop() if free else torch.empty_like(first))
-        if keep_high:
-            wires[high] = borrowed[high] = torch.maximum(first, second, out=free.pop() if free else torch.empty_like(first))
-        free.extend(buffer for buffer in spent if buffer is not None)
-    free.extend(buffer for buffer in borrowed if buffer is not None)
-    return wires
+        for keep, wire, exchange in ((keep_low, low, torch.minimum), (keep_high, high, torch.maximum)):
+            if keep:
+                used += not free
+                wires[wire] = free.pop() if free else used - 1
+                steps.append((exchange, first, second, wires[wire]))
+        free.extend(place for place in (first, second) if place >= count)
+    return steps, wires, used - count
 
 
 def ordered_with_rows(rows: Sequence[Tensor], comparators: Sequence[Comparator]) -> list[tuple[Tensor, Tensor]]:
