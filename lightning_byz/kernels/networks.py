@@ -1,8 +1,8 @@
 """Sorting networks: fixed sequences of compare-and-exchange that order n values whatever they are.
 
-Batcher's odd-even merge, of runs that need not be equally long, gives the whole network; walking it backwards from the ranks somebody reads drops every
-comparator, and every half of one, that nobody reads. Ranks that are only summed with the same factor may be left in any order among themselves, which
-drops more.
+Batcher's odd-even merge, of runs that need not be equally long, gives the whole network; walking it backwards from the ranks somebody reads drops
+every comparator, and every half of one, that nobody reads. Ranks that are only summed with the same factor may be left in any order among themselves,
+which drops more.
 """
 
 from collections.abc import Sequence
