@@ -84,9 +84,10 @@ def majority_signs(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"]
     result, balance = vectors.new_empty(vectors.shape[1]), _BALANCE * weights.sum()
     for _, low, places, copy in _in_float64(vectors, bounds, width):
         copy.sign_()
+        votes = torch.empty_like(copy[0])
         for start, stop in places:
-            votes = copy[:, start:stop].T @ weights
-            result[low + start : low + stop] = votes.masked_fill_(votes.abs() <= balance, 0.0).sign_()
+            torch.mv(copy[:, start:stop].T, weights, out=votes[start:stop])
+        result[low : low + copy.shape[1]] = votes.masked_fill_(votes.abs() <= balance, 0.0).sign_()
     return result
 
 
