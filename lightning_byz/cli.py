@@ -85,10 +85,19 @@ def explain(message: str) -> str:
             return sentence.format_map(found.groupdict())
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         known = [name for family in _FAMILIES for name in family.__all__]
-        close = difflib.get_close_matches(found[1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "give the import path of a class, such as my_file.MyClass, or a name of this package."
+        close = _closest(found[1], known)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "give the import path of a class, such as my_file.MyClass, or a name of this package."
+        )
         return f"there is no class {found[1]!r}: {hint}"
     return message
+
+
+def _closest(given: str, known: Sequence[str]) -> list[str]:
+    """Return the known names that are nearly as close as the closest one, if any is close."""
+    likeness = {name: difflib.SequenceMatcher(None, given, name).ratio() for name in known}
+    best = max(likeness.values())
+    return sorted((name for name in known if likeness[name] >= max(0.5, best - 0.1)), key=lambda name: -likeness[name])[:3]
 
 
 def refusal(error: Exception) -> str | None:

@@ -157,7 +157,7 @@ def test_mistakes_on_the_command_line(run: Run, mistake: str, sentence: str) -> 
         ("f: 2", "", "RobustStrategy needs a value for: f."),
         ("factor: 10", "factr: 10", "ReverseGradient has no argument 'factr'"),
         ("max_epochs:", "max_epoch:", "trainer.max_epoch"),
-        ("[NNM]", "[MNN]", "there is no class 'MNN': did you mean NNM?"),
+        ("[NNM]", "[MNN]", "there is no class 'MNN': did you mean MoNNA or NNM?"),
     ],
 )
 def test_mistakes_in_the_file(run: Run, tmp_path: Path, right: str, wrong: str, sentence: str) -> None:
