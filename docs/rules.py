@@ -18,7 +18,8 @@ Made from the classes by `python docs/rules.py`. `W` is the total weight, with u
 Byzantine. `kappa` bounds the squared distance of the result from the honest rows' mean by `kappa` times their variance, whatever `f` rows hold;
 [bounds.md](bounds.md) proves each. In the columns with numbers, "-" means that no bound is known, "no" that the rule refuses. Weights: "exact" means
 that a row of weight 2 counts as the row twice, "equal only" that unequal ones are refused. Exceptions are laws of the contract suite that the
-definition does not keep: agreement (equal rows give that row), permutation, repetition, scaling, translation.
+definition does not keep: agreement (equal rows give that row), breakdown (huge rows of `f` workers do not drag the result along), permutation,
+repetition, scaling, translation.
 """
 
 

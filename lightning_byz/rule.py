@@ -20,8 +20,8 @@ class Rule:
     """Whether unequal weights are honoured exactly; otherwise they are refused."""
 
     exceptions: ClassVar[frozenset[str]] = frozenset()
-    """Laws of the contract suite that the definition of this rule does not keep, by name: ``agreement``, ``permutation``, ``repetition``,
-    ``scaling``, ``translation``."""
+    """Laws of the contract suite that the definition of this rule does not keep, by name: ``agreement``, ``breakdown``, ``permutation``,
+    ``repetition``, ``scaling``, ``translation``."""
 
     random: ClassVar[bool] = False
     """Whether the rule draws, so that it must be given a generator."""
@@ -73,7 +73,9 @@ class Rule:
         """The weight that each present row has."""
         present = stack.weights[stack.weights > 0]
         if bool((present - present[0]).abs().max() > SLIVER * present[0]):
-            raise ToleranceError(f"{type(self).__name__} takes equal weights only, not {stack.weights.tolist()}; use a rule whose unequal_weights is True")
+            raise ToleranceError(
+                f"{type(self).__name__} takes equal weights only, not {stack.weights.tolist()}; use a rule whose unequal_weights is True"
+            )
         return float(present[0])
 
 

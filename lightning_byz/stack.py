@@ -155,11 +155,14 @@ class Stack:
         """Mean and variance of each coordinate over the rows, which count by ``coefficients`` (they sum to 1)."""
         return kernels.moments(self.vectors, coefficients, self.blocks(), self._width)
 
-    def mix(self, matrix: Float64[Tensor, "n n"], *, f: float | None = None) -> "Stack":
-        """The stack of ``matrix @ vectors``, with another ``f`` if given. Where each line of weight averages (sums to 1), distances are handed on."""
+    def mix(self, matrix: Float64[Tensor, "n n"], *, f: float | None = None, hand_on: bool = True) -> "Stack":
+        """The stack of ``matrix @ vectors``, with another ``f`` if given.
+
+        Where each line of weight averages (sums to 1), distances are handed on: not to be done where huge rows may cancel in a line.
+        """
         vectors = kernels.weighted_rows(self.vectors, matrix, self.blocks(), self._width)
         mixed = self._mixture(vectors, matrix, self.f if f is None else f)
-        if bool(((matrix.sum(1) - 1).abs() < 1e-9)[self.weights > 0].all()):
+        if hand_on and bool(((matrix.sum(1) - 1).abs() < 1e-9)[self.weights > 0].all()):
             mixed._cache["squared_distances of mixtures"] = lambda: kernels.mixed_distances(self.gram(), matrix)
         return mixed
 

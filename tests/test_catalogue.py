@@ -106,8 +106,11 @@ def test_multi_krum_of_one_row_is_krum() -> None:
         for neighbors in ("weight", "paper"):
             stack = Stack(example(seed), f=2)
             assert torch.equal(MultiKrum(selected=1, neighbors=neighbors)(stack), Krum(neighbors=neighbors)(stack))
-    with pytest.raises(ToleranceError, match="cannot average over selected=8: the honest weight W - f is only 7"):
+    with pytest.raises(ToleranceError, match="MultiKrum cannot tolerate f = 2 .* selected <= n - f"):
         MultiKrum(selected=8)(Stack(example(0), f=2))
+    with pytest.raises(ToleranceError, match="MultiKrum takes equal weights only"):
+        MultiKrum(selected=2)(Stack(example(0), range(1, 10), f=2))
+    assert torch.equal(MultiKrum(selected=3)(Stack(example(0), [1e6] * 9, f=2e6)), MultiKrum(selected=3)(Stack(example(0), f=2)))
 
 
 def test_bulyan_by_either_neighbours() -> None:
@@ -226,7 +229,7 @@ def test_parts_of_rows_are_refused(rule: Aggregator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MultiKrum(selected=0.0), "selected must be None or positive, not 0"),
+        (lambda: MultiKrum(selected=0), "selected must be None or at least 1, not 0"),
         (lambda: CenteredClipping(radius=0.0), "radius must be finite and positive, not 0"),
         (lambda: CenteredClipping(iterations=0), "iterations must be at least 1, not 0"),
         (lambda: MoNNA(pivot=-1), "pivot must be the id of a worker, 0 or more, not -1"),

@@ -46,6 +46,7 @@ class DnC(RowAverage):
     factor: float = 1.0
 
     condition = "f < W / 2 and iterations * factor * f < W"
+    exceptions = frozenset({"breakdown"})
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ class MoNNA(RowAverage):
     pivot: int = 0
 
     condition = "f < W / 2"
-    exceptions = frozenset({"permutation"})
+    exceptions = frozenset({"breakdown", "permutation"})
 
     def __post_init__(self) -> None:
         if self.pivot < 0:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import RowAverage
 from lightning_byz.aggregators.krum import check_neighbors, scores, tolerated
-from lightning_byz.errors import ToleranceError
 from lightning_byz.kernels import nearest_shares
 from lightning_byz.stack import Stack
 
@@ -18,19 +17,19 @@ from lightning_byz.stack import Stack
 class MultiKrum(RowAverage):
     r"""Average the rows that are nearest to their neighbours.
 
-    Rows are taken in the order of Krum's score, lower worker ids first among equals, up to a weight of ``selected``; the row that passes it is kept
+    Rows are taken in the order of Krum's score, lower worker ids first among equals, up to a weight of :math:`W - f`; the row that passes it is kept
     in part. :math:`F(x) = \sum_i u_i x_i / \sum_i u_i`.
 
     Cost: a coordinate-wise median (which centres the distances), one Gram matrix and one weighted sum, :math:`O(n^2 d)`.
 
     Args:
-        selected: The weight to average over, at most ``W - f``, which is the default; 1 with unit weights is Krum. Projects differ here too: others
-            average ``n - f - 2`` rows.
+        selected: How many rows to average, at most ``n - f``; 1 is Krum, others use ``n - f - 2``. The default is a weight of ``W - f``. A number of
+            rows takes equal weights only.
         neighbors: As for :class:`Krum`.
 
     Raises:
-        ValueError: If ``selected`` is not positive.
-        ToleranceError: If ``f`` is not below half of the total weight, or ``selected`` exceeds ``W - f``; as for :class:`Krum`.
+        ValueError: If ``selected`` is below 1.
+        ToleranceError: If ``f`` is not below half of the total weight, or ``selected`` exceeds ``n - f``; as for :class:`Krum`.
 
     References:
         Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent. NeurIPS 2017,
@@ -42,24 +41,24 @@ class MultiKrum(RowAverage):
         (tensor([1.1667]), tensor([0.5000]))
     """
 
-    selected: float | None = None
+    selected: int | None = None
     neighbors: Literal["weight", "paper"] = "weight"
 
-    condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"'
+    condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"; selected <= n - f'
 
     def __post_init__(self) -> None:
         check_neighbors(self.neighbors)
-        if self.selected is not None and not self.selected > 0:
-            raise ValueError(f"selected must be None or positive, not {self.selected}")
+        if self.selected is not None and self.selected < 1:
+            raise ValueError(f"selected must be None or at least 1, not {self.selected}")
 
     @property
     def unequal_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - data of the class, but for the paper's neighbours
-        """Whether a part of a neighbour can count."""
-        return self.neighbors == "weight"
+        """Whether a part of a row can count."""
+        return self.neighbors == "weight" and self.selected is None
 
     def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` meets the condition of the chosen neighbours."""
-        return tolerated(weight, f, self.neighbors)
+        """Whether ``f`` meets the condition of the chosen neighbours, and leaves enough rows to select."""
+        return tolerated(weight, f, self.neighbors) and (self.selected or 0) <= (weight - f) * (1 + 1e-9)
 
     def kappa(self, n: float, f: float) -> float:
         """``6 (n - f) / h``, or for the default ``selected`` ``2 f / (n - f) (1 + 2 (n + f) / h)`` if smaller.
@@ -72,9 +71,6 @@ class MultiKrum(RowAverage):
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""
-        most = stack.total_weight - stack.f
-        budget = most if self.selected is None else self.selected
-        if budget > most * (1 + 1e-9):
-            raise ToleranceError(f"MultiKrum cannot average over selected={self.selected:g}: the honest weight W - f is only {most:g}")
+        budget = stack.total_weight - stack.f if self.selected is None else self.selected * float(stack.weights.max())
         shares = nearest_shares(scores(stack, self.neighbors)[None], stack.weights, budget)[0]
         return shares / shares.sum()

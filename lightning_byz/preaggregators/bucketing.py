@@ -70,4 +70,5 @@ class Bucketing(PreAggregator):
         for bucket in shuffled.split(self.size):
             matrix[bucket[:, None], bucket] = 1.0 / len(bucket)
         unit = float(stack.weights.max())
-        return stack.mix(matrix, f=unit * self.hands_on(stack.f / unit))
+        # opposite rows of one bucket cancel, and with them every digit of distances that follow from theirs
+        return stack.mix(matrix, f=unit * self.hands_on(stack.f / unit), hand_on=False)

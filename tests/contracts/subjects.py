@@ -50,6 +50,7 @@ PLAIN: list[Aggregator] = [
     CTMA(Krum()),
     Krum(neighbors="paper"),
     MultiKrum(neighbors="paper"),
+    MultiKrum(selected=2),
     Bulyan(neighbors="weight"),
     CenteredClipping(radius=0.1),
     DnC(iterations=2, coordinates=5),
@@ -59,15 +60,3 @@ CHAINS: list[Aggregator] = [Chain(first, then) for first in PREAGGREGATORS for t
 CHAINS += [Chain(preaggregators.NNM(), Chain(preaggregators.Bucketing(), CoordinateMedian()))]
 RULES: list[Aggregator] = [*PLAIN, *CHAINS]
 ATTACKS: list[Attack] = [*exported(attacks), ALIE(z=1.5)]
-
-OPEN = {
-    "Bulyan": ("permutation", "rows that are each other's nearest tie in the last rounds of the selection, and the lower worker id is taken"),
-    "Bucketing": ("magnitudes faults coalitions", "squared distances that are handed on lose the digits of rows that cancel in a bucket"),
-    "DnC": ("breakdown", "attackers who do not all lie along the principal direction are kept, and nothing in the class says so"),
-    "MoNNA": ("breakdown", "the pivot may be an attacker, and nothing in the class says so"),
-}
-"""What is known to be broken: a part of the rule's label, the laws, the reason."""
-
-
-def open_question(rule: object, law: str) -> str | None:
-    return next((reason for name, (laws, reason) in OPEN.items() if name in label(rule) and law in laws.split()), None)
