@@ -106,7 +106,7 @@ def test_multi_krum_of_one_row_is_krum() -> None:
         for neighbors in ("weight", "paper"):
             stack = Stack(example(seed), f=2)
             assert torch.equal(MultiKrum(selected=1, neighbors=neighbors)(stack), Krum(neighbors=neighbors)(stack))
-    with pytest.raises(ToleranceError, match="MultiKrum cannot tolerate f = 2 .* selected <= n - f"):
+    with pytest.raises(ToleranceError, match=r"MultiKrum cannot tolerate f = 2 .* selected <= n - f"):
         MultiKrum(selected=8)(Stack(example(0), f=2))
     with pytest.raises(ToleranceError, match="MultiKrum takes equal weights only"):
         MultiKrum(selected=2)(Stack(example(0), range(1, 10), f=2))
