@@ -9,7 +9,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 
 import torch
 from rich.console import Console
@@ -154,20 +156,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=1000, help="cases per rule and dtype")
     parser.add_argument("--rules", nargs="*", default=[], help="parts of the names of the rules; all if none is given")
     parser.add_argument("--dtypes", nargs="*", default=list(NAMES), choices=list(NAMES))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first case")
+    parser.add_argument("--processes", type=int, default=1, help="of one thread each; parts of the cases run side by side")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     rules = [rule for rule in RULES if not given.rules or any(part in label(rule) for part in given.rules)]
+    if not rules:
+        parser.error(f"no rule's name holds any of {given.rules}")
+    jobs = list(parts(rules, given.dtypes, given.cases, given.seed))
     done: list[Record] = []
-    with Progress(console=Console(stderr=True)) as progress, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Mean tolerates")
-        for name in given.dtypes:
-            task, records = progress.add_task(name, total=given.cases * len(rules)), []
-            for records in fuzz(rules, NAMES[name], given.cases, given.seed):
-                progress.update(task, completed=sum(min(record.cases, given.cases) for record in records))
-            done += records
-    Console(width=200).print(table_of(done))
+    with Progress(console=Console(stderr=True)) as progress, ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        task = progress.add_task("cases", total=given.cases * len(rules) * len(given.dtypes))
+        waiting = [pool.submit(run_part, *job) for job in jobs]
+        for finished in as_completed(waiting):
+            done += finished.result()
+            progress.update(task, completed=sum(record.cases for record in done))
+    Console(width=200).print(table_of(merged(done)))
     return int(any(record.bad for record in done))
+
+
+def parts(
+    rules: Sequence[Aggregator], dtypes: Sequence[str], cases: int, seed: int, size: int = 250
+) -> Iterator[tuple[list[Aggregator], str, int, int]]:
+    """What one process does at a time: rules, dtype, cases, first seed; parts draw cases of their own."""
+    for start in range(0, cases, size):
+        for name in dtypes:
+            yield list(rules), name, min(size, cases - start), seed + 40 * start
+
+
+def run_part(rules: Sequence[Aggregator], dtype: str, cases: int, seed: int) -> list[Record]:
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mean tolerates")
+        *_, records = fuzz(rules, NAMES[dtype], cases, seed)
+    return records
+
+
+def merged(records: Sequence[Record]) -> list[Record]:
+    """One record per rule and dtype."""
+    result: dict[tuple[str, str], Record] = {}
+    for record in records:
+        total = result.setdefault((str(record.dtype), label(record.rule)), Record(record.rule, record.dtype))
+        for name in ("cases", "non_finite", "violations", "errors", "seconds"):
+            setattr(total, name, getattr(total, name) + getattr(record, name))
+        total.worst, total.first = max(total.worst, record.worst), total.first or record.first
+    return list(result.values())
 
 
 if __name__ == "__main__":

@@ -188,7 +188,9 @@ def test_nobody_to_hurt() -> None:
     assert sent(Optimized(ALIE()), Stack(torch.ones(9, 0), f=2), CoordinateMedian()).shape == (2, 0)
 
 
-@pytest.mark.parametrize("attack", [SignFlip(), Replay(), MinMax(), LabelFlip(10), Optimized(ALIE()), Attack()], ids=repr)
+@pytest.mark.parametrize(
+    "attack", [SignFlip(), Replay(), MinMax(), LabelFlip(10), Optimized(ALIE()), Attack()], ids=lambda attack: type(attack).__name__
+)
 def test_only_attacks_with_a_strength_are_taken(attack: Attack) -> None:
     with pytest.raises(TypeError, match="attack must be one whose class names a field as its strength"):
         Optimized(attack)
