@@ -6,8 +6,8 @@
 
 A small network learns from 12 honest workers by plain SGD, with scikit-learn's handwritten digits or with a folder that has MNIST images and labels
 as IDX files (``*images-idx3-ubyte.gz``, ``*labels-idx1-ubyte.gz``). Every aggregator of the package runs by itself, every pre-aggregator before
-CoordinateMedian, and CTMA over CoordinateMedian and GeometricMedian. The rules run in the package's own chain, so that memories, draws, weights and
-refusals are those of a run through the Trainer; the workers' gradients come from one vectorised pass.
+CoordinateMedian, CTMA over CoordinateMedian and GeometricMedian, and CenteredClipping with a shorter radius too. The rules run in the package's own
+chain, so that memories, draws, weights and refusals are those of a run through the Trainer; the workers' gradients come from one vectorised pass.
 """
 
 import inspect
@@ -32,7 +32,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
 
 from lightning_byz import ToleranceError, aggregators, preaggregators
-from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, GeometricMedian, Mean
+from lightning_byz.aggregators import CTMA, Aggregator, CenteredClipping, CoordinateMedian, GeometricMedian, Mean
 from lightning_byz.data import IID, Dirichlet, Partition, Sizes
 from lightning_byz.pipeline import Pipeline, PipelineState
 from lightning_byz.preaggregators import PreAggregator
@@ -55,7 +55,10 @@ class Rules:
     @property
     def name(self) -> str:
         """The chain's short name."""
-        inner = f"({type(self.aggregator.base).__name__})" if isinstance(self.aggregator, CTMA) else ""
+        rule = self.aggregator
+        inner = (
+            f"({type(rule.base).__name__})" if isinstance(rule, CTMA) else f"(radius={rule.radius:g})" if isinstance(rule, CenteredClipping) else ""
+        )
         return " -> ".join([*(type(rule).__name__ for rule in self.preaggregators), type(self.aggregator).__name__ + inner])
 
 
@@ -76,6 +79,7 @@ def chains() -> list[Rules]:
     return [
         *(Rules(rule) for rule in sorted(plain, key=lambda rule: (rule != Mean(), type(rule).__name__.lower()))),
         *(Rules(CTMA(base)) for base in (CoordinateMedian(), GeometricMedian())),
+        Rules(CenteredClipping(radius=0.5)),
         *(Rules(CoordinateMedian(), (rule(),)) for rule in before if not inspect.isabstract(rule) and not _required(rule)),
     ]
 
@@ -194,7 +198,7 @@ f = {EXACT} and, as if one had been too careful, f = {DOUBLED}. The line of `Mea
 differences from it, in points, for the same seeds: mean and standard deviation over {seeds} seeds, each the mean of five moments in the last
 fifth of the steps. *Overall* is the accuracy on all test samples; *worst worker* weighs the accuracy on each label by its share in the
 worker's shard, and is that of the worker for whom this is lowest. With unequal sizes the weights are the sizes. A rule that refuses a
-cell says so.
+cell says so; a line of zeros throughout is of a rule that never did anything, such as clipping at a radius that no row reaches.
 """
     for title, lines in tables.items():
         text += f"\n## {title}\n\n| {' | '.join(HEADER)} |\n|---|{'---:|' * (len(HEADER) - 1)}\n"

@@ -39,7 +39,7 @@ class Record:
     non_finite: int = 0
     violations: int = 0
     errors: int = 0
-    worst: float = 0.0
+    worst: float = -1.0
     seconds: float = 0.0
     first: str = ""
     most_workers: int = field(init=False)
@@ -145,7 +145,8 @@ def fuzz(rules: Sequence[Aggregator], dtype: torch.dtype, cases: int, seed: int)
 def table_of(records: Sequence[Record]) -> Table:
     table = Table("rule", "dtype", "cases", "not finite", "beyond kappa", "errors", "worst err²/(kappa var)", "seconds", "first")
     for record in records:
-        numbers = (record.cases, record.non_finite, record.violations, record.errors, f"{record.worst:.3f}", f"{record.seconds:.1f}", record.first)
+        worst = f"{record.worst:.3f}" if record.worst >= 0 else "no bound"
+        numbers = (record.cases, record.non_finite, record.violations, record.errors, worst, f"{record.seconds:.1f}", record.first)
         style = "red" if record.bad else None
         table.add_row(label(record.rule), str(record.dtype).removeprefix("torch."), *map(str, numbers), style=style)
     return table
