@@ -64,13 +64,19 @@ def kept_nearest(distances: list[float], weights: list[float], f: float) -> list
     return shares
 
 
-def krum(rows: list[list[float]], weights: list[float], f: float) -> list[float]:
+def neighbour_scores(rows: list[list[float]], weights: list[float], f: float) -> list[float]:
+    """The squared distances to the nearest rows, the row itself included, up to the weight W - f."""
     scores = []
     for row, weight in zip(rows, weights, strict=True):
         distances = [distance(row, other) for other in rows]
         shares = kept_nearest(distances, weights, f)
         score = math.fsum(float(share) * length**2 for share, length in zip(shares, distances, strict=True))
         scores.append(score if weight > 0 else math.inf)
+    return scores
+
+
+def krum(rows: list[list[float]], weights: list[float], f: float) -> list[float]:
+    scores = neighbour_scores(rows, weights, f)
     return rows[scores.index(min(scores))]
 
 
@@ -121,13 +127,7 @@ def krum_scores(rows: list[list[float]], left: list[int], count: int) -> dict[in
 
 def multi_krum(rows: list[list[float]], weights: list[float], f: float) -> list[float]:
     """Rows in the order of their scores, up to the weight W - f."""
-    scores = []
-    for row, weight in zip(rows, weights, strict=True):
-        distances = [distance(row, other) for other in rows]
-        shares = kept_nearest(distances, weights, f)
-        score = math.fsum(float(share) * length**2 for share, length in zip(shares, distances, strict=True))
-        scores.append(score if weight > 0 else math.inf)
-    return average(rows, kept_nearest(scores, weights, f))
+    return average(rows, kept_nearest(neighbour_scores(rows, weights, f), weights, f))
 
 
 def mean_around_median(rows: list[list[float]], weights: list[float], f: float) -> list[float]:
