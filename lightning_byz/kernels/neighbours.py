@@ -20,4 +20,5 @@ def neighbour_scores(distances: Float64[Tensor, "n n"], weights: Float64[Tensor,
         shares = nearest_shares(apart, weights, max(total - f - 1, 2.0)).fill_diagonal_(0.0)
     else:
         shares = nearest_shares(distances, weights, total - f)
-    return torch.where(weights > 0, (shares * distances).sum(1), torch.inf)
+    # weights and distances may both be huge
+    return torch.where(weights > 0, (shares / weights.max() * distances).sum(1), torch.inf)

@@ -5,6 +5,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 SLIVER = 1e-6  # a kept share below this part of a row's weight is rounding, and a sliver of a row of 3e38 is not small
+_ROUNDING = 1e-12  # a share this close to all of a row's weight is all of it
 
 
 def minority(weight: float, f: float) -> bool:
@@ -31,6 +32,7 @@ def nearest_shares(distances: Float64[Tensor, "m n"], weights: Float64[Tensor, "
     ordered = weights[order]
     before = ordered.cumsum(1) - ordered
     kept = torch.minimum(ordered, budget - before).clamp_(min=0.0)
+    kept = torch.where(kept > (1 - _ROUNDING) * ordered, ordered, kept)
     return torch.zeros_like(distances).scatter_(1, order, without_slivers(kept, ordered))
 
 
