@@ -41,6 +41,17 @@ def by_block(source: torch.Generator, start: int, bounds: Sequence[tuple[int, in
         yield low, high, generator(base, "block", (start + low) // width, device=source.device)
 
 
+def distinct(count: int, total: int, generator: torch.Generator) -> torch.Tensor:
+    """``count`` different numbers below ``total``, every such set as likely; no temporary of ``total`` where ``count`` is below half of it."""
+    if 2 * count >= total:
+        return torch.randperm(total, generator=generator, device=generator.device)[:count]
+    chosen = torch.empty(0, dtype=torch.int64, device=generator.device)
+    while len(chosen) < count:
+        more = torch.randint(total, (count - len(chosen),), generator=generator, device=generator.device)
+        chosen = torch.cat([chosen, more]).unique()
+    return chosen
+
+
 class Streams:
     """The global random streams of torch, numpy and python, exchanged for a keyed one and put back.
 

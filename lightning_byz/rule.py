@@ -82,3 +82,9 @@ class Rule:
 def whole(count: float) -> int:
     """The number of workers that a weight in units of one worker's touches: rounded up, but for slivers."""
     return math.ceil(count - SLIVER * max(count, 1.0))
+
+
+def check_whole(name: str, value: object, *, least: int) -> None:
+    """Refuse a parameter that is no whole number of at least ``least``."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")

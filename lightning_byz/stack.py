@@ -110,15 +110,20 @@ class Stack:
     def _gram(self) -> Tensor:
         return self.gram_about(self.centre())
 
-    def gram_about(self, point: Float[Tensor, " d"], columns: Int64[Tensor, " k"] | None = None) -> Float64[Tensor, "n n"]:
-        """Inner products of the rows about ``point``; over ``columns`` only (ascending, counted over the whole), if given."""
-        if columns is None:
-            partials = kernels.cross_products(self.vectors, point, self.blocks(), self._width)
-        else:
-            own = columns - (0 if self.slice is None else self.slice.start)
-            own = own[(own >= 0) & (own < self.vectors.shape[1])]
-            ends = torch.searchsorted(own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)).tolist()
-            partials = kernels.cross_products(self.vectors[:, own], point[own], list(pairwise(ends)), self._width, together=False)
+    def gram_about(self, point: Float[Tensor, " d"]) -> Float64[Tensor, "n n"]:
+        """Inner products of the rows about ``point``."""
+        return self._summed(kernels.cross_products(self.vectors, point, self.blocks(), self._width))
+
+    def sampled_gram(self, columns: Int64[Tensor, " k"]) -> Float64[Tensor, "n n"]:
+        """Inner products over some coordinates, ascending and counted over the whole, about their median."""
+        own = columns - (0 if self.slice is None else self.slice.start)
+        own = own[(own >= 0) & (own < self.vectors.shape[1])]
+        ends = torch.searchsorted(own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)).tolist()
+        rows = self.vectors[:, own]
+        origin = kernels.coordinate_median(rows, self.weights)
+        return self._summed(kernels.cross_products(rows, origin, list(pairwise(ends)), self._width, together=False))
+
+    def _summed(self, partials: Tensor) -> Tensor:
         gram = self._across(partials)
         return (gram + gram.T) / 2
 

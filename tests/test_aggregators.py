@@ -125,7 +125,7 @@ def test_the_geometric_median_of_a_majority_is_the_majority() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GeometricMedian(iterations=0), "iterations must be at least 1, not 0"),
+        (lambda: GeometricMedian(iterations=0), "iterations must be a whole number of at least 1, not 0"),
         (lambda: GeometricMedian(smoothing=0.0), "smoothing must lie strictly between 0 and 1, not 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """The rules of the catalogue against their definitions, written independently; published values; parameters."""
 
 import math
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from lightning_byz.aggregators import (
 )
 from lightning_byz.errors import ToleranceError
 from lightning_byz.preaggregators import ARC, Bucketing, Clipping, PreAggregator
+from lightning_byz.rule import check_whole
 from lightning_byz.stack import Stack
 from tests import reference
 
@@ -34,6 +36,7 @@ WEIGHTED = {
     "MoNNA": (MoNNA(), reference.monna),
     "CAF": (CAF(), reference.caf),
     "DnC": (DnC(), reference.dnc),
+    "DnC dropping more": (DnC(iterations=2, factor=0.6), lambda rows, weights, f: reference.dnc(rows, weights, 0.6 * f)),
     "SignMajority": (SignMajority(), reference.sign_majority),
 }
 UNIT = {"Bulyan": (Bulyan(), reference.bulyan), "SMEA": (SMEA(), reference.smea)}
@@ -134,6 +137,19 @@ def test_no_set_has_a_smaller_diameter() -> None:
             torch.testing.assert_close(MDA()(Stack(rows[place], f=f)), result)
 
 
+def test_no_set_has_a_smaller_diameter_on_a_lattice() -> None:
+    """Many equal distances, for which searches take every turn they have."""
+    for seed in range(250):
+        draws = torch.Generator().manual_seed(seed)
+        n, d = int(torch.randint(5, 11, (1,), generator=draws)), int(torch.randint(1, 4, (1,), generator=draws))
+        rows, f = torch.randint(0, 5, (n, d), generator=draws).double(), (n - 1) // 2
+        _, shares = MDA().explain(Stack(rows, f=f))
+        assert shares is not None
+        assert int((shares > 0).sum()) == n - f
+        chosen = reference.diameter(rows[shares > 0].tolist())
+        assert chosen == pytest.approx(min(reference.diameter(rows[list(some)].tolist()) for some in combinations(range(n), n - f)))
+
+
 def test_the_smallest_diameter_is_found_among_many_rows() -> None:
     """Twelve of thirty rows lie within a ball, the others are far from each other and from it."""
     for seed in range(5):
@@ -192,15 +208,20 @@ def test_what_draws_needs_a_generator(rule: Aggregator | PreAggregator) -> None:
 def test_dnc_sees_what_it_draws() -> None:
     """Among 200 coordinates an attacker differs in half; ten drawn ones are enough to see it."""
     rows = torch.randn(9, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows[4, ::2] += 100
-    for iterations in (1, 3):
-        _, shares = DnC(iterations=iterations, coordinates=10).explain(Stack(rows, f=1), generator=torch.Generator().manual_seed(1))
+    attacked = rows.clone()
+    attacked[4, ::2] += 100
+    kept = []
+    for iterations in (1, 2, 3, 4):
+        rule, draws = DnC(iterations=iterations, coordinates=10), torch.Generator()
+        _, shares = rule.explain(Stack(attacked, f=1), generator=draws.manual_seed(1))
         assert shares is not None
         assert float(shares[4]) == 0.0
-        assert int((shares > 0).sum()) >= 9 - iterations
-    assert len(DnC(coordinates=10)._drawn(10**6, torch.Generator().manual_seed(1)).unique()) == 10
-    assert len(DnC(coordinates=10)._drawn(100, torch.Generator().manual_seed(1)).unique()) == 10
-    assert DnC(coordinates=10)._drawn(7, torch.Generator()).tolist() == list(range(7))
+        _, shares = rule.explain(Stack(rows, f=1), generator=draws.manual_seed(1))
+        assert shares is not None
+        kept.append({row for row in range(9) if float(shares[row]) > 0})
+    assert all(later <= earlier for earlier, later in pairwise(kept)), "what one iteration drops, more iterations drop"
+    assert len(kept[0]) == 8
+    assert len(kept[3]) < 7
     assert not DnC(iterations=5).tolerates(9, 2)
 
 
@@ -209,7 +230,7 @@ def test_dnc_sees_what_it_draws() -> None:
     [
         (Bulyan(), 10, 2, r"Bulyan cannot tolerate f = 2 of the total weight W = 10; it needs n >= 4 f \+ 3"),
         (MDA(), 60, 25, "MDA cannot tolerate f = 25 of the total weight W = 60; it needs f < n / 2 and f <= 24"),
-        (SMEA(), 40, 12, "SMEA cannot tolerate f = 12 .* at most 200,000 sets"),
+        (SMEA(), 40, 12, r"SMEA cannot tolerate f = 12 .* C\(n, f\) \(n - f\)\^2 <= 2\^25"),
         (MDA(), 5, 2.5, "f = 2.5 of the total weight W = 5"),
     ],
 )
@@ -229,13 +250,15 @@ def test_parts_of_rows_are_refused(rule: Aggregator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MultiKrum(selected=0), "selected must be None or at least 1, not 0"),
+        (lambda: MultiKrum(selected=0), "selected must be a whole number of at least 1, not 0"),
         (lambda: CenteredClipping(radius=0.0), "radius must be finite and positive, not 0"),
-        (lambda: CenteredClipping(iterations=0), "iterations must be at least 1, not 0"),
-        (lambda: MoNNA(pivot=-1), "pivot must be the id of a worker, 0 or more, not -1"),
+        (lambda: CenteredClipping(iterations=0), "iterations must be a whole number of at least 1, not 0"),
+        (lambda: MoNNA(pivot=-1), "pivot must be a whole number of at least 0, not -1"),
         (lambda: DnC(factor=math.inf), "factor must be finite and positive, not inf"),
-        (lambda: DnC(iterations=0), "iterations must be finite and positive, not 0"),
-        (lambda: Bucketing(size=0), "size must be at least 1, not 0"),
+        (lambda: DnC(iterations=0), "iterations must be a whole number of at least 1, not 0"),
+        (lambda: Bucketing(size=0), "size must be a whole number of at least 1, not 0"),
+        (lambda: check_whole("size", 1.5, least=1), "size must be a whole number of at least 1, not 1.5"),
+        (lambda: MoNNA(pivot=9)(Stack(example(0), f=1)), "pivot=9 is no worker: the 9 workers are 0 to 8"),
         (lambda: Clipping(radius=math.nan), "radius must be finite and positive, not nan"),
     ],
 )

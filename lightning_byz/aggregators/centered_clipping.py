@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import Aggregator
 from lightning_byz.kernels import minority, unusable
+from lightning_byz.rule import check_whole
 from lightning_byz.stack import Stack
 
 
@@ -52,8 +53,7 @@ class CenteredClipping(Aggregator):
     def __post_init__(self) -> None:
         if not 0 < self.radius < math.inf:
             raise ValueError(f"radius must be finite and positive, not {self.radius}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, not {self.iterations}")
+        check_whole("iterations", self.iterations, least=1)
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` is below half of ``weight``."""

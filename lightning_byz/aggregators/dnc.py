@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import RowAverage
 from lightning_byz.kernels import minority, nearest_shares, principal_spread
+from lightning_byz.random import distinct
+from lightning_byz.rule import check_whole
 from lightning_byz.stack import Stack
 
 
@@ -50,9 +52,10 @@ class DnC(RowAverage):
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "coordinates", "factor"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and positive, not {getattr(self, name)}")
+        check_whole("iterations", self.iterations, least=1)
+        check_whole("coordinates", self.coordinates, least=1)
+        if not 0 < self.factor < float("inf"):
+            raise ValueError(f"factor must be finite and positive, not {self.factor}")
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` is below half of ``weight`` and something is sure to be left."""
@@ -62,18 +65,9 @@ class DnC(RowAverage):
         """The part kept of each row's weight."""
         draws, kept = self.drawing(generator), stack.weights
         for _ in range(self.iterations):
-            columns = self._drawn(stack.total, draws).to(stack.vectors.device)
-            gram = stack.gram_about(stack.vectors.new_zeros(stack.vectors.shape[1]), columns)
+            columns = distinct(min(self.coordinates, stack.total), stack.total, draws).sort().values
+            gram = stack.sampled_gram(columns.to(stack.vectors.device))
             _, distances = principal_spread(gram.cpu(), stack.weights.cpu())
             shares = nearest_shares(distances[None].to(kept.device), stack.weights, stack.total_weight - self.factor * stack.f)[0]
             kept = torch.minimum(kept, shares)
         return kept / kept.sum()
-
-    def _drawn(self, total: int, draws: torch.Generator) -> Int64[Tensor, " k"]:
-        """Different coordinates of ``total``, ascending; the same on every rank."""
-        if total <= self.coordinates:
-            return torch.arange(total)
-        if total <= 16 * self.coordinates:
-            return torch.randperm(total, generator=draws, device=draws.device)[: self.coordinates].sort().values
-        several = torch.randint(total, (2 * self.coordinates,), generator=draws, device=draws.device)  # far more than enough to be different
-        return several.unique()[torch.randperm(len(several.unique()), generator=draws, device=draws.device)[: self.coordinates]].sort().values

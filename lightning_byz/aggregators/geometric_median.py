@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import RowAverage
 from lightning_byz.kernels import coordinate_median, minority
+from lightning_byz.rule import check_whole
 from lightning_byz.stack import Stack
 
 
@@ -44,8 +45,7 @@ class GeometricMedian(RowAverage):
     condition = "f < W / 2"
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, not {self.iterations}")
+        check_whole("iterations", self.iterations, least=1)
         if not 0 < self.smoothing < 1:
             raise ValueError(f"smoothing must lie strictly between 0 and 1, not {self.smoothing}")
 

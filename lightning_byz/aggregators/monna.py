@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import RowAverage
 from lightning_byz.kernels import minority, nearest_shares
+from lightning_byz.rule import check_whole
 from lightning_byz.stack import Stack
 
 
@@ -22,10 +23,10 @@ class MoNNA(RowAverage):
     Cost: one pass for the distances and one for the sum, :math:`O(nd)`.
 
     Args:
-        pivot: The worker that is trusted. Where it has no weight or sent nothing usable, the next worker that did, counted in circles.
+        pivot: The worker that is trusted. In a step in which it has no weight or sent nothing usable, the next worker that did, counted in circles.
 
     Raises:
-        ValueError: If ``pivot`` is negative.
+        ValueError: If ``pivot`` is no whole number, or no worker.
         ToleranceError: If ``f`` is not below half of the total weight.
 
     References:
@@ -44,8 +45,7 @@ class MoNNA(RowAverage):
     exceptions = frozenset({"breakdown", "permutation"})
 
     def __post_init__(self) -> None:
-        if self.pivot < 0:
-            raise ValueError(f"pivot must be the id of a worker, 0 or more, not {self.pivot}")
+        check_whole("pivot", self.pivot, least=0)
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` is below half of ``weight``."""
@@ -53,6 +53,8 @@ class MoNNA(RowAverage):
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""
+        if self.pivot >= len(stack.weights):
+            raise ValueError(f"pivot={self.pivot} is no worker: the {len(stack.weights)} workers are 0 to {len(stack.weights) - 1}")
         ids = [worker % len(stack.weights) for worker in range(self.pivot, self.pivot + len(stack.weights))]
         present = (stack.weights[ids] > 0).tolist()
         centre = stack.vectors[ids[present.index(True)]]

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_byz.aggregators.aggregator import RowAverage
 from lightning_byz.aggregators.krum import check_neighbors, scores, tolerated
 from lightning_byz.kernels import nearest_shares
+from lightning_byz.rule import check_whole
 from lightning_byz.stack import Stack
 
 
@@ -48,8 +49,8 @@ class MultiKrum(RowAverage):
 
     def __post_init__(self) -> None:
         check_neighbors(self.neighbors)
-        if self.selected is not None and self.selected < 1:
-            raise ValueError(f"selected must be None or at least 1, not {self.selected}")
+        if self.selected is not None:
+            check_whole("selected", self.selected, least=1)
 
     @property
     def unequal_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - data of the class, but for the paper's neighbours

@@ -12,7 +12,7 @@ from lightning_byz.kernels import minority, smallest_spread
 from lightning_byz.rule import whole
 from lightning_byz.stack import Stack
 
-_MOST = 200_000
+_MOST = 2**25
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SMEA(RowAverage):
     The principal direction is the eigenvector of the rows' covariance with the largest eigenvalue. Among several such sets, the first is taken.
 
     Cost: a coordinate-wise median (which centres the rows), one Gram matrix and one weighted sum, :math:`O(n^2 d)`, and a bound of :math:`O(n^2)` for
-    each of the :math:`\binom{n}{f}` sets, of which few need their eigenvalues; therefore their number is limited to 200,000.
+    each of the :math:`\binom{n}{f}` sets, of which few need their eigenvalues: some seconds at the limit, :math:`\binom{n}{f} (n - f)^2 \le 2^{25}`.
 
     Raises:
         ToleranceError: If ``f`` is not below half of the workers, or there are too many sets, or the weights differ: a part of a row has no
@@ -38,12 +38,13 @@ class SMEA(RowAverage):
         tensor([1.3333])
     """
 
-    condition = "f < n / 2 and at most 200,000 sets of n - f workers"
+    condition = "f < n / 2 and C(n, f) (n - f)^2 <= 2^25"
     unequal_weights = False
 
     def tolerates(self, weight: float, f: float) -> bool:
         """Whether ``f`` is below half of the workers and there are few enough sets."""
-        return minority(weight, whole(f)) and comb(round(weight), whole(f)) <= _MOST
+        kept = round(weight) - whole(f)
+        return minority(weight, whole(f)) and comb(round(weight), kept) * kept**2 <= _MOST
 
     def kappa(self, n: float, f: float) -> float | None:
         """``4 f / (n - 2 f)`` for a whole number ``f``."""

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_byz.attacks.attack import Attack, Defence
+from lightning_byz.random import distinct
 from lightning_byz.stack import Stack
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -57,7 +58,7 @@ class BitFlip(Attack):
         bits = rows.view(_WHOLE[rows.element_size()])
         start = 0 if stack.slice is None else stack.slice.start
         for row in bits:
-            places = _distinct(min(self.coordinates, stack.total), stack.total, generator) - start
+            places = distinct(min(self.coordinates, stack.total), stack.total, generator) - start
             masks = self._masks(len(places), 8 * rows.element_size(), generator)
             here = ((places >= 0) & (places < rows.shape[1])).nonzero()[:, 0]
             hit = places[here].to(rows.device)
@@ -70,14 +71,3 @@ class BitFlip(Attack):
             raise ValueError(f"flips must be at most the {width} bits of a number in these rows, not {self.flips}")
         order = torch.rand(count, width, generator=generator, device=generator.device, dtype=torch.float64).argsort(dim=1)
         return (torch.ones_like(order) << order)[:, : self.flips].sum(1)
-
-
-def _distinct(count: int, total: int, generator: torch.Generator) -> Int64[Tensor, " k"]:
-    """``count`` different numbers below ``total``, every such set as likely; no temporary of ``total`` where ``count`` is below half of it."""
-    if 2 * count >= total:
-        return torch.randperm(total, generator=generator, device=generator.device)[:count]
-    chosen = torch.empty(0, dtype=torch.int64, device=generator.device)
-    while len(chosen) < count:
-        more = torch.randint(total, (count - len(chosen),), generator=generator, device=generator.device)
-        chosen = torch.cat([chosen, more]).unique()
-    return chosen

@@ -88,7 +88,7 @@ def _weighted(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -
                 before[first].add_(~nearer, alpha=masses[second])
         kept, total = torch.zeros_like(middle), torch.zeros_like(middle)
         for value, weight, nearer in zip(values, weights, before, strict=True):
-            share = without_slivers((budget - nearer).clamp_(min=0.0).clamp_(max=weight), weight)
+            share = without_slivers((budget - nearer).clamp_(min=0.0).clamp_(max=weight), weight, budget + f)
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)

@@ -5,6 +5,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 SLIVER = 1e-6  # a kept share below this part of a row's weight is rounding, and a sliver of a row of 3e38 is not small
+_GRAIN = 2.0**-45  # sums of weights are off by a part of this of all weight, which can be more than a light row has
 _ROUNDING = 1e-12  # a share this close to all of a row's weight is all of it
 
 
@@ -13,9 +14,9 @@ def minority(weight: float, f: float) -> bool:
     return weight - 2 * f > SLIVER * weight
 
 
-def without_slivers(shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
-    """``shares`` of ``weights``, with what is only rounding set to zero."""
-    return torch.ge(shares, SLIVER * weights, out=torch.empty_like(shares)).mul_(shares)
+def without_slivers(shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."], total: float) -> Float64[Tensor, "..."]:
+    """``shares`` of ``weights``, with what is only rounding, of a row's weight or of their ``total``, set to zero."""
+    return torch.ge(shares, (SLIVER * weights).clamp_(min=_GRAIN * total), out=torch.empty_like(shares)).mul_(shares)
 
 
 def nearest_shares(distances: Float64[Tensor, "m n"], weights: Float64[Tensor, " n"], budget: float) -> Float64[Tensor, "m n"]:
@@ -33,7 +34,7 @@ def nearest_shares(distances: Float64[Tensor, "m n"], weights: Float64[Tensor, "
     before = ordered.cumsum(1) - ordered
     kept = torch.minimum(ordered, budget - before).clamp_(min=0.0)
     kept = torch.where(kept > (1 - _ROUNDING) * ordered, ordered, kept)
-    return torch.zeros_like(distances).scatter_(1, order, without_slivers(kept, ordered))
+    return torch.zeros_like(distances).scatter_(1, order, without_slivers(kept, ordered, float(weights.sum())))
 
 
 def mixed_distances(gram: Float64[Tensor, "n n"], mixing: Float64[Tensor, "m n"]) -> Float64[Tensor, "m m"]:

@@ -48,7 +48,7 @@ def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Tensor,
         total = torch.zeros_like(kept)
         for value, start, weight in _line(vectors, rows, weights, low, high):
             share = ((start + weight).clamp_(max=end) - start.clamp(min=f)).clamp_(min=0.0)
-            share = without_slivers(share, weight)
+            share = without_slivers(share, weight, end + f)
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)

@@ -7,7 +7,7 @@ import torch
 
 from lightning_byz.kernels import minority
 from lightning_byz.preaggregators.preaggregator import PreAggregator
-from lightning_byz.rule import whole
+from lightning_byz.rule import check_whole, whole
 from lightning_byz.stack import Stack
 
 
@@ -46,8 +46,7 @@ class Bucketing(PreAggregator):
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, not {self.size}")
+        check_whole("size", self.size, least=1)
 
     def hands_on(self, f: float) -> float:
         """``size`` times ``f``, rounded up."""

@@ -43,23 +43,25 @@ def refuse_mixing(pipeline: Pipeline) -> None:
 
 
 def _mixes(pipeline: Pipeline, trial: int) -> bool:
-    """Whether the rules see, on half of some coordinates, other values there than on all of them, without asking for the rest."""
-    asked = False
+    """Whether the rules see, on either half of some coordinates, other values there than on all of them, without asking for the rest."""
+    asked, width = False, block_size(128)
+    draws = torch.Generator().manual_seed(trial)
+    rows = torch.randn(pipeline.workers, 2 * width, generator=draws)
+    rows[:, width:] *= 10.0 * torch.rand(pipeline.workers, 1, generator=draws)
+    reference = torch.randn(2 * width, generator=draws) if trial % 2 else None  # a first step, or a later one
+    whole = pipeline.aggregate(pipeline.entering(Stack(rows), reference), step=0)[0]
+    start = width * (trial // 2 % 2)
 
     def gather(partials: Tensor) -> Tensor:
         nonlocal asked
         asked = True
-        return torch.cat([partials, torch.zeros_like(partials)])
+        halves = [partials, torch.zeros_like(partials)]
+        return torch.cat(halves[::-1] if start else halves)
 
-    width = block_size(128)
-    draws = torch.Generator().manual_seed(trial)
-    rows = torch.randn(pipeline.workers, 2 * width, generator=draws)
-    rows[:, width:] *= 10.0 * torch.rand(pipeline.workers, 1, generator=draws)
-    reference = torch.randn(2 * width, generator=draws)
-    part = Stack(rows[:, :width], slice=Slice(0, width, 2 * width, gather, lambda counts: counts))
-    sliced = pipeline.aggregate(pipeline.entering(part, reference[:width]), step=0)[0]
-    whole = pipeline.aggregate(pipeline.entering(Stack(rows), reference), step=0)[0]
-    return not asked and not torch.allclose(sliced, whole[:width], rtol=1e-4, atol=1e-5)
+    own = slice(start, start + width)
+    part = Stack(rows[:, own], slice=Slice(start, start + width, 2 * width, gather, lambda counts: counts))
+    sliced = pipeline.aggregate(pipeline.entering(part, None if reference is None else reference[own]), step=0)[0]
+    return not asked and not torch.allclose(sliced, whole[own], rtol=1e-4, atol=1e-5)
 
 
 def refuse_different_modules(module: nn.Module, exchange: Exchange, device: torch.device) -> None:
