@@ -234,9 +234,22 @@ class LengthOfTheWay(TowardsMedian):
         return stack.centre() if stack.reference is None else stack.reference / (1 + (stack.centre() - stack.reference).norm())
 
 
+class Noise(TowardsMedian):
+    """Draws as many numbers as its slice is long, so that a later slice starts with the numbers of the first."""
+
+    random = True
+
+    def __call__(self, stack, *, generator=None):
+        return stack.centre() + torch.randn(stack.vectors.shape[1], generator=self.drawing(generator)).to(stack.vectors.dtype)
+
+
 @pytest.mark.parametrize(
     ("rule", "sentence"),
-    [(BreaksLater(), "BreaksLater returned values that are not finite"), (LengthOfTheWay(), "LengthOfTheWay gives other values on a slice")],
+    [
+        (BreaksLater(), "BreaksLater returned values that are not finite"),
+        (LengthOfTheWay(), "LengthOfTheWay gives other values on a slice"),
+        (Noise(), "Noise gives other values on a slice"),
+    ],
 )
 def test_later_steps_are_tried_before_the_first(ranks, rule, sentence):
     for kind, answer in ranks(2).run(attempt, job(strategy={**STRATEGY, "f": 1, "aggregator": rule}), 2):

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +18,7 @@ from lightning_byz.exchange import AllToAll, Local
 from lightning_byz.pipeline import Pipeline, PipelineState
 from lightning_byz.preaggregators import NNM
 from lightning_byz.stack import Stack
+from lightning_byz.strategies import RobustStrategy
 from lightning_byz.strategies.start_up import fitting_pipeline, start_up_line
 from lightning_byz.strategies.weights import capped, worker_weights
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
@@ -239,6 +241,15 @@ def test_a_run_is_refused_on_every_rank(ranks, name):
 @pytest.mark.parametrize("change", [{"trust_heavy": True}, {"max_share": 0.25}, {"f": 1.6}, {"f": 0}, {"weights": None}])
 def test_what_the_refusal_offers_runs(ranks, change):
     assert ranks(2).run(attempt, Fit(strategy={**HEAVY, **change}), 2) == [("nothing", "was refused")] * 2
+
+
+def test_arrays_are_lists(ranks):
+    assert ranks(1).run(weights_as_given) == [[[1.0, 1.0, 2.0]] * 3]
+
+
+def weights_as_given():
+    given = (np.array([1, 1, 2]), torch.tensor([1.0, 1.0, 2.0]), [np.float32(1), 1, 2])
+    return [[float(weight) for weight in RobustStrategy(f=1, aggregator=CoordinateMedian(), weights=weights).weights] for weights in given]
 
 
 def test_max_is_the_largest_that_weights_leave():

@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from lightning_byz.attacks.attack import Attack, Defence, honest_weights
+from lightning_byz.kernels import principal_spread
 from lightning_byz.stack import Stack
 
 
@@ -67,10 +68,5 @@ def _furthest(stack: Stack, honest: Float64[Tensor, " n"]) -> int:
     """The honest row that goes furthest along the top direction of honest variance."""
     present = honest.nonzero()[:, 0].cpu()
     shares, gram = honest.cpu()[present], stack.gram().cpu()[present][:, present]
-    # inner products of the deviations from the mean; with rows scaled by the roots of their shares they have the eigenvalues of the covariance
-    middle = gram @ shares
-    centred = gram - middle[:, None] - middle + shares @ middle
-    roots = shares.sqrt()
-    top = torch.linalg.eigh(roots[:, None] * centred * roots).eigenvectors[:, -1]
-    along = (top / roots).abs()
+    _, along = principal_spread(gram, shares)
     return int(present[(along >= along.max() * (1 - 1e-9)).nonzero()[0, 0]])

@@ -8,6 +8,7 @@ from os import environ
 from typing import Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
@@ -111,6 +112,7 @@ class RobustStrategy(WorkerStrategy):
         check_several("preaggregators", preaggregators, PreAggregator)
         check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+        weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
         check_weights(weights, max_share, trust_heavy, workers)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")

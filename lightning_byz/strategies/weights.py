@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 
@@ -14,7 +15,7 @@ ROUNDING = 1e-9
 
 def check_weights(weights: Sequence[float | int] | str | None, max_share: float | int | None, trust_heavy: bool, workers: int | None) -> None:
     """Refuse weights that no run can use."""
-    if weights is not None and weights != "samples":
+    if weights is not None and not (isinstance(weights, str) and weights == "samples"):
         if isinstance(weights, str) or not isinstance(weights, Sequence) or not all(_is_number(weight) and weight >= 0 for weight in weights):
             raise ValueError(
                 f"weights={weights!r}: give one finite number >= 0 per worker, such as [1, 1, 2], or 'samples' for the sizes of their shards."
@@ -146,7 +147,7 @@ def heaviest_coalition(pipeline: Pipeline, weights: Sequence[float | int]) -> li
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_length(weights: Sequence[float | int], workers: int) -> None:

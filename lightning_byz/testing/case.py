@@ -1,6 +1,6 @@
 """One case of a law: what it draws, what it notes for the message, and how a broken law is reported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -26,11 +26,13 @@ class Case:
         law: Name of the law; together with ``seed`` it keys every draw.
         seed: Number of the case; the same number gives the same case again.
         workers: How many workers there are at most.
+        settings: What the caller fixes rather than leave it to the draws.
     """
 
-    def __init__(self, law: str, seed: int, workers: int = 65) -> None:
+    def __init__(self, law: str, seed: int, workers: int = 65, settings: Mapping[str, Any] | None = None) -> None:
         self.seed = seed
         self.workers = workers
+        self.settings = settings or {}
         self.generator = generator(seed, law)
         self.facts: dict[str, Any] = {}
 
@@ -85,7 +87,10 @@ def gap(left: Tensor, right: Tensor) -> float:
 def require_close(left: Tensor, right: Tensor, what: str, tolerance: float = 1e-9) -> None:
     """Raise ``Broken`` unless ``left`` and ``right`` differ by rounding only."""
     if gap(left, right) > tolerance:
-        raise Broken(f"{what}: {shown(left)} instead of {shown(right)}")
+        difference = (left.double() - right.double()).abs().nan_to_num(nan=float("inf")).flatten()
+        place = int(difference.argmax())
+        seen, wanted = left.flatten()[place], right.flatten()[place]
+        raise Broken(f"{what}: {shown(left)} instead of {shown(right)}, furthest apart at {place}: {seen:.17g} and {wanted:.17g}")
 
 
 def require_equal(left: Tensor, right: Tensor, what: str) -> None:

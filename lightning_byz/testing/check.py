@@ -1,6 +1,9 @@
 """The contract of the library's rules, for rules of your own."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.attacks import Attack
@@ -85,7 +88,16 @@ def check_preaggregator(
         law.hold(rule if law in PREAGGREGATOR_LAWS else chain, cases, seed, workers)
 
 
-def check_attack(attack: Attack, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None) -> None:
+def check_attack(
+    attack: Attack,
+    *,
+    cases: int = 100,
+    seed: int = 0,
+    laws: Sequence[str] | None = None,
+    batch: Any = None,
+    attackers: Sequence[int] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> None:
     """Check that an attack sends rows that it makes of its arguments alone, wherever the coordinates lie.
 
     Args:
@@ -93,6 +105,9 @@ def check_attack(attack: Attack, *, cases: int = 100, seed: int = 0, laws: Seque
         cases: As for :func:`check_aggregator`.
         seed: Likewise.
         laws: Likewise.
+        batch: A batch for the attack to poison; a list of inputs and whole-number targets if none is given.
+        attackers: Who attacks, for an attack that depends on it; otherwise drawn.
+        dtypes: Those of the rows that the attack knows; all four if none are given.
 
     Raises:
         AssertionError: For the first case that breaks a law.
@@ -115,7 +130,7 @@ def check_attack(attack: Attack, *, cases: int = 100, seed: int = 0, laws: Seque
     """
     _require_kind(attack, Attack, cases)
     for law in _chosen(ATTACK_LAWS, laws):
-        law.hold(attack, cases, seed)
+        law.hold(attack, cases, seed, settings={"batch": batch, "attackers": attackers, "dtypes": dtypes})
 
 
 def _require_kind(rule: object, kind: type, cases: int) -> None:

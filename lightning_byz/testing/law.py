@@ -1,6 +1,6 @@
 """What a law is: a statement, and a function that checks it on one case of one rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ class Law:
     applies: Callable[[Any], bool]
     part: float
 
-    def hold(self, rule: Any, cases: int, seed: int, workers: int = 65) -> None:
-        """Check ``cases`` cases of up to ``workers`` workers, as far as the law applies.
+    def hold(self, rule: Any, cases: int, seed: int, workers: int = 65, settings: Mapping[str, Any] | None = None) -> None:
+        """Check ``cases`` cases of up to ``workers`` workers, with what the caller fixes, as far as the law applies.
 
         Raises:
             AssertionError: In the first case that breaks the law; says which, and what was seen.
@@ -36,11 +36,11 @@ class Law:
         if not self.applies(rule):
             return
         for own in range(seed, seed + max(1, round(cases * self.part))):
-            self._hold_in(rule, own, workers)
+            self._hold_in(rule, own, workers, settings)
 
-    def _hold_in(self, rule: Any, seed: int, workers: int) -> None:
+    def _hold_in(self, rule: Any, seed: int, workers: int, settings: Mapping[str, Any] | None) -> None:
         """Check the case of one seed."""
-        case = Case(self.name, seed, workers)
+        case = Case(self.name, seed, workers, settings)
         try:
             self.check(rule, case)
         except NothingToCheck:

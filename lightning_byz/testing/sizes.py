@@ -48,13 +48,13 @@ def fraction_beyond(case: Case, rule: Any, total: float, f: float) -> float:
 
 
 def uneven(case: Case, n: int) -> Tensor:
-    """Weights as they occur and as they should not: parts, zeros, ratios up to a million, all tiny or huge together."""
+    """Weights as they occur and as they should not: parts, zeros, ratios up to a million, rarely far more, all tiny or huge together."""
     kind = case.whole(0, 3)
     if kind == 0:
         choices = torch.tensor([0.1, 1 / 7, 1e-3, 1.0, 3.0, 0.0], dtype=torch.float64)
         return choices[torch.randint(len(choices), (n,), generator=case.generator)]
     if kind == 1:
         return torch.full((n,), case.one_of([0.1, 1 / 7, 1e-3, 0.7]), dtype=torch.float64)
-    spread = case.one_of([1.0, 6.0])
+    spread = case.one_of([1.0, 1.0, 6.0, 6.0, 12.0])
     weights = 10 ** (spread * (torch.rand(n, generator=case.generator, dtype=torch.float64) - 0.5))
     return weights * 10 ** case.one_of([-30.0, -6.0, 0.0, 6.0, 30.0]) if kind == 2 else weights

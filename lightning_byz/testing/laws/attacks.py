@@ -1,6 +1,6 @@
 """What every attack keeps to: rows out of rows, wherever coordinates lie, from its arguments alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,10 @@ def _sent(attack: Attack, stack: Stack, attackers: Sequence[int], past: dict[int
 
 
 def _example(attack: Attack, case: Case, d: int, dtype: torch.dtype) -> tuple[Stack, list[int], dict[int, list[Tensor]] | None]:
-    n = case.whole(2, 13)
-    attackers = sorted(case.order(n)[: case.whole(1, n - 1)].tolist())
+    fixed, dtypes = case.settings.get("attackers"), case.settings.get("dtypes") or DTYPES
+    n = case.whole(2, 13) if fixed is None else max(fixed) + case.whole(2, 8)
+    attackers = sorted(case.order(n)[: case.whole(1, n - 1)].tolist()) if fixed is None else sorted(fixed)
+    dtype = dtype if dtype in dtypes else dtypes[0]
     weights = case.one_of([None, (torch.rand(n, generator=case.generator) + 0.1).double()])
     case.note(n=n, attackers=attackers, d=d, dtype=dtype, weights=1 if weights is None else weights.tolist())
     f = 0.49 * float(n if weights is None else weights.sum())
@@ -58,15 +60,14 @@ def attack_slices(attack: Attack, case: Case) -> None:
 
 @law("an attack sends one row per attacker, of the rows' dtype, and writes to nothing", part=0.3)
 def attack_rows(attack: Attack, case: Case) -> None:
-    """Also for no attackers, and if what it sent is written to."""
+    """The rows it sends may be rows of the stack."""
     stack, attackers, past = _example(attack, case, 70, DTYPES[case.seed % len(DTYPES)])
     before, past_before = stack.vectors.clone(), [row.clone() for rows in (past or {}).values() for row in rows]
-    for own in (attackers, []):
-        rows = _sent(attack, stack, own, None if past is None else {worker: past[worker] for worker in own})
-        require(isinstance(rows, Tensor) and rows.shape == (len(own), 70), f"{len(own)} attackers sent {getattr(rows, 'shape', rows)}")
-        require(rows.dtype == before.dtype and rows.device == before.device, f"the rows sent are {rows.dtype} on {rows.device}")
-        rows.fill_(3.0)
-        require_equal(stack.vectors, before, "the rows of the stack afterwards")
+    rows = _sent(attack, stack, attackers, past)
+    expected = f"a tensor of {len(attackers)} rows of 70 coordinates is expected of {len(attackers)} attackers"
+    require(isinstance(rows, Tensor) and rows.shape == (len(attackers), 70), f"{expected}, not {getattr(rows, 'shape', type(rows).__name__)}")
+    require(rows.dtype == before.dtype and rows.device == before.device, f"the rows sent are {rows.dtype} on {rows.device}")
+    require_equal(stack.vectors, before, "the rows of the stack afterwards")
     for row, kept in zip([row for rows in (past or {}).values() for row in rows], past_before, strict=True):
         require_equal(row, kept, "the past afterwards")
 
@@ -103,13 +104,23 @@ def attack_weights(attack: Attack, case: Case) -> None:
 
 @law("a batch comes back as a batch, and the one that was given is not written to", part=0.2)
 def attack_batch(attack: Attack, case: Case) -> None:
-    """Pairs of inputs and targets; equal seeds give equal batches."""
-    batch = [case.normal(6, 3), torch.randint(0, 10, (6,), generator=case.generator)]
-    before, watch = [part.clone() for part in batch], Watch()
+    """Pairs of inputs and targets, or the batch that the caller gives; equal seeds give equal batches."""
+    batch = case.settings.get("batch")
+    batch = [case.normal(6, 3), torch.randint(0, 10, (6,), generator=case.generator)] if batch is None else batch
+    before, watch = [part.clone() for part in _tensors(batch)], Watch()
     first, second = (attack.poison(batch, generator=torch.Generator().manual_seed(2)) for _ in range(2))
-    require(len(first) == 2, f"two tensors came in, {len(first)} came out")
-    for part, again, given, kept in zip(first, second, batch, before, strict=True):
+    sent = _tensors(first)
+    require(type(first) is type(batch) and len(sent) == len(before), f"{len(before)} tensors came in, {len(sent)} in {type(first).__name__} came out")
+    for part, again, given, kept in zip(sent, _tensors(second), _tensors(batch), before, strict=True):
         require_equal(again, part, "a second time")
         require(part.shape == kept.shape and part.dtype == kept.dtype, f"{tuple(part.shape)} of {part.dtype} came out")
         require_equal(given, kept, "the batch afterwards")
     watch.require_untouched()
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    parts = batch if isinstance(batch, list | tuple) else batch.values() if isinstance(batch, Mapping) else getattr(batch, "__dict__", {}).values()
+    return [tensor for part in parts for tensor in _tensors(part)]
