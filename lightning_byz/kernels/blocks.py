@@ -13,7 +13,7 @@ Bounds = Sequence[tuple[int, int]]
 
 _SMALLEST, _LARGEST, _COUNT = 64, 16384, 256
 _CHUNK = 65536
-_CACHED = 4096  # rows of this many float64 numbers, n of them, stay in a core's second-level cache
+_CACHED = 8192  # rows of this many float64 numbers, n of them, stay in a core's second-level cache
 _BALANCE = 1e-9  # votes this close to balance, relatively, are balanced
 _SQUARABLE = 2.0**480  # float64 only: squares of larger numbers, summed, can overflow
 

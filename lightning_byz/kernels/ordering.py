@@ -9,13 +9,14 @@ from torch import Tensor
 from lightning_byz.kernels.networks import Comparator
 
 _CHUNK = 16384  # rows of this many coordinates, n of them, stay in a core's second-level cache
+_SHARED = 3  # so many times more per thread, where several threads share the work: below that waiting for each other costs more than it saves
 _DEVICE_CHUNK = 2**22
 
 
 def chunks(vectors: Tensor) -> Iterator[tuple[int, int]]:
     """``(low, high)`` of runs of coordinates to order at a time; the result does not depend on where they end."""
-    length = vectors.shape[1]
-    step = _CHUNK if vectors.device.type == "cpu" else _DEVICE_CHUNK
+    length, threads = vectors.shape[1], torch.get_num_threads()
+    step = _DEVICE_CHUNK if vectors.device.type != "cpu" else _CHUNK if threads == 1 else _SHARED * threads * _CHUNK
     return ((low, min(low + step, length)) for low in range(0, length, step))
 
 
