@@ -19,6 +19,7 @@ from lightning_byz.aggregators import (
     Krum,
     Mean,
     MeanAroundMedian,
+    MultiKrum,
     SignMajority,
     TrimmedMean,
 )
@@ -151,7 +152,10 @@ REPLACEMENTS = {
     "cross_products": (lambda vectors, origin, bounds, *rest: torch.ones(len(bounds), *[len(vectors)] * 2).double(), [Krum(), GeometricMedian()]),
     "square_sums": (lambda vectors, origin, bounds, width: torch.ones(len(bounds), len(vectors)).double(), [CTMA(CoordinateMedian())]),
     "symmetric": (all_alike, [Krum()]),
-    "weighted_rows": (lambda vectors, matrix, *rest, **about: vectors.double().mean(0).to(vectors.dtype).repeat(len(matrix), 1), [Krum(), Mean()]),
+    "weighted_rows": (
+        lambda vectors, matrix, *rest, **about: vectors.double().mean(0).to(vectors.dtype).repeat(len(matrix), 1),
+        [MultiKrum(), Mean()],
+    ),
     "scaled_rows": (lambda vectors, factors, rows: vectors.double().mean(0).to(vectors.dtype).repeat(len(vectors), 1), [ARC()]),
     "majority_signs": (lambda vectors, weights, *rest: mean_of(vectors, weights), [SignMajority()]),
     "principal_spread": (lambda gram, weights: (1.0, torch.ones_like(weights)), [CAF()]),
