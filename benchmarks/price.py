@@ -104,9 +104,10 @@ def batches(data: TensorDataset, partition: Partition, *, seed: int) -> Iterator
 
 def train(pipeline: Pipeline, data: TensorDataset, partition: Partition, *, steps: int) -> Iterator[nn.Module]:
     """Train, and yield the network five times in the last fifth of the steps."""
-    torch.manual_seed(derive(pipeline.seed, "network"))
     x, y = data.tensors
-    network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, int(y.max()) + 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(pipeline.seed, "network"))
+        network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, int(y.max()) + 1))
     weights = dict(network.named_parameters())
     gradients = vmap(grad(lambda values, x, y: nn.functional.cross_entropy(functional_call(network, values, (x,)), y)), in_dims=(None, 0, 0))
     rate = SIGN_RATE if type(pipeline.aggregator).__name__.startswith("Sign") else LEARNING_RATE

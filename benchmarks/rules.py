@@ -2,6 +2,7 @@
 
     python benchmarks/rules.py
     python benchmarks/rules.py --workers='[8, 17, 32, 64, 128]' --coordinates='[100000, 1000000, 10000000]' --dtypes='[float32, bfloat16]'
+    python benchmarks/rules.py --unequal_weights=true
     python benchmarks/rules.py --rules='[CoordinateMedian, CTMA]' --exponents_too=true
 
 Every subject takes its turn in each round, and a round's copy, into memory that has been touched before, is what its times are divided by; the table
@@ -46,11 +47,12 @@ def chains() -> dict[str, tuple[tuple[PreAggregator, ...], Aggregator]]:
     return {**result, **median, "NNM + CTMA(CoordinateMedian)": ((NNM(),), CTMA(CoordinateMedian()))}
 
 
-def called(before: tuple[PreAggregator, ...], rule: Aggregator, rows: Tensor, f: int) -> Subject:
+def called(before: tuple[PreAggregator, ...], rule: Aggregator, rows: Tensor, f: int, *, unequal: bool = False) -> Subject:
     """One step of a chain on a new stack."""
+    weights = torch.linspace(1.0, 2.0, len(rows), dtype=torch.float64) if unequal else None
 
     def call() -> Tensor:
-        stack, draws = Stack(rows, f=f), torch.Generator(device=rows.device).manual_seed(0)
+        stack, draws = Stack(rows, weights, f), torch.Generator(device=rows.device).manual_seed(0)
         for preaggregator in before:
             stack = preaggregator(stack, generator=draws)
         return rule(stack, generator=draws)
@@ -85,13 +87,11 @@ def seconds(subject: Subject, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def measure(
-    workers: int, coordinates: int, dtype: torch.dtype, names: list[str], *, rounds: int, device: torch.device
-) -> dict[str, list[float] | str]:
+def measure(workers: int, coordinates: int, dtype: torch.dtype, names: list[str], *, rounds: int, device: torch.device, unequal: bool) -> Results:
     """The ratios of each subject to the copy of its round, or why there are none."""
     rows = torch.randn(workers, coordinates, generator=torch.Generator(device=device).manual_seed(0), dtype=torch.float32, device=device).to(dtype)
     target, f = torch.zeros_like(rows), workers // 5
-    subjects = {name: called(before, rule, rows, f) for name, (before, rule) in chains().items()} | rivals(rows, f)
+    subjects = {name: called(before, rule, rows, f, unequal=unequal) for name, (before, rule) in chains().items()} | rivals(rows, f)
     results: Results = {}
     for name, subject in subjects.items():
         if names and not any(wanted in name for wanted in names):
@@ -130,7 +130,7 @@ def exponents(names: list[str], *, rounds: int, device: torch.device) -> Table:
         result.add_column(column, justify="left" if column == "rule" else "right")
     times = {}
     for workers, coordinates in [*((17, d) for d in by_length), *((n, 1_000_000) for n in by_workers)]:
-        rows = torch.randn(workers, coordinates, device=device)
+        rows = torch.randn(workers, coordinates, generator=torch.Generator(device=device).manual_seed(0), device=device)
         for name, (before, rule) in chains().items():
             if names and not any(wanted in name for wanted in names):
                 continue
@@ -154,6 +154,7 @@ def main(
     *,
     rounds: int = 7,
     exponents_too: bool = False,
+    unequal_weights: bool = False,
     device: str = "cpu",
     memory: float = 4.0,
 ) -> None:
@@ -165,6 +166,7 @@ def main(
         dtypes: Of the rows.
         rules: Only subjects whose name contains one of these; all, if empty.
         rounds: How often each subject is timed.
+        unequal_weights: Whether the rows weigh from 1 to 2, rather than 1 each.
         exponents_too: Whether to fit how the time grows, too.
         device: Where the rows are.
         memory: Cells whose rows take more GiB are left out, and named.
@@ -178,7 +180,7 @@ def main(
                 if count * length * dtype.itemsize > memory * 2**30:
                     sys.stderr.write(f"left out, more than --memory={memory:g} GiB: {title}\n")
                     continue
-                console.print(table(title, measure(count, length, dtype, rules, rounds=rounds, device=place)))
+                console.print(table(title, measure(count, length, dtype, rules, rounds=rounds, device=place, unequal=unequal_weights)))
     if exponents_too:
         console.print(exponents(rules, rounds=rounds, device=place))
 
