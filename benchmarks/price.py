@@ -41,7 +41,11 @@ from lightning_byz.stack import Stack
 
 WORKERS, BATCH, HIDDEN, LEARNING_RATE, SIGN_RATE = 12, 16, 64, 0.5, 0.005
 EXACT, DOUBLED = 2, 4
-PARTITIONS: dict[str, Partition] = {"IID": IID(), "Dirichlet(0.1)": Dirichlet(0.1), "sizes 1 to 12": Sizes(range(1, WORKERS + 1))}
+PARTITIONS: dict[str, Partition] = {
+    "IID": IID(),
+    "Dirichlet(0.1)": Dirichlet(0.1),
+    "sizes 1 to 12": Sizes(range(1, WORKERS + 1)),
+}
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "price.md"
 
 
@@ -57,9 +61,15 @@ class Rules:
         """The chain's short name."""
         rule = self.aggregator
         inner = (
-            f"({type(rule.base).__name__})" if isinstance(rule, CTMA) else f"(radius={rule.radius:g})" if isinstance(rule, CenteredClipping) else ""
+            f"({type(rule.base).__name__})"
+            if isinstance(rule, CTMA)
+            else f"(radius={rule.radius:g})"
+            if isinstance(rule, CenteredClipping)
+            else ""
         )
-        return " -> ".join([*(type(rule).__name__ for rule in self.preaggregators), type(self.aggregator).__name__ + inner])
+        return " -> ".join(
+            [*(type(rule).__name__ for rule in self.preaggregators), type(self.aggregator).__name__ + inner]
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,11 @@ def chains() -> list[Rules]:
         *(Rules(rule) for rule in sorted(plain, key=lambda rule: (rule != Mean(), type(rule).__name__.lower()))),
         *(Rules(CTMA(base)) for base in (CoordinateMedian(), GeometricMedian())),
         Rules(CenteredClipping(radius=0.5)),
-        *(Rules(CoordinateMedian(), (rule(),)) for rule in before if not inspect.isabstract(rule) and not _required(rule)),
+        *(
+            Rules(CoordinateMedian(), (rule(),))
+            for rule in before
+            if not inspect.isabstract(rule) and not _required(rule)
+        ),
     ]
 
 
@@ -109,18 +123,33 @@ def train(pipeline: Pipeline, data: TensorDataset, partition: Partition, *, step
         torch.manual_seed(derive(pipeline.seed, "network"))
         network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, int(y.max()) + 1))
     weights = dict(network.named_parameters())
-    gradients = vmap(grad(lambda values, x, y: nn.functional.cross_entropy(functional_call(network, values, (x,)), y)), in_dims=(None, 0, 0))
+    gradients = vmap(
+        grad(lambda values, x, y: nn.functional.cross_entropy(functional_call(network, values, (x,)), y)),
+        in_dims=(None, 0, 0),
+    )
     rate = SIGN_RATE if type(pipeline.aggregator).__name__.startswith("Sign") else LEARNING_RATE
-    state, present, shown = PipelineState(), torch.ones(WORKERS, dtype=torch.bool), set(range(steps - 1, steps * 4 // 5 - 1, -max(steps // 25, 1)))
+    state, present, shown = (
+        PipelineState(),
+        torch.ones(WORKERS, dtype=torch.bool),
+        set(range(steps - 1, steps * 4 // 5 - 1, -max(steps // 25, 1))),
+    )
     for step, own in enumerate(islice(batches(data, partition, seed=pipeline.seed), steps)):
         rows = torch.cat(
-            [part.flatten(1) for part in gradients({name: value.detach() for name, value in weights.items()}, x[own], y[own]).values()], 1
+            [
+                part.flatten(1)
+                for part in gradients(
+                    {name: value.detach() for name, value in weights.items()}, x[own], y[own]
+                ).values()
+            ],
+            1,
         )
         vector, report, carried = pipeline.combine(state, Stack(rows, f=pipeline.f), present)
         state = pipeline.advance(state, {}, report, carried)
         if vector is not None:
             with torch.no_grad():
-                for value, part in zip(weights.values(), vector.split([value.numel() for value in weights.values()]), strict=True):
+                for value, part in zip(
+                    weights.values(), vector.split([value.numel() for value in weights.values()]), strict=True
+                ):
                     value -= rate * part.view(value.shape)
         if step in shown:
             yield network
@@ -134,7 +163,9 @@ def measure(rules: Rules, partition: str, f: int, *, folder: Path | None, seeds:
     weights = tuple(float(size) for size in sizes.sizes) if isinstance(sizes, Sizes) else None
     results = []
     for seed in range(seeds):
-        pipeline = Pipeline(WORKERS, f, rules.aggregator, preaggregators=rules.preaggregators, weights=weights, seed=seed)
+        pipeline = Pipeline(
+            WORKERS, f, rules.aggregator, preaggregators=rules.preaggregators, weights=weights, seed=seed
+        )
         try:
             pipeline.check()
         except ToleranceError as error:
@@ -146,7 +177,9 @@ def measure(rules: Rules, partition: str, f: int, *, folder: Path | None, seeds:
     return Cell(overall, worst)
 
 
-def accuracies(network: nn.Module, data: TensorDataset, test: TensorDataset, partition: Partition, *, seed: int) -> tuple[float, float]:
+def accuracies(
+    network: nn.Module, data: TensorDataset, test: TensorDataset, partition: Partition, *, seed: int
+) -> tuple[float, float]:
     """Return the accuracy on the test samples, and that of the worker for whose mixture of labels it is lowest, in percent."""
     (x, y), labels = test.tensors, data.tensors[1]
     with torch.no_grad():
@@ -172,7 +205,11 @@ def rows(cells: dict[tuple[str, str, int], Cell], names: Sequence[str], partitio
                 line += ["refuses weights" if "equal weights" in cell.refusal else f"refuses f = {f}"] * 2
                 continue
             for values, base in ((cell.overall, mean.overall), (cell.worst, mean.worst)):
-                line.append(_spread(values, "") if cell is mean else _spread([one - other for one, other in zip(values, base, strict=True)], "+"))
+                line.append(
+                    _spread(values, "")
+                    if cell is mean
+                    else _spread([one - other for one, other in zip(values, base, strict=True)], "+")
+                )
         lines.append(line)
     return lines
 
@@ -185,7 +222,9 @@ def _spread(values: Sequence[float], sign: str) -> str:
 HEADER = ["rule", *(f"{who}, f = {f}" for f in (EXACT, DOUBLED) for who in ("overall", "worst worker"))]
 
 
-def page(tables: dict[str, list[list[str]]], refusals: Sequence[str], *, command: str, data: str, seeds: int, steps: int) -> str:
+def page(
+    tables: dict[str, list[list[str]]], refusals: Sequence[str], *, command: str, data: str, seeds: int, steps: int
+) -> str:
     """Return the page."""
     text = f"""# The price of robustness where nobody attacks
 
@@ -208,7 +247,13 @@ cell says so; a line of zeros throughout is of a rule that never did anything, s
 
 
 def main(
-    *, data: Path | None = None, seeds: int = 3, steps: int = 250, only: Sequence[str] = (), output: Path = PAGE, processes: int | None = None
+    *,
+    data: Path | None = None,
+    seeds: int = 3,
+    steps: int = 250,
+    only: Sequence[str] = (),
+    output: Path = PAGE,
+    processes: int | None = None,
 ) -> None:
     """Measure, print the tables, and write the page.
 
@@ -220,10 +265,21 @@ def main(
         output: The page.
         processes: Processes of one thread each; without it, as many as there are cores.
     """
-    chosen = [rules for rules in chains() if rules.name == "Mean" or not only or set(only) & set(re.findall(r"\w+", rules.name))]
-    jobs = [(rules, partition, f) for rules in chosen for partition in PARTITIONS for f in ((0,) if rules.name == "Mean" else (EXACT, DOUBLED))]
+    chosen = [
+        rules
+        for rules in chains()
+        if rules.name == "Mean" or not only or set(only) & set(re.findall(r"\w+", rules.name))
+    ]
+    jobs = [
+        (rules, partition, f)
+        for rules in chosen
+        for partition in PARTITIONS
+        for f in ((0,) if rules.name == "Mean" else (EXACT, DOUBLED))
+    ]
     with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = {(r.name, p, f): pool.submit(measure, r, p, f, folder=data, seeds=seeds, steps=steps) for r, p, f in jobs}
+        waiting = {
+            (r.name, p, f): pool.submit(measure, r, p, f, folder=data, seeds=seeds, steps=steps) for r, p, f in jobs
+        }
         cells = {key: future.result() for key, future in waiting.items()}
     tables = {partition: rows(cells, [rules.name for rules in chosen], partition) for partition in PARTITIONS}
     for title, lines in tables.items():
@@ -231,10 +287,23 @@ def main(
         for line in lines:
             table.add_row(*line)
         Console(width=120).print(table)
-    refusals = sorted({f"`{name}`, {partition}, f = {f}: {cell.refusal}" for (name, partition, f), cell in cells.items() if cell.refusal})
-    arguments = ([] if data is None else [f"--data={data.name}"]) + [f"--seeds={seeds}"] * (seeds != 3) + [f"--steps={steps}"] * (steps != 250)
+    refusals = sorted(
+        {
+            f"`{name}`, {partition}, f = {f}: {cell.refusal}"
+            for (name, partition, f), cell in cells.items()
+            if cell.refusal
+        }
+    )
+    arguments = (
+        ([] if data is None else [f"--data={data.name}"])
+        + [f"--seeds={seeds}"] * (seeds != 3)
+        + [f"--steps={steps}"] * (steps != 250)
+    )
     arguments += [f"--only='[{', '.join(only)}]'"] * bool(only)
-    command, source = " ".join(["python benchmarks/price.py", *arguments]), "scikit-learn's handwritten digits" if data is None else "MNIST's digits"
+    command, source = (
+        " ".join(["python benchmarks/price.py", *arguments]),
+        "scikit-learn's handwritten digits" if data is None else "MNIST's digits",
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page(tables, refusals, command=command, data=source, seeds=seeds, steps=steps))
 

@@ -33,7 +33,15 @@ from lightning_byz.preaggregators import NNM, PreAggregator
 
 Subject = Callable[[], object]
 Results = dict[str, list[float] | str]
-RIVALS = {"Median": {}, "TrMean": {"f"}, "GeometricMedian": {}, "Krum": {"f"}, "MultiKrum": {"f"}, "Meamed": {"f"}, "CenteredClipping": {}}
+RIVALS = {
+    "Median": {},
+    "TrMean": {"f"},
+    "GeometricMedian": {},
+    "Krum": {"f"},
+    "MultiKrum": {"f"},
+    "Meamed": {"f"},
+    "CenteredClipping": {},
+}
 SLOW = 20.0  # seconds per call from which on a subject is measured once
 
 
@@ -41,13 +49,21 @@ def chains() -> dict[str, tuple[tuple[PreAggregator, ...], Aggregator]]:
     """Each rule with defaults, alone or after a pre-aggregator."""
     concrete = [getattr(aggregators, name) for name in aggregators.__all__]
     plain = [rule() for rule in concrete if not inspect.isabstract(rule) and rule is not CTMA]
-    result = {type(rule).__name__: ((), rule) for rule in plain} | {"CTMA(CoordinateMedian)": ((), CTMA(CoordinateMedian()))}
+    result = {type(rule).__name__: ((), rule) for rule in plain} | {
+        "CTMA(CoordinateMedian)": ((), CTMA(CoordinateMedian()))
+    }
     before = [getattr(preaggregators, name) for name in preaggregators.__all__]
-    median = {f"{rule.__name__} + CoordinateMedian": ((rule(),), CoordinateMedian()) for rule in before if not inspect.isabstract(rule)}
+    median = {
+        f"{rule.__name__} + CoordinateMedian": ((rule(),), CoordinateMedian())
+        for rule in before
+        if not inspect.isabstract(rule)
+    }
     return {**result, **median, "NNM + CTMA(CoordinateMedian)": ((NNM(),), CTMA(CoordinateMedian()))}
 
 
-def called(before: tuple[PreAggregator, ...], rule: Aggregator, rows: Tensor, f: int, *, unequal: bool = False) -> Subject:
+def called(
+    before: tuple[PreAggregator, ...], rule: Aggregator, rows: Tensor, f: int, *, unequal: bool = False
+) -> Subject:
     """One step of a chain on a new stack."""
     weights = torch.linspace(1.0, 2.0, len(rows), dtype=torch.float64) if unequal else None
 
@@ -87,11 +103,28 @@ def seconds(subject: Subject, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def measure(workers: int, coordinates: int, dtype: torch.dtype, names: list[str], *, rounds: int, device: torch.device, unequal: bool) -> Results:
+def measure(
+    workers: int,
+    coordinates: int,
+    dtype: torch.dtype,
+    names: list[str],
+    *,
+    rounds: int,
+    device: torch.device,
+    unequal: bool,
+) -> Results:
     """The ratios of each subject to the copy of its round, or why there are none."""
-    rows = torch.randn(workers, coordinates, generator=torch.Generator(device=device).manual_seed(0), dtype=torch.float32, device=device).to(dtype)
+    rows = torch.randn(
+        workers,
+        coordinates,
+        generator=torch.Generator(device=device).manual_seed(0),
+        dtype=torch.float32,
+        device=device,
+    ).to(dtype)
     target, f = torch.zeros_like(rows), workers // 5
-    subjects = {name: called(before, rule, rows, f, unequal=unequal) for name, (before, rule) in chains().items()} | rivals(rows, f)
+    subjects = {
+        name: called(before, rule, rows, f, unequal=unequal) for name, (before, rule) in chains().items()
+    } | rivals(rows, f)
     results: Results = {}
     for name, subject in subjects.items():
         if names and not any(wanted in name for wanted in names):
@@ -140,8 +173,14 @@ def exponents(names: list[str], *, rounds: int, device: torch.device) -> Table:
             except ToleranceError:
                 times[name, workers, coordinates] = float("nan")
     for name in dict.fromkeys(name for name, _, _ in times):
-        lengths, workers = [times[name, 17, value] for value in by_length], [times[name, value, 1_000_000] for value in by_workers]
-        slopes = [np.polyfit(np.log(sizes), np.log(seen), 1)[0] for sizes, seen in ((by_length, lengths), (by_workers, workers))]
+        lengths, workers = (
+            [times[name, 17, value] for value in by_length],
+            [times[name, value, 1_000_000] for value in by_workers],
+        )
+        slopes = [
+            np.polyfit(np.log(sizes), np.log(seen), 1)[0]
+            for sizes, seen in ((by_length, lengths), (by_workers, workers))
+        ]
         result.add_row(name, *("refused in part" if np.isnan(slope) else f"{slope:.2f}" for slope in slopes))
     return result
 
@@ -180,7 +219,12 @@ def main(
                 if count * length * dtype.itemsize > memory * 2**30:
                     sys.stderr.write(f"left out, more than --memory={memory:g} GiB: {title}\n")
                     continue
-                console.print(table(title, measure(count, length, dtype, rules, rounds=rounds, device=place, unequal=unequal_weights)))
+                console.print(
+                    table(
+                        title,
+                        measure(count, length, dtype, rules, rounds=rounds, device=place, unequal=unequal_weights),
+                    )
+                )
     if exponents_too:
         console.print(exponents(rules, rounds=rounds, device=place))
 

@@ -65,7 +65,9 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Note the time."""
         self.ends.append(time.perf_counter())
 
@@ -75,7 +77,9 @@ def window(strategy: Strategy, ranks: int, steps: int) -> dict[str, float]:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     count = steps + UNCOUNTED
-    data = TensorDataset(torch.randn(ranks * BATCH * count, WIDTHS[0]), torch.randint(WIDTHS[-1], (ranks * BATCH * count,)))
+    data = TensorDataset(
+        torch.randn(ranks * BATCH * count, WIDTHS[0]), torch.randint(WIDTHS[-1], (ranks * BATCH * count,))
+    )
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu", devices=ranks, strategy=strategy, plugins=[LightningEnvironment()], max_epochs=1, callbacks=[clock],
@@ -92,12 +96,19 @@ def run_rank(aggregators: Sequence[Aggregator], *, ranks: int, pairs: int, steps
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    names = ["DDPStrategy", *(repr(rule) if "object at" not in repr(rule) else type(rule).__name__ for rule in aggregators)]
+    names = [
+        "DDPStrategy",
+        *(repr(rule) if "object at" not in repr(rule) else type(rule).__name__ for rule in aggregators),
+    ]
     windows: Windows = {name: [] for name in names}
     for turn in range(pairs):
         order = list(range(len(names)))
         for place in order[turn % len(order) :] + order[: turn % len(order)]:
-            strategy = DDPStrategy(process_group_backend="gloo") if place == 0 else RobustStrategy(f=0, aggregator=aggregators[place - 1])
+            strategy = (
+                DDPStrategy(process_group_backend="gloo")
+                if place == 0
+                else RobustStrategy(f=0, aggregator=aggregators[place - 1])
+            )
             windows[names[place]].append(window(strategy, ranks, steps))
     if os.environ["LOCAL_RANK"] == "0":
         Path(os.environ["BENCHMARK_RESULT"]).write_text(json.dumps(windows))
@@ -109,9 +120,17 @@ def launch(ranks: int, timeout: float) -> Windows:
         free.bind(("127.0.0.1", 0))
         port, result = str(free.getsockname()[1]), Path(folder) / "windows.json"
         free.close()
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "OMP_NUM_THREADS": "1", "BENCHMARK_RESULT": str(result)}
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "NODE_RANK": "0",
+            "OMP_NUM_THREADS": "1",
+            "BENCHMARK_RESULT": str(result),
+        }
         started = [
-            subprocess.Popen([sys.executable, *sys.argv], env=os.environ | shared | {"LOCAL_RANK": str(rank)}, start_new_session=True)
+            subprocess.Popen(
+                [sys.executable, *sys.argv], env=os.environ | shared | {"LOCAL_RANK": str(rank)}, start_new_session=True
+            )
             for rank in range(ranks)
         ]
         try:
@@ -138,7 +157,13 @@ def table(windows: Windows, *, ranks: int) -> Table:
     for name, mine in windows.items():
         ratios = [window["seconds"] / other for window, other in zip(mine, base, strict=True)]
         seconds, peak = statistics.median(window["seconds"] for window in mine), max(window["peak"] for window in mine)
-        result.add_row(name, f"{1000 * seconds:.0f}", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} - {max(ratios):.2f}", f"{peak:.0f}")
+        result.add_row(
+            name,
+            f"{1000 * seconds:.0f}",
+            f"{statistics.median(ratios):.2f}",
+            f"{min(ratios):.2f} - {max(ratios):.2f}",
+            f"{peak:.0f}",
+        )
     return result
 
 

@@ -31,7 +31,9 @@ def families() -> Iterator[tuple[str, list[Any]]]:
 
 
 def _built(rule: type) -> Any:
-    required = [name for name, parameter in inspect.signature(rule).parameters.items() if parameter.default is parameter.empty]
+    required = [
+        name for name, parameter in inspect.signature(rule).parameters.items() if parameter.default is parameter.empty
+    ]
     return rule(**dict.fromkeys(required, CoordinateMedian()))
 
 
@@ -72,8 +74,23 @@ def text() -> str:
     """The whole page."""
     lines = [HEAD]
     for title, rules in families():
-        columns = ["rule", "tolerates", "kappa", *(f"n = {n}, f = {f}" for n, f in CASES), "weights", "exceptions", "draws", "cost"]
-        lines += [f"## {title}\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(_line(rule) for rule in rules), ""]
+        columns = [
+            "rule",
+            "tolerates",
+            "kappa",
+            *(f"n = {n}, f = {f}" for n, f in CASES),
+            "weights",
+            "exceptions",
+            "draws",
+            "cost",
+        ]
+        lines += [
+            f"## {title}\n",
+            f"| {' | '.join(columns)} |",
+            "|---" * len(columns) + "|",
+            *(_line(rule) for rule in rules),
+            "",
+        ]
     lines.append("Pre-aggregators' numbers are for `CoordinateMedian` behind them; `CTMA` is over `CoordinateMedian`.")
     return "\n".join(lines) + "\n"
 

@@ -46,7 +46,14 @@ def main(aggregator: Aggregator = CTMA(CoordinateMedian()), *, epochs: int = 2) 
     module.prepare_data = lambda: None  # the module's own data, a text from the web, is not needed
     before = loss_of(module, data)
     strategy = RobustStrategy(workers=6, f=1, aggregator=aggregator, attackers=[5], attack=ReverseGradient(factor=10))
-    trainer = Trainer(accelerator="cpu", devices=1, max_epochs=epochs, strategy=strategy, callbacks=[WorkerMonitor()], enable_checkpointing=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        strategy=strategy,
+        callbacks=[WorkerMonitor()],
+        enable_checkpointing=False,
+    )
     trainer.fit(module.train(), DataLoader(data, batch_size=8, shuffle=True))
     print(f"loss before {before:.3f}, after {loss_of(module, data):.3f}")
 

@@ -18,11 +18,20 @@ from lightning_byz.errors import ToleranceError, TooManyFaults
 _FAMILIES = (aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies)
 _CLASS = r"Problem with given class_path '(?:[\w.]+\.)?(?P<name>\w+)':\s+"
 _MISTAKES = (
-    (_CLASS + r"Option '(?P<given>[^']+)' is not accepted", "{name} has no argument '{given}': see --print_config for those of the classes in use."),
+    (
+        _CLASS + r"Option '(?P<given>[^']+)' is not accepted",
+        "{name} has no argument '{given}': see --print_config for those of the classes in use.",
+    ),
     (_CLASS + r"the following arguments are required: (?P<given>[^\n]+)", "{name} needs a value for: {given}."),
-    (_CLASS + r"(?P<given>No module named [^\n]+|module [^\n]+ has no attribute [^\n]+)", "there is no class {name}: {given}."),
+    (
+        _CLASS + r"(?P<given>No module named [^\n]+|module [^\n]+ has no attribute [^\n]+)",
+        "there is no class {name}: {given}.",
+    ),
     (r"Import path (?P<given>\S+) does not correspond to a subclass of (?P<name>\w+)", "{given} is no {name}."),
-    (r'Parser key "(?P<name>\w+)":\s+Expected a <class \'(?P<kind>\w+)\'>. Got value: (?P<given>[^\n]+)', "{name}={given}: give one of type {kind}."),
+    (
+        r'Parser key "(?P<name>\w+)":\s+Expected a <class \'(?P<kind>\w+)\'>. Got value: (?P<given>[^\n]+)',
+        "{name}={given}: give one of type {kind}.",
+    ),
 )
 
 
@@ -43,7 +52,9 @@ class CommandLine(LightningCLI):
         """Print the metrics as they stand after the last epoch, which is not always the best one."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if metrics:
-            rank_zero_only(print)("last epoch:", ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())))
+            rank_zero_only(print)(
+                "last epoch:", ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+            )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -87,7 +98,9 @@ def explain(message: str) -> str:
         known = [name for family in _FAMILIES for name in family.__all__]
         close = _closest(found[1], known)
         hint = (
-            f"did you mean {' or '.join(close)}?" if close else "give the import path of a class, such as my_file.MyClass, or a name of this package."
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else "give the import path of a class, such as my_file.MyClass, or a name of this package."
         )
         return f"there is no class {found[1]!r}: {hint}"
     return message
@@ -97,7 +110,9 @@ def _closest(given: str, known: Sequence[str]) -> list[str]:
     """Return the known names that are nearly as close as the closest one, if any is close."""
     likeness = {name: difflib.SequenceMatcher(None, given, name).ratio() for name in known}
     best = max(likeness.values())
-    return sorted((name for name in known if likeness[name] >= max(0.5, best - 0.1)), key=lambda name: -likeness[name])[:3]
+    return sorted((name for name in known if likeness[name] >= max(0.5, best - 0.1)), key=lambda name: -likeness[name])[
+        :3
+    ]
 
 
 def refusal(error: Exception) -> str | None:
@@ -112,5 +127,10 @@ def refusal(error: Exception) -> str | None:
     origin = frames[-1].f_globals.get("__name__", "").split(".")[0] if frames else ""
     if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
         return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
-    ours = (ToleranceError, TooManyFaults, MisconfigurationException, *([ValueError] if origin == "lightning_byz" else []))
+    ours = (
+        ToleranceError,
+        TooManyFaults,
+        MisconfigurationException,
+        *([ValueError] if origin == "lightning_byz" else []),
+    )
     return str(error) if isinstance(error, ours) else None

@@ -56,7 +56,9 @@ class Layout:
                 part.zero_()
                 continue
             if gradient.is_sparse:
-                raise ValueError(f"The gradient of '{name}' is sparse; robust rules need dense rows. Build that layer with sparse=False.")
+                raise ValueError(
+                    f"The gradient of '{name}' is sparse; robust rules need dense rows. Build that layer with sparse=False."
+                )
             values = _real(gradient.detach())
             part.view(values.shape).copy_(values)
         if scale != 1.0:
@@ -77,7 +79,10 @@ class Layout:
 
     def realign(self, vector: Tensor, old: "Layout") -> Tensor:
         """Carry a vector of another layout over by name; parameters that are new or of another shape start from zero."""
-        known = {name: (shape, part) for name, shape, part in zip(old.names, old.shapes, vector.split(old.sizes), strict=True)}
+        known = {
+            name: (shape, part)
+            for name, shape, part in zip(old.names, old.shapes, vector.split(old.sizes), strict=True)
+        }
         result = vector.new_zeros(self.total)
         for name, shape, part in zip(self.names, self.shapes, result.split(self.sizes), strict=True):
             if name in known and known[name][0] == shape:

@@ -26,7 +26,9 @@ def generator(seed: int, *key: int | str, device: torch.device | str = "cpu") ->
     return torch.Generator(device=device).manual_seed(derive(seed, *key))
 
 
-def by_block(source: torch.Generator, start: int, bounds: Sequence[tuple[int, int]], width: int) -> Iterator[tuple[int, int, torch.Generator]]:
+def by_block(
+    source: torch.Generator, start: int, bounds: Sequence[tuple[int, int]], width: int
+) -> Iterator[tuple[int, int, torch.Generator]]:
     """Each block of coordinates with a generator of its own, so that a slice draws the numbers that the whole would.
 
     Args:

@@ -56,13 +56,17 @@ class Rule:
             ValueError: If there is none.
         """
         if generator is None:
-            raise ValueError(f"{type(self).__name__} draws at random and needs a generator: rule(stack, generator=torch.Generator().manual_seed(0))")
+            raise ValueError(
+                f"{type(self).__name__} draws at random and needs a generator: rule(stack, generator=torch.Generator().manual_seed(0))"
+            )
         return generator
 
     def _require(self, stack: Stack) -> None:
         weight, name = stack.total_weight, type(self).__name__
         if weight <= 0:
-            raise ToleranceError(f"{name} needs at least one row of positive weight; of {len(stack.weights)} rows none has any")
+            raise ToleranceError(
+                f"{name} needs at least one row of positive weight; of {len(stack.weights)} rows none has any"
+            )
         unit = 1.0 if self.unequal_weights else self._unit(stack)
         if not self.tolerates(weight / unit, stack.f / unit):
             raise ToleranceError(

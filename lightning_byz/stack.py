@@ -55,7 +55,9 @@ class Stack:
         mixing: Float64[Tensor, "n n"] | None = None,
     ) -> None:
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
-            given = f"{tuple(vectors.shape)} of {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
+            given = (
+                f"{tuple(vectors.shape)} of {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
+            )
             raise ValueError(f"vectors must be a floating point tensor with one row per worker (n, d), not {given}")
         if not 0 <= f < float("inf"):
             raise ValueError(f"f must be a finite weight >= 0, not {f}")
@@ -63,7 +65,12 @@ class Stack:
             raise ValueError(f"reference must have {vectors.shape[1]} coordinates, not shape {tuple(reference.shape)}")
         if slice is not None and slice.stop - slice.start != vectors.shape[1]:
             raise ValueError(f"the slice {slice.start}..{slice.stop} does not have {vectors.shape[1]} coordinates")
-        values = {"vectors": vectors.detach(), "weights": _weights(weights, vectors), "f": float(f), "reference": reference}
+        values = {
+            "vectors": vectors.detach(),
+            "weights": _weights(weights, vectors),
+            "f": float(f),
+            "reference": reference,
+        }
         for name, value in {**values, "slice": slice, "mixing": mixing, "_cache": {}}.items():
             object.__setattr__(self, name, value)
 
@@ -118,7 +125,9 @@ class Stack:
         """Inner products over some coordinates, ascending and counted over the whole, about their median."""
         own = columns - (0 if self.slice is None else self.slice.start)
         own = own[(own >= 0) & (own < self.vectors.shape[1])]
-        ends = torch.searchsorted(own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)).tolist()
+        ends = torch.searchsorted(
+            own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)
+        ).tolist()
         rows = self.vectors[:, own]
         origin = kernels.coordinate_median(rows, self.weights)
         return self._summed(kernels.cross_products(rows, origin, list(pairwise(ends)), self._width, together=False))
@@ -129,7 +138,9 @@ class Stack:
 
     def squared_distances(self) -> Float64[Tensor, "n n"]:
         """Squared distances between rows: symmetric, zero on the diagonal."""
-        return self._once("squared_distances", self._cache.get("squared_distances of mixtures", self._squared_distances))
+        return self._once(
+            "squared_distances", self._cache.get("squared_distances of mixtures", self._squared_distances)
+        )
 
     def _squared_distances(self) -> Tensor:
         squares = self.gram().diagonal()
@@ -141,11 +152,15 @@ class Stack:
 
     def squared_norms(self) -> Float64[Tensor, " n"]:
         """Squared length of each row."""
-        return self._once("squared_norms", lambda: self._across(kernels.square_sums(self.vectors, None, self.blocks(), self._width)))
+        return self._once(
+            "squared_norms", lambda: self._across(kernels.square_sums(self.vectors, None, self.blocks(), self._width))
+        )
 
     # ---- sums of rows
 
-    def combination(self, coefficients: Float64[Tensor, " n"], about: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
+    def combination(
+        self, coefficients: Float64[Tensor, " n"], about: Float[Tensor, " d"] | None = None
+    ) -> Float[Tensor, " d"]:
         """The sum of the rows times ``coefficients``, in float64, saturated to the dtype of the rows.
 
         Where ``about`` is given, it is taken off each row and added to the sum.
@@ -177,7 +192,9 @@ class Stack:
     def shrink(self, factors: Float64[Tensor, " n"]) -> "Stack":
         """The stack of each row times its factor, from 0 to 1."""
         short = (factors < 1).nonzero()[:, 0].tolist()
-        return self._mixture(kernels.scaled_rows(self.vectors, factors, short), factors.diag(), self.f) if short else self
+        return (
+            self._mixture(kernels.scaled_rows(self.vectors, factors, short), factors.diag(), self.f) if short else self
+        )
 
     def _mixture(self, vectors: Tensor, matrix: Tensor, f: float) -> "Stack":
         mixed = replace(self, vectors=vectors, f=f, mixing=matrix if self.mixing is None else matrix @ self.mixing)

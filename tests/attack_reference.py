@@ -34,7 +34,10 @@ def deviation_of(rows: Rows, weights: Sequence[float], attackers: Sequence[int])
     freedom = 1 - math.fsum(share**2 for share in shares.values())
     if len(honest) == 1:
         return [0.0] * len(mean)
-    return [math.sqrt(math.fsum(share * (rows[worker][k] - mean[k]) ** 2 for worker, share in shares.items()) / freedom) for k in range(len(mean))]
+    return [
+        math.sqrt(math.fsum(share * (rows[worker][k] - mean[k]) ** 2 for worker, share in shares.items()) / freedom)
+        for k in range(len(mean))
+    ]
 
 
 def turned(factor: float) -> Callable[[Rows, Sequence[float], Sequence[int]], Rows]:
@@ -42,7 +45,9 @@ def turned(factor: float) -> Callable[[Rows, Sequence[float], Sequence[int]], Ro
 
 
 def ipm(epsilon: float) -> Callable[[Rows, Sequence[float], Sequence[int]], Rows]:
-    return lambda rows, weights, attackers: [[-epsilon * number for number in mean_of(rows, weights, attackers)] for _ in attackers]
+    return lambda rows, weights, attackers: [
+        [-epsilon * number for number in mean_of(rows, weights, attackers)] for _ in attackers
+    ]
 
 
 def constant(value: float) -> Callable[[Rows, Sequence[float], Sequence[int]], Rows]:
@@ -113,7 +118,11 @@ def min_max(kind: str) -> Callable[[Rows, Sequence[float], Sequence[int]], Rows]
         honest = [rows[worker] for worker in honest_workers(weights, attackers)]
         widest = max(math.dist(left, right) for left in honest for right in honest)
         direction = against(kind, rows, weights, attackers)
-        end = furthest(mean_of(rows, weights, attackers), direction, lambda point: max(math.dist(point, row) for row in honest) <= widest)
+        end = furthest(
+            mean_of(rows, weights, attackers),
+            direction,
+            lambda point: max(math.dist(point, row) for row in honest) <= widest,
+        )
         return [end for _ in attackers]
 
     return sent

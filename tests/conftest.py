@@ -9,7 +9,9 @@ import torch.distributed as dist
 
 from tests.ranks import RankPool
 
-torch.set_num_threads(1)  # as on the ranks: bits are equal for equal numbers of threads, and test processes share the cores
+torch.set_num_threads(
+    1
+)  # as on the ranks: bits are equal for equal numbers of threads, and test processes share the cores
 
 
 @pytest.fixture(scope="module")

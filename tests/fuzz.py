@@ -66,7 +66,11 @@ class Record:
             kappa = self.rule.kappa(float(problem.weights.sum()) / unit, problem.f / unit)
             finite = bool(result.isfinite().all())
             ratio = problem.ratio(result, kappa) if finite and kappa is not None else -1.0
-            self.non_finite, self.violations, self.worst = self.non_finite + (not finite), self.violations + (ratio > 1), max(self.worst, ratio)
+            self.non_finite, self.violations, self.worst = (
+                self.non_finite + (not finite),
+                self.violations + (ratio > 1),
+                max(self.worst, ratio),
+            )
             self._remember(not finite or ratio > 1, f"{name}: {'not finite' if not finite else f'ratio {ratio:.3g}'}")
         except Exception as error:
             self.errors += 1
@@ -100,7 +104,9 @@ def problem_of(seed: int, dtype: torch.dtype) -> tuple[Case, Attacked]:
     problem = attacked(case, weights, attackers, f, dtype)
     d = problem.rows.shape[1]
     near = cast(case.normal(d) * 10 ** case.real(-3, 3), dtype)
-    return case, replace(problem, reference=case.one_of([None, near, cast(problem.rows[case.whole(0, n - 1)].nan_to_num(), dtype)]))
+    return case, replace(
+        problem, reference=case.one_of([None, near, cast(problem.rows[case.whole(0, n - 1)].nan_to_num(), dtype)])
+    )
 
 
 def climbed(case: Case, problem: Attacked, record: Record, name: str, moves: int = 12) -> None:
@@ -143,10 +149,20 @@ def fuzz(rules: Sequence[Aggregator], dtype: torch.dtype, cases: int, seed: int)
 
 
 def table_of(records: Sequence[Record]) -> Table:
-    table = Table("rule", "dtype", "cases", "not finite", "beyond kappa", "errors", "worst err²/(kappa var)", "seconds", "first")
+    table = Table(
+        "rule", "dtype", "cases", "not finite", "beyond kappa", "errors", "worst err²/(kappa var)", "seconds", "first"
+    )
     for record in records:
         worst = f"{record.worst:.3f}" if record.worst >= 0 else "no bound"
-        numbers = (record.cases, record.non_finite, record.violations, record.errors, worst, f"{record.seconds:.1f}", record.first)
+        numbers = (
+            record.cases,
+            record.non_finite,
+            record.violations,
+            record.errors,
+            worst,
+            f"{record.seconds:.1f}",
+            record.first,
+        )
         style = "red" if record.bad else None
         table.add_row(label(record.rule), str(record.dtype).removeprefix("torch."), *map(str, numbers), style=style)
     return table
@@ -158,14 +174,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rules", nargs="*", default=[], help="parts of the names of the rules; all if none is given")
     parser.add_argument("--dtypes", nargs="*", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--seed", type=int, default=0, help="the first case")
-    parser.add_argument("--processes", type=int, default=1, help="of one thread each; parts of the cases run side by side")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="of one thread each; parts of the cases run side by side"
+    )
     given = parser.parse_args(arguments)
     rules = [rule for rule in RULES if not given.rules or any(part in label(rule) for part in given.rules)]
     if not rules:
         parser.error(f"no rule's name holds any of {given.rules}")
     jobs = list(parts(rules, given.dtypes, given.cases, given.seed))
     done: list[Record] = []
-    with Progress(console=Console(stderr=True)) as progress, ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+    with (
+        Progress(console=Console(stderr=True)) as progress,
+        ProcessPoolExecutor(given.processes, get_context("spawn")) as pool,
+    ):
         task = progress.add_task("cases", total=given.cases * len(rules) * len(given.dtypes))
         waiting = [pool.submit(run_part, *job) for job in jobs]
         for finished in as_completed(waiting):

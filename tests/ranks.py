@@ -137,7 +137,10 @@ def _lead(world: int) -> None:
                     answers[rank] = pipe.recv()
                     if not answers[rank][0] and grace is None:
                         grace = time.monotonic() + 10.0
-        pickle.dump([answers.get(rank, (False, "no answer within 10 s of another rank's failure")) for rank in range(world)], target)
+        pickle.dump(
+            [answers.get(rank, (False, "no answer within 10 s of another rank's failure")) for rank in range(world)],
+            target,
+        )
         target.flush()
 
 

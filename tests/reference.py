@@ -21,7 +21,10 @@ def distance(left: list[float], right: list[float]) -> float:
 
 def average(rows: list[list[float]], shares: list[Fraction]) -> list[float]:
     total = sum(shares)
-    return [math.fsum(float(share) * row[k] for row, share in zip(rows, shares, strict=True)) / float(total) for k in range(len(rows[0]))]
+    return [
+        math.fsum(float(share) * row[k] for row, share in zip(rows, shares, strict=True)) / float(total)
+        for k in range(len(rows[0]))
+    ]
 
 
 def mean(rows: list[list[float]], weights: list[float], f: float) -> list[float]:
@@ -102,13 +105,20 @@ def nnm(rows: list[list[float]], weights: list[float], f: float) -> list[list[fl
     return [average(rows, kept_nearest([distance(row, other) for other in rows], weights, f)) for row in rows]
 
 
-def geometric_median(rows: list[list[float]], weights: list[float], f: float, iterations: int = 8, smoothing: float = 1e-6) -> list[float]:
+def geometric_median(
+    rows: list[list[float]], weights: list[float], f: float, iterations: int = 8, smoothing: float = 1e-6
+) -> list[float]:
     """Weiszfeld's iteration on the points themselves, from the coordinate-wise median."""
     point = coordinate_median(rows, weights, f)
     scale = coordinate_median([[distance(row, point)] for row in rows], weights, f)[0]
     for _ in range(iterations if scale else 0):  # half of the weight on the start: it is a minimum
-        factors = [weight / max(distance(row, point), smoothing * scale) for row, weight in zip(rows, weights, strict=True)]
-        point = [math.fsum(factor * row[k] for row, factor in zip(rows, factors, strict=True)) / math.fsum(factors) for k in range(len(point))]
+        factors = [
+            weight / max(distance(row, point), smoothing * scale) for row, weight in zip(rows, weights, strict=True)
+        ]
+        point = [
+            math.fsum(factor * row[k] for row, factor in zip(rows, factors, strict=True)) / math.fsum(factors)
+            for k in range(len(point))
+        ]
     return point
 
 
@@ -151,7 +161,9 @@ def bulyan(rows: list[list[float]], weights: list[float], f: float) -> list[floa
     return mean_around_median(chosen, [1.0] * len(chosen), 2 * bad)
 
 
-def centered_clipping(rows: list[list[float]], weights: list[float], f: float, radius: float = 10.0, iterations: int = 3) -> list[float]:
+def centered_clipping(
+    rows: list[list[float]], weights: list[float], f: float, radius: float = 10.0, iterations: int = 3
+) -> list[float]:
     centre, total = coordinate_median(rows, weights, f), math.fsum(weights)
     for _ in range(iterations):
         steps = []
@@ -233,7 +245,10 @@ def clipping(rows: list[list[float]], weights: list[float], f: float, radius: fl
 
 def arc(rows: list[list[float]], weights: list[float], f: float) -> list[list[float]]:
     """The longest rows, up to the weight 2 f (W - f) / W together, get the length of the next longest."""
-    masses, order = [exact(weight) for weight in weights], sorted(range(len(rows)), key=lambda row: -math.hypot(*rows[row]))
+    masses, order = (
+        [exact(weight) for weight in weights],
+        sorted(range(len(rows)), key=lambda row: -math.hypot(*rows[row])),
+    )
     total, cut = sum(masses), exact(f)
     left, bound = 2 * cut * (total - cut) / total, math.inf
     for row in (row for row in order if masses[row] > 0):

@@ -95,7 +95,9 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         options = self.options
-        optimizer = torch.optim.SGD(self.parameters(), lr=options.learning_rate, momentum=0.5, weight_decay=options.weight_decay)
+        optimizer = torch.optim.SGD(
+            self.parameters(), lr=options.learning_rate, momentum=0.5, weight_decay=options.weight_decay
+        )
         if not options.step_scheduler:
             return optimizer
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
@@ -142,12 +144,28 @@ def fit(job: Fit, devices: int) -> dict[str, Any]:
     """Run a fit on this rank and return what tests compare."""
     pl.seed_everything(job.seed, verbose=False)
     module = job.module(job.options)
-    strategy = DDPStrategy(find_unused_parameters=job.options.unused) if job.strategy is None else RobustStrategy(**job.strategy)
-    arguments = {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    strategy = (
+        DDPStrategy(find_unused_parameters=job.options.unused)
+        if job.strategy is None
+        else RobustStrategy(**job.strategy)
+    )
+    arguments = {
+        "max_epochs": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     plugins = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))] if job.scaler else []
     arguments["plugins"] = plugins
     with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy=strategy, default_root_dir=folder, **{**arguments, **job.trainer})
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=devices,
+            strategy=strategy,
+            default_root_dir=folder,
+            **{**arguments, **job.trainer},
+        )
         trainer.fit(module, ckpt_path=job.checkpoint)
         if job.save is not None:
             trainer.save_checkpoint(Path(job.save))

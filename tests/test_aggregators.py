@@ -44,7 +44,9 @@ def test_rules_agree_with_their_definitions(name: str, weights: list[float] | No
         f = fractional(sum(mass), part)
         expected = torch.tensor(slow(rows.tolist(), mass, f), dtype=torch.float64)
         for dtype, tolerance in ((torch.float64, 1e-4), (torch.float32, 1e-4)):
-            torch.testing.assert_close(rule(Stack(rows.to(dtype), weights, f)).double(), expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(
+                rule(Stack(rows.to(dtype), weights, f)).double(), expected, rtol=tolerance, atol=tolerance
+            )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -138,7 +140,9 @@ def test_krum_of_the_paper_takes_equal_weights_only() -> None:
     rows = torch.randn(7, 2)
     with pytest.raises(ToleranceError, match="Krum takes equal weights only"):
         Krum(neighbors="paper")(Stack(rows, [2.0] * 6 + [1.0], f=1))
-    assert torch.equal(Krum(neighbors="paper")(Stack(rows, [0.1] * 7, f=0.1)), Krum(neighbors="paper")(Stack(rows, f=1)))
+    assert torch.equal(
+        Krum(neighbors="paper")(Stack(rows, [0.1] * 7, f=0.1)), Krum(neighbors="paper")(Stack(rows, f=1))
+    )
     assert Krum(neighbors="paper")(Stack(rows, [1, 1, 1, 0, 1, 1, 1], f=1)).shape == (2,)
     assert Krum(neighbors="paper").tolerates(7, 2.4)
     assert not Krum(neighbors="paper").tolerates(7, 2.5)

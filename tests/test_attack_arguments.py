@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_byz.attacks import ALIE, IPM, BitFlip, Constant, Gaussian, LabelFlip, Mimic, NonFinite, Replay, ReverseGradient, SignFlip
+from lightning_byz.attacks import (
+    ALIE,
+    IPM,
+    BitFlip,
+    Constant,
+    Gaussian,
+    LabelFlip,
+    Mimic,
+    NonFinite,
+    Replay,
+    ReverseGradient,
+    SignFlip,
+)
 from lightning_byz.attacks.away import check
 from lightning_byz.stack import Stack
 from tests.test_attacks import example, sent

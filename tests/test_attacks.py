@@ -52,10 +52,28 @@ REFERENCES = {
     MinSum("unit"): reference.min_sum("unit"),
     MinSum("sign"): reference.min_sum("sign"),
 }
-OMNISCIENT = [ALIE(), ALIE(1.0), IPM(), Mimic(), Mimic(worker=1), MinMax(), MinMax("unit"), MinMax("sign"), MinSum(), MinSum("unit"), MinSum("sign")]
+OMNISCIENT = [
+    ALIE(),
+    ALIE(1.0),
+    IPM(),
+    Mimic(),
+    Mimic(worker=1),
+    MinMax(),
+    MinMax("unit"),
+    MinMax("sign"),
+    MinSum(),
+    MinSum("unit"),
+    MinSum("sign"),
+]
 FINITE = [*OMNISCIENT, SignFlip(), ReverseGradient(), Constant(), Gaussian(), Replay()]
 ABSENT = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
-WEIGHTS = [[1.0] * 9, [0.25] * 9, ABSENT, [1.0, 2.0, 0.5, 3.0, 1.5, 0.1, 2.5, 1.0, 4.0], [2.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 2.0]]
+WEIGHTS = [
+    [1.0] * 9,
+    [0.25] * 9,
+    ABSENT,
+    [1.0, 2.0, 0.5, 3.0, 1.5, 0.1, 2.5, 1.0, 4.0],
+    [2.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 2.0],
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -105,12 +123,23 @@ def test_a_little_is_enough() -> None:
     torch.testing.assert_close(sent(ALIE(z=1.5), Stack(rows), [2, 7, 8]), expected.expand(3, -1))
     for scale in (0.1, 3.0):
         torch.testing.assert_close(sent(ALIE(z=1.5), Stack(rows, [scale] * 9), [2, 7, 8]), expected.expand(3, -1))
-    torch.testing.assert_close(sent(ALIE(z=1.5), Stack(rows.float() + 1e4), [2, 7, 8]), expected.float().expand(3, -1) + 1e4, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        sent(ALIE(z=1.5), Stack(rows.float() + 1e4), [2, 7, 8]), expected.float().expand(3, -1) + 1e4, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize(
     ("n", "attackers", "expected"),
-    [(17, 8, 1.2206), (20, 9, 0.9085), (9, 4, 0.8416), (17, 3, 0.1800), (20, 5, 0.2533), (25, 5, 0.2533), (15, 3, 0.2104), (5, 1, 0.0)],
+    [
+        (17, 8, 1.2206),
+        (20, 9, 0.9085),
+        (9, 4, 0.8416),
+        (17, 3, 0.1800),
+        (20, 5, 0.2533),
+        (25, 5, 0.2533),
+        (15, 3, 0.2104),
+        (5, 1, 0.0),
+    ],
 )
 def test_the_default_z(n: int, attackers: int, expected: float) -> None:
     """Honest rows of mean 0 and deviation 1 at each coordinate, so that what is sent is -z."""
@@ -134,7 +163,9 @@ def test_the_default_z_where_its_formula_ends() -> None:
     # two thirds attack and need one supporter among the honest
     honest = example(9)[:3]
     z = NormalDist().inv_cdf(2 / 3)
-    torch.testing.assert_close(sent(ALIE(), Stack(example(9)), list(range(3, 9)))[0], honest.mean(0) - z * honest.std(0))
+    torch.testing.assert_close(
+        sent(ALIE(), Stack(example(9)), list(range(3, 9)))[0], honest.mean(0) - z * honest.std(0)
+    )
 
 
 @pytest.mark.parametrize("attack", OMNISCIENT, ids=str)
@@ -164,11 +195,18 @@ def test_absent_rows_do_not_count(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [ALIE(), ALIE(2.0), IPM(), Mimic(), MinMax(), MinMax("unit"), MinSum(), MinSum("unit"), ReverseGradient(3.0)], ids=str
+    "attack",
+    [ALIE(), ALIE(2.0), IPM(), Mimic(), MinMax(), MinMax("unit"), MinSum(), MinSum("unit"), ReverseGradient(3.0)],
+    ids=str,
 )
 @pytest.mark.parametrize("scale", [2.0**470, 2.0**100, 2.0**-400])
 def test_scale_carries_over(attack: Attack, scale: float) -> None:
-    torch.testing.assert_close(sent(attack, Stack(example() * scale), [2, 7]) / scale, sent(attack, Stack(example()), [2, 7]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        sent(attack, Stack(example() * scale), [2, 7]) / scale,
+        sent(attack, Stack(example()), [2, 7]),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("attack", FINITE, ids=str)

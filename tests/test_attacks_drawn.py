@@ -35,7 +35,9 @@ def test_blocks_have_generators_of_their_own() -> None:
     whole = numbers(0, [(0, 64), (64, 128), (128, 150)])
     assert len({seed for *_, seed in whole}) == 3
     assert [seed for *_, seed in numbers(64, [(0, 64), (64, 86)])] == [seed for *_, seed in whole[1:]]
-    assert not {seed for *_, seed in numbers(0, [(0, 64), (64, 128), (128, 150)], seed=4)} & {seed for *_, seed in whole}
+    assert not {seed for *_, seed in numbers(0, [(0, 64), (64, 128), (128, 150)], seed=4)} & {
+        seed for *_, seed in whole
+    }
     source = torch.Generator().manual_seed(3)
     first, second = ([block.initial_seed() for *_, block in by_block(source, 0, [(0, 64)], 64)] for _ in range(2))
     assert first != second
@@ -74,9 +76,13 @@ def test_exactly_so_many_bits_are_flipped(dtype: torch.dtype, flips: int, coordi
     got = sent(BitFlip(flips, coordinates=coordinates), Stack(rows), [2, 0])
     assert torch.equal(rows, before)
     for own, row in zip(rows[[2, 0]], got, strict=True):
-        flipped = [different_bits(left, right, FORMATS[dtype]) for left, right in zip(own.tolist(), row.tolist(), strict=True)]
+        flipped = [
+            different_bits(left, right, FORMATS[dtype]) for left, right in zip(own.tolist(), row.tolist(), strict=True)
+        ]
         # a signalling NaN may become a quiet one on its way through Python, which sets one bit more
-        exact = [len(bits) for bits, number in zip(flipped, row.tolist(), strict=True) if bits and not math.isnan(number)]
+        exact = [
+            len(bits) for bits, number in zip(flipped, row.tolist(), strict=True) if bits and not math.isnan(number)
+        ]
         assert exact == [flips] * len(exact)
         assert sum(map(bool, flipped)) == coordinates
 
@@ -84,7 +90,9 @@ def test_exactly_so_many_bits_are_flipped(dtype: torch.dtype, flips: int, coordi
 def test_all_bits_of_all_coordinates_are_in_reach() -> None:
     """Places are drawn evenly: each of 50 coordinates and of 16 bits in its share of 2000 attackers."""
     rows = torch.full((2000, 50), 1.0).bfloat16()
-    changed = sent(BitFlip(2, coordinates=10), Stack(rows), list(range(2000))).view(torch.int16) ^ rows.view(torch.int16)
+    changed = sent(BitFlip(2, coordinates=10), Stack(rows), list(range(2000))).view(torch.int16) ^ rows.view(
+        torch.int16
+    )
     hits = (changed != 0).sum(0)
     assert int(hits.sum()) == 20_000
     assert 320 < int(hits.min()) <= int(hits.max()) < 480
@@ -95,6 +103,8 @@ def test_all_bits_of_all_coordinates_are_in_reach() -> None:
 
 def test_more_than_there_are() -> None:
     ones = torch.ones(3, 5)
-    assert torch.equal(sent(BitFlip(32, coordinates=9), Stack(ones), [1]).view(torch.int32), ~ones[:1].view(torch.int32))
+    assert torch.equal(
+        sent(BitFlip(32, coordinates=9), Stack(ones), [1]).view(torch.int32), ~ones[:1].view(torch.int32)
+    )
     with pytest.raises(ValueError, match="flips must be at most the 16 bits of a number in these rows, not 17"):
         sent(BitFlip(17), Stack(ones.half()), [1])

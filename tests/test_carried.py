@@ -62,7 +62,10 @@ def test_any_layout_and_any_resume_train_the_same(ranks, tmp_path, first, then):
     (entry,) = saved_by(path).values()
     total = sum(value.numel() for value in half["parameters"].values())
     assert entry["reference"].shape == (total,)
-    assert {worker: [row.shape for row in rows] for worker, rows in entry["past"].items()} == {0: [(total,)] * 2, 3: [(total,)] * 2}
+    assert {worker: [row.shape for row in rows] for worker, rows in entry["past"].items()} == {
+        0: [(total,)] * 2,
+        3: [(total,)] * 2,
+    }
     for result in ranks(then).run(fit, job(4, seed=99, checkpoint=path), then):
         assert not same_bits(result["parameters"], whole["parameters"])
     for result in ranks(then).run(fit, job(4), then):
@@ -79,7 +82,9 @@ def test_what_the_file_carries_matters_and_old_files_start_without(ranks, tmp_pa
     kept, lost = (ranks(1).run(fit, job(3, checkpoint=name), 1)[0] for name in (path, older))
     assert same_bits(kept["parameters"], lost["parameters"])
     other = {**STRATEGY, "aggregator": CoordinateMedian(), "attack": None}
-    assert ranks(1).run(fit, job(3, strategy=other, checkpoint=path), 1)[0]["report"].taken, "a run that reads none of it"
+    assert ranks(1).run(fit, job(3, strategy=other, checkpoint=path), 1)[0]["report"].taken, (
+        "a run that reads none of it"
+    )
 
 
 def test_a_step_that_is_not_taken_carries_nothing_over(ranks, tmp_path):
@@ -92,7 +97,9 @@ def test_a_step_that_is_not_taken_carries_nothing_over(ranks, tmp_path):
     assert after["step"] == before["step"] + 2
     assert torch.equal(after["reference"], before["reference"])
     for worker in (0, 3):
-        assert all(torch.equal(one, other) for one, other in zip(after["past"][worker], before["past"][worker], strict=True))
+        assert all(
+            torch.equal(one, other) for one, other in zip(after["past"][worker], before["past"][worker], strict=True)
+        )
 
 
 def test_trained_parameters_may_change(ranks):
@@ -116,7 +123,9 @@ def rows(*values: float) -> Stack:
     return Stack(torch.tensor([[value, -value] for value in values], dtype=torch.float32), f=1)
 
 
-def step(pipeline: Pipeline, state: PipelineState, stack: Stack, absent: tuple[int, ...] = ()) -> tuple[PipelineState, torch.Tensor | None]:
+def step(
+    pipeline: Pipeline, state: PipelineState, stack: Stack, absent: tuple[int, ...] = ()
+) -> tuple[PipelineState, torch.Tensor | None]:
     present = torch.tensor([worker not in absent for worker in range(pipeline.workers)])
     vector, report, carried = pipeline.combine(state, stack, present)
     return pipeline.advance(state, {}, report, carried), vector
@@ -193,7 +202,9 @@ def test_the_reference_outlives_the_rows_it_was_a_view_of():
 def test_what_is_carried_is_nobodys_to_write_to():
     class Writes(Stale):
         def replace(self, stack, attackers, *, generator, defence=None, past):
-            return torch.stack([row.mul_(2) for worker in attackers for row in past[worker][:1] or [stack.vectors[worker].clone()]])
+            return torch.stack(
+                [row.mul_(2) for worker in attackers for row in past[worker][:1] or [stack.vectors[worker].clone()]]
+            )
 
     class WritesReference(TowardsMedian):
         def __call__(self, stack, *, generator=None):
@@ -231,7 +242,11 @@ class LengthOfTheWay(TowardsMedian):
     """Mixes coordinates past the Stack, from the second step on."""
 
     def __call__(self, stack, *, generator=None):
-        return stack.centre() if stack.reference is None else stack.reference / (1 + (stack.centre() - stack.reference).norm())
+        return (
+            stack.centre()
+            if stack.reference is None
+            else stack.reference / (1 + (stack.centre() - stack.reference).norm())
+        )
 
 
 class Noise(TowardsMedian):
@@ -240,7 +255,9 @@ class Noise(TowardsMedian):
     random = True
 
     def __call__(self, stack, *, generator=None):
-        return stack.centre() + torch.randn(stack.vectors.shape[1], generator=self.drawing(generator)).to(stack.vectors.dtype)
+        return stack.centre() + torch.randn(stack.vectors.shape[1], generator=self.drawing(generator)).to(
+            stack.vectors.dtype
+        )
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ WEIGHTED = {
     "MoNNA": (MoNNA(), reference.monna),
     "CAF": (CAF(), reference.caf),
     "DnC": (DnC(), reference.dnc),
-    "DnC dropping more": (DnC(iterations=2, factor=0.6), lambda rows, weights, f: reference.dnc(rows, weights, 0.6 * f)),
+    "DnC dropping more": (
+        DnC(iterations=2, factor=0.6),
+        lambda rows, weights, f: reference.dnc(rows, weights, 0.6 * f),
+    ),
     "SignMajority": (SignMajority(), reference.sign_majority),
 }
 UNIT = {"Bulyan": (Bulyan(), reference.bulyan), "SMEA": (SMEA(), reference.smea)}
@@ -64,7 +67,9 @@ def test_rules_agree_with_their_definitions(name: str, weights: list[float] | No
         f = float(reference.exact(sum(mass) * part))
         expected = torch.tensor(slow(rows.tolist(), mass, f), dtype=torch.float64)
         for dtype in (torch.float64, torch.float32):
-            torch.testing.assert_close(applied(rule, Stack(rows.to(dtype), weights, f)).double(), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                applied(rule, Stack(rows.to(dtype), weights, f)).double(), expected, rtol=1e-4, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("name", [*WEIGHTED, *UNIT])
@@ -88,7 +93,9 @@ def test_preaggregators_agree_with_their_definitions(name: str, weights: list[fl
         rows, mass = example(seed), torch.tensor(weights or [1.0] * 9, dtype=torch.float64)
         f = float(reference.exact(float(mass.sum()) * part))
         expected = torch.tensor(slow(rows.tolist(), mass.tolist(), f), dtype=torch.float64)
-        torch.testing.assert_close(rule(Stack(rows, weights, f)).vectors[mass > 0], expected[mass > 0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            rule(Stack(rows, weights, f)).vectors[mass > 0], expected[mass > 0], rtol=1e-9, atol=1e-9
+        )
 
 
 def test_published_values() -> None:
@@ -98,7 +105,11 @@ def test_published_values() -> None:
         assert rule(stack).tolist() == [2.5, 3.5, 4.5]
     for rule in (CenteredClipping(radius=100.0, iterations=1), CAF()):
         torch.testing.assert_close(rule(stack), torch.tensor([4.0, 5, 6]))
-    clipped = [[0.53452248, 1.06904497, 1.60356745], [0.91168461, 1.13960576, 1.36752692], [1.00514142, 1.14873305, 1.29232469]]
+    clipped = [
+        [0.53452248, 1.06904497, 1.60356745],
+        [0.91168461, 1.13960576, 1.36752692],
+        [1.00514142, 1.14873305, 1.29232469],
+    ]
     torch.testing.assert_close(Clipping(2.0)(stack).vectors, torch.tensor(clipped))
     shortened = [[1.0, 2, 3], [4, 5, 6], [4.41004009, 5.04004582, 5.67005155]]
     torch.testing.assert_close(ARC()(stack).vectors, torch.tensor(shortened))
@@ -113,7 +124,9 @@ def test_multi_krum_of_one_row_is_krum() -> None:
         MultiKrum(selected=8)(Stack(example(0), f=2))
     with pytest.raises(ToleranceError, match="MultiKrum takes equal weights only"):
         MultiKrum(selected=2)(Stack(example(0), range(1, 10), f=2))
-    assert torch.equal(MultiKrum(selected=3)(Stack(example(0), [1e6] * 9, f=2e6)), MultiKrum(selected=3)(Stack(example(0), f=2)))
+    assert torch.equal(
+        MultiKrum(selected=3)(Stack(example(0), [1e6] * 9, f=2e6)), MultiKrum(selected=3)(Stack(example(0), f=2))
+    )
 
 
 def test_bulyan_by_either_neighbours() -> None:
@@ -131,7 +144,10 @@ def test_no_set_has_a_smaller_diameter() -> None:
     for n in (1, 2, 3, 6, 9, 11):
         for f in range((n + 1) // 2):
             rows = example(n + f, n)
-            result, means = MDA()(Stack(rows, f=f)), torch.tensor(reference.mda(rows.tolist(), [1.0] * n, f), dtype=torch.float64)
+            result, means = (
+                MDA()(Stack(rows, f=f)),
+                torch.tensor(reference.mda(rows.tolist(), [1.0] * n, f), dtype=torch.float64),
+            )
             assert float((means - result).abs().amax(1).min()) < 1e-9
             place = torch.randperm(n, generator=torch.Generator().manual_seed(n))
             torch.testing.assert_close(MDA()(Stack(rows[place], f=f)), result)
@@ -147,7 +163,9 @@ def test_no_set_has_a_smaller_diameter_on_a_lattice() -> None:
         assert shares is not None
         assert int((shares > 0).sum()) == n - f
         chosen = reference.diameter(rows[shares > 0].tolist())
-        assert chosen == pytest.approx(min(reference.diameter(rows[list(some)].tolist()) for some in combinations(range(n), n - f)))
+        assert chosen == pytest.approx(
+            min(reference.diameter(rows[list(some)].tolist()) for some in combinations(range(n), n - f))
+        )
 
 
 def test_the_smallest_diameter_is_found_among_many_rows() -> None:

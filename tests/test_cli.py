@@ -67,7 +67,10 @@ def test_bare_names_nest(run: Run) -> None:
     assert strategy["attack"] == {"class_path": "lightning_byz.attacks.ReverseGradient", "init_args": {"factor": 10.0}}
 
 
-@pytest.mark.parametrize(("given", "read"), [("samples", "samples"), ("[1, 2.5, 1, 1, 1, 1, 1, 1]", [1, 2.5, 1, 1, 1, 1, 1, 1]), ("null", None)])
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("samples", "samples"), ("[1, 2.5, 1, 1, 1, 1, 1, 1]", [1, 2.5, 1, 1, 1, 1, 1, 1]), ("null", None)],
+)
 def test_weights_in_the_file(run: Run, tmp_path: Path, given: str, read: object) -> None:
     text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      weights: {given}\n      trust_heavy: true\n")
     (tmp_path / "weighted.yaml").write_text(text)
@@ -84,10 +87,15 @@ def test_weights_in_the_file(run: Run, tmp_path: Path, given: str, read: object)
     ],
 )
 def test_partitions_in_the_file(run: Run, tmp_path: Path, given: str, name: str) -> None:
-    (tmp_path / "where.py").write_text("def labels_of(dataset):\n    print('asked for labels')\n    return dataset.tensors[1]\n")
+    (tmp_path / "where.py").write_text(
+        "def labels_of(dataset):\n    print('asked for labels')\n    return dataset.tensors[1]\n"
+    )
     text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      partition: {given}\n")
     (tmp_path / "parted.yaml").write_text(text)
-    assert strategy_of(run("fit", "--config", "parted.yaml", "--print_config", status=0))["partition"]["class_path"] == f"lightning_byz.data.{name}"
+    assert (
+        strategy_of(run("fit", "--config", "parted.yaml", "--print_config", status=0))["partition"]["class_path"]
+        == f"lightning_byz.data.{name}"
+    )
     printed = run("fit", "--config", "parted.yaml", *SHORT)
     assert "Workers over 2 steps" in printed
     assert ("asked for labels" in printed) == ("where" in given)
@@ -95,7 +103,12 @@ def test_partitions_in_the_file(run: Run, tmp_path: Path, given: str, name: str)
 
 @pytest.mark.parametrize("key", ["trainer.strategy.init_args", "trainer.strategy"])
 def test_overrides_replace_class_and_arguments(run: Run, key: str) -> None:
-    overrides = [f"--{key}.aggregator=Mean", f"--{key}.preaggregators=[]", f"--{key}.attack=IPM", f"--{key}.attack.epsilon=0.5"]
+    overrides = [
+        f"--{key}.aggregator=Mean",
+        f"--{key}.preaggregators=[]",
+        f"--{key}.attack=IPM",
+        f"--{key}.attack.epsilon=0.5",
+    ]
     strategy = strategy_of(run("fit", "--config", QUICKSTART, *overrides, "--print_config", status=0))
     assert strategy["aggregator"] == {"class_path": "lightning_byz.aggregators.Mean"}  # nothing is left of CTMA's base
     assert strategy["preaggregators"] == []
@@ -104,7 +117,12 @@ def test_overrides_replace_class_and_arguments(run: Run, key: str) -> None:
 
 
 def test_strategy_can_be_built_on_the_command_line(run: Run) -> None:
-    arguments = ["--model=DigitsClassifier", "--trainer.strategy=RobustStrategy", "--trainer.strategy.f=1", "--trainer.strategy.aggregator=Krum"]
+    arguments = [
+        "--model=DigitsClassifier",
+        "--trainer.strategy=RobustStrategy",
+        "--trainer.strategy.f=1",
+        "--trainer.strategy.aggregator=Krum",
+    ]
     strategy = strategy_of(run("fit", *arguments, "--print_config", status=0))
     assert strategy["f"] == 1
     assert strategy["aggregator"]["class_path"] == "lightning_byz.aggregators.Krum"
@@ -136,7 +154,10 @@ def test_help_of_the_strategy(run: Run) -> None:
         ("--trainer.strategy.ff=2", "RobustStrategy has no argument 'ff'"),
         ("--trainer.strategy.aggregator.bse=Mean", "CTMA has no argument 'bse'"),
         ("--trainer.strategy.attack.factr=2", "ReverseGradient has no argument 'factr'"),
-        ("--trainer.strategy.aggregator=CoordinateMedain", "there is no class 'CoordinateMedain': did you mean CoordinateMedian?"),
+        (
+            "--trainer.strategy.aggregator=CoordinateMedain",
+            "there is no class 'CoordinateMedain': did you mean CoordinateMedian?",
+        ),
         ("--trainer.strategy.aggregator=nowhere.Rule", "there is no class Rule: No module named 'nowhere'."),
         ("--trainer.strategy.aggregator=lightning_byz.attacks.IPM", "lightning_byz.attacks.IPM is no Aggregator."),
         ("--trainer.strategy.f=many", "many"),
@@ -175,7 +196,10 @@ def test_mistakes_in_the_file(run: Run, tmp_path: Path, right: str, wrong: str, 
         (["--trainer.strategy.attackers=[8]"], "the 8 workers are 0 to 7"),
         (["--trainer.strategy.attackers=[6, 6]"], "attackers=[6, 6]"),
         (["--trainer.strategy.weights=[1, 1, 1]"], "3 numbers for 8 workers"),
-        (["--trainer.strategy.attackers=[]", "--trainer.strategy.weights=[1, 1, 1, 1, 1, 1, 1, 3]"], "worker 7 alone has 0.3."),
+        (
+            ["--trainer.strategy.attackers=[]", "--trainer.strategy.weights=[1, 1, 1, 1, 1, 1, 1, 3]"],
+            "worker 7 alone has 0.3.",
+        ),
         (["--trainer.strategy=auto"], "WorkerMonitor shows what RobustStrategy does"),
     ],
 )
@@ -229,7 +253,9 @@ def test_the_table_shows_who_was_left_out(run: Run, tmp_path: Path, arguments: l
     assert sum(int(times) for _, _, times in rows) == 12
 
 
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty")  # the logger's and the checkpoint's word on a fixed version
+@pytest.mark.filterwarnings(
+    "ignore:.*exists and is not empty"
+)  # the logger's and the checkpoint's word on a fixed version
 def test_fit_twice_in_one_directory(run: Run, tmp_path: Path) -> None:
     """A fit writes config, log and checkpoint, and ends with the metrics and the table; a second one does not trip over the first."""
     fixed = ["--trainer.logger.version=fixed", "--trainer.default_root_dir=."]
@@ -262,11 +288,15 @@ def test_commands_of_the_shell(tmp_path: Path) -> None:
         "    def __call__(self, stack, *, generator=None):\n        return stack.vectors[0]\n"
     )
     arguments = ["fit", "--config", QUICKSTART, "--trainer.strategy.aggregator=my_rules.First", "--print_config"]
-    module, function = re.search(r'^lightning-byz = "(.*):(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).groups()
+    module, function = re.search(
+        r'^lightning-byz = "(.*):(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    ).groups()
     script = f"import sys; sys.path.remove(''); from {module} import {function}; {function}()"  # a console script has no '' on its path
     for command in ([sys.executable, "-m", "lightning_byz"], [sys.executable, "-c", script]):
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        )
         assert done.returncode == 0, done.stderr
         assert strategy_of(done.stdout)["aggregator"]["class_path"] == "my_rules.First"
 
@@ -278,8 +308,18 @@ def test_own_command_line_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    strategy = {"class_path": "lightning_byz.RobustStrategy", "init_args": {"f": 1, "workers": 4, "aggregator": "lightning_byz.aggregators.Krum"}}
-    trainer = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "limit_val_batches": 0, "enable_progress_bar": False, "logger": False}
+    strategy = {
+        "class_path": "lightning_byz.RobustStrategy",
+        "init_args": {"f": 1, "workers": 4, "aggregator": "lightning_byz.aggregators.Krum"},
+    }
+    trainer = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 2,
+        "limit_val_batches": 0,
+        "enable_progress_bar": False,
+        "logger": False,
+    }
     given = {"seed_everything": 1, "trainer": trainer | {"strategy": strategy}}
     done = LightningCLI(BoringModel, BoringDataModule, args={"subcommand": "fit", "fit": given})
     assert done.trainer.global_step == 2

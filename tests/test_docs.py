@@ -22,7 +22,9 @@ def test_the_table_of_rules_is_that_of_the_classes() -> None:
 def test_every_bound_is_proved(name: str) -> None:
     rule = getattr(aggregators, name, None) or getattr(preaggregators, name)
     if "kappa" in vars(rule) and rule not in (Aggregator, PreAggregator):
-        assert re.search(rf"^\*\*{name}\b", (DOCS / "bounds.md").read_text(), re.MULTILINE), f"{name}.kappa has no proof in docs/bounds.md"
+        assert re.search(rf"^\*\*{name}\b", (DOCS / "bounds.md").read_text(), re.MULTILINE), (
+            f"{name}.kappa has no proof in docs/bounds.md"
+        )
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)

@@ -33,7 +33,9 @@ def test_a_nan_on_one_rank_of_two_does_not_stop_the_run(ranks):
     job = Fit(Options(nan_calls=tuple(range(100))), {"f": 1, "aggregator": CoordinateMedian(), "workers": 5})
     with pytest.raises(RankFailure, match="TooManyFaults"):
         ranks(2).run(fit, job, 2)
-    results = ranks(2).run(fit_broken_on_rank_one, Fit(strategy={"f": 2, "aggregator": CoordinateMedian(), "workers": 5}), 2)
+    results = ranks(2).run(
+        fit_broken_on_rank_one, Fit(strategy={"f": 2, "aggregator": CoordinateMedian(), "workers": 5}), 2
+    )
     for result in results:
         assert result["report"].accepted.tolist() == [True, True, True, False, False]
         assert not same_bits(result["parameters"], results[0]["parameters"])

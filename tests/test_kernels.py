@@ -109,7 +109,9 @@ def test_the_median_of_an_even_count_neither_overflows_nor_underflows() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         limits = torch.finfo(dtype)
         tiny = limits.smallest_normal * limits.eps
-        rows = torch.tensor([[limits.max, limits.max, tiny, -limits.max], [limits.max, -limits.max, tiny, 0.0]], dtype=torch.float64).to(dtype)
+        rows = torch.tensor(
+            [[limits.max, limits.max, tiny, -limits.max], [limits.max, -limits.max, tiny, 0.0]], dtype=torch.float64
+        ).to(dtype)
         for weights in ([1, 1], [0.1, 0.1], [2, 2]):
             result = coordinate_median(rows, torch.tensor(weights, dtype=torch.float64))
             assert result.tolist() == [limits.max, 0.0, tiny, -limits.max / 2]
@@ -120,7 +122,9 @@ def test_half_of_the_weight_is_half_whatever_the_scale() -> None:
     for scale in (1.0, 0.1, 1 / 7, 1e-3, 1e9):
         weights = torch.tensor([1, 2, 1, 2], dtype=torch.float64) * scale  # 1 and 2 weigh as much as 5 and 7
         assert coordinate_median(rows, weights).item() == 3.5
-        assert coordinate_median(rows, weights + torch.tensor([0, 0, 0, scale * 1e-3], dtype=torch.float64)).item() == 5.0
+        assert (
+            coordinate_median(rows, weights + torch.tensor([0, 0, 0, scale * 1e-3], dtype=torch.float64)).item() == 5.0
+        )
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -136,10 +140,14 @@ def test_weighted_order_statistics_agree_with_their_definitions(seed: int) -> No
     rows = torch.randn(n, 7, generator=generator).double()
     rows[:, 0] = rows[:, 0].round()  # ties
     expected = reference.coordinate_median(rows.tolist(), weights.tolist(), 0)
-    torch.testing.assert_close(coordinate_median(rows, weights), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        coordinate_median(rows, weights), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
     f = float(weights.sum()) * float(torch.rand(1, generator=generator)) * 0.49
     expected = reference.trimmed_mean(rows.tolist(), weights.tolist(), float(reference.exact(f)))
-    torch.testing.assert_close(trimmed_mean(rows, weights, f), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        trimmed_mean(rows, weights, f), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_trimming_by_a_fraction() -> None:
@@ -149,7 +157,9 @@ def test_trimming_by_a_fraction() -> None:
     assert trimmed_mean(rows, ones, 2.0).item() == 2.0
     # half of the ranks 1 and 3 stay
     assert trimmed_mean(rows, ones, 1.5).item() == pytest.approx((0.5 * 1 + 2 + 0.5 * 3) / 2)
-    assert trimmed_mean(rows * torch.tensor([1, 1, 1, 1, 1e-27])[:, None], ones, 0.25).item() == pytest.approx((0.75 * (0 + 1e3) + 6) / 4.5)
+    assert trimmed_mean(rows * torch.tensor([1, 1, 1, 1, 1e-27])[:, None], ones, 0.25).item() == pytest.approx(
+        (0.75 * (0 + 1e3) + 6) / 4.5
+    )
     # what rounding leaves of the huge value is nothing
     assert trimmed_mean(rows, ones, 1 - 1e-12).item() == 2.0
     assert trimmed_mean(rows, ones * 0.1, 0.1 - 1e-14).item() == 2.0
@@ -165,12 +175,26 @@ def test_chunks_cover_all_coordinates_once() -> None:
 
 
 def test_block_sizes() -> None:
-    assert [block_size(total) for total in (0, 1, 16384, 16385, 10**6, 10**7, 10**9)] == [64, 64, 64, 128, 3968, 16384, 16384]
+    assert [block_size(total) for total in (0, 1, 16384, 16385, 10**6, 10**7, 10**9)] == [
+        64,
+        64,
+        64,
+        128,
+        3968,
+        16384,
+        16384,
+    ]
 
 
 def test_saturation() -> None:
     values = torch.tensor([1e39, -1e39, 70000.0, 1e-60, 1.0], dtype=torch.float64)
-    assert saturate(values, torch.float32).tolist() == [torch.finfo(torch.float32).max, torch.finfo(torch.float32).min, 70000.0, 0.0, 1.0]
+    assert saturate(values, torch.float32).tolist() == [
+        torch.finfo(torch.float32).max,
+        torch.finfo(torch.float32).min,
+        70000.0,
+        0.0,
+        1.0,
+    ]
     assert saturate(values, torch.float16).tolist() == [65504.0, -65504.0, 65504.0, 0.0, 1.0]
     assert bool(saturate(values, torch.bfloat16).isfinite().all())
 

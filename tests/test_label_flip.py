@@ -108,7 +108,9 @@ def test_the_ends_of_a_type() -> None:
     assert poisoned((X, bytes_), classes=20)[1].tolist() == [19, 18, 254, 255]
     assert poisoned((X, bytes_), classes=256)[1].tolist() == [255, 254, 1, 0]
     assert poisoned((X, torch.tensor(3)))[1].tolist() == 6
-    with pytest.raises(ValueError, match=r"LabelFlip\(classes=257\): labels of torch.uint8 cannot hold that many classes"):
+    with pytest.raises(
+        ValueError, match=r"LabelFlip\(classes=257\): labels of torch.uint8 cannot hold that many classes"
+    ):
         poisoned((X, bytes_), classes=257)
 
 
@@ -119,7 +121,9 @@ def test_two_classes() -> None:
     assert poisoned((X, truth.long()), classes=2)[1].tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"LabelFlip\(classes=10\) cannot flip booleans, which have 2 classes"):
         poisoned((X, truth))
-    with pytest.raises(ValueError, match=r"needs the number of classes to flip labels that are whole numbers: LabelFlip\(classes=10\)"):
+    with pytest.raises(
+        ValueError, match=r"needs the number of classes to flip labels that are whole numbers: LabelFlip\(classes=10\)"
+    ):
         poisoned((X, truth.long()), classes=None)
 
 
@@ -138,11 +142,19 @@ def test_two_classes() -> None:
         ((), None, r"there are no labels, in the batch \(\)"),
         ({}, None, "there are no labels, in the batch {}"),
         ((X, X), None, r"what should be labels are float32 numbers, in the batch \(float32 tensor, float32 tensor\)"),
-        ({"x": X, "y": X}, None, "what should be labels are float32 numbers, in the batch {'x': float32 tensor, 'y': float32 tensor}"),
+        (
+            {"x": X, "y": X},
+            None,
+            "what should be labels are float32 numbers, in the batch {'x': float32 tensor, 'y': float32 tensor}",
+        ),
         ({"x": X, "y": "cat"}, None, "what should be labels is str"),
         ({"x": X, "y": [Y, 3]}, None, "what should be labels is int"),
         ({"x": X, "y": []}, None, r"what should be labels is \[\]"),
-        ({"x": X, "answer": Y}, None, "there are no labels, in the batch {'x': float32 tensor, 'answer': int64 tensor}"),
+        (
+            {"x": X, "answer": Y},
+            None,
+            "there are no labels, in the batch {'x': float32 tensor, 'answer': int64 tensor}",
+        ),
         ({"y": Y, "target": Y}, None, "labels could be at any of 'y', 'target'"),
         ([[TOKENS, Y], [TOKENS, Y]], None, "the last part is no labels"),
         ([[TOKENS, Y], [TOKENS, Y]], "y", "there is no 'y'"),

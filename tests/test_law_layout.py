@@ -16,7 +16,13 @@ CASES = {
     "mean": Fit(STOCHASTIC, {"f": 0, "aggregator": Mean()}),
     "median, momentum, sign flip": Fit(
         STOCHASTIC,
-        {"f": 1, "aggregator": CoordinateMedian(), "estimator": WorkerMomentum(0.9), "attackers": [3], "attack": SignFlip()},
+        {
+            "f": 1,
+            "aggregator": CoordinateMedian(),
+            "estimator": WorkerMomentum(0.9),
+            "attackers": [3],
+            "attack": SignFlip(),
+        },
         {"accumulate_grad_batches": 2},
     ),
     "trimmed mean, alie": Fit(
@@ -25,10 +31,19 @@ CASES = {
         {"gradient_clip_val": 0.3},
     ),
     "geometric median, momentum, ipm": Fit(
-        Options(dropout=0.2), {"f": 1, "aggregator": GeometricMedian(), "estimator": WorkerMomentum(0.5), "attackers": [2], "attack": IPM(0.5)}
+        Options(dropout=0.2),
+        {
+            "f": 1,
+            "aggregator": GeometricMedian(),
+            "estimator": WorkerMomentum(0.5),
+            "attackers": [2],
+            "attack": IPM(0.5),
+        },
     ),
     "krum, not finite": Fit(
-        Options(dropout=0.2, augment=True), {"f": 1, "aggregator": Krum(), "attackers": [1], "attack": NonFinite()}, {"accumulate_grad_batches": 3}
+        Options(dropout=0.2, augment=True),
+        {"f": 1, "aggregator": Krum(), "attackers": [1], "attack": NonFinite()},
+        {"accumulate_grad_batches": 3},
     ),
     "nnm, ctma, momentum, reverse": Fit(
         STOCHASTIC,

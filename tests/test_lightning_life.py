@@ -9,7 +9,19 @@ from torch.utils.data import DataLoader
 from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.strategies import RobustStrategy
-from tests.scenarios import Classifier, Difference, Fit, HiddenAverage, MovesBatches, Options, Points, Recomputes, SkipsSteps, fit, same_bits
+from tests.scenarios import (
+    Classifier,
+    Difference,
+    Fit,
+    HiddenAverage,
+    MovesBatches,
+    Options,
+    Points,
+    Recomputes,
+    SkipsSteps,
+    fit,
+    same_bits,
+)
 
 FOUR = {"f": 1, "aggregator": CoordinateMedian(), "workers": 4, "estimator": WorkerMomentum(0.9)}
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -19,7 +31,10 @@ class TwoLoaders(Classifier):
     """Its batch is a dict of two loaders' batches of different length."""
 
     def train_dataloader(self):
-        return {"first": DataLoader(Points(96), batch_size=4, shuffle=True), "second": DataLoader(Points(32), batch_size=4)}
+        return {
+            "first": DataLoader(Points(96), batch_size=4, shuffle=True),
+            "second": DataLoader(Points(32), batch_size=4),
+        }
 
     def training_step(self, batch, batch_idx):
         assert set(batch) == {"first", "second"}
@@ -50,7 +65,9 @@ class Adversaries(Classifier):
         self.automatic_optimization = False
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.network[0].parameters(), lr=0.1), torch.optim.Adam(self.network[-1].parameters(), lr=0.01)
+        return torch.optim.SGD(self.network[0].parameters(), lr=0.1), torch.optim.Adam(
+            self.network[-1].parameters(), lr=0.01
+        )
 
     def training_step(self, batch, batch_idx):
         for optimizer in self.optimizers():
@@ -119,7 +136,11 @@ def with_callbacks(job: Fit, names: list[str], devices: int):
         "average": EMAWeightAveraging(),
         "stop": EarlyStopping("val_accuracy", patience=5),
     }
-    job.trainer = {**job.trainer, "callbacks": [callbacks[name] for name in names], "enable_checkpointing": "average" in names}
+    job.trainer = {
+        **job.trainer,
+        "callbacks": [callbacks[name] for name in names],
+        "enable_checkpointing": "average" in names,
+    }
     return fit(job, devices)
 
 
@@ -146,7 +167,14 @@ def test_buffers_are_one_value_for_evaluation_and_checkpoints(tmp_path):
 
     keep = ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, filename="{epoch}")
     module = Classifier(Options(batch_norm=True))
-    trainer = pl.Trainer(**QUIET, devices=1, strategy=RobustStrategy(**FOUR), max_epochs=2, callbacks=[Looks(), keep], default_root_dir=tmp_path)
+    trainer = pl.Trainer(
+        **QUIET,
+        devices=1,
+        strategy=RobustStrategy(**FOUR),
+        max_epochs=2,
+        callbacks=[Looks(), keep],
+        default_root_dir=tmp_path,
+    )
     trainer.fit(module)
     saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
     assert torch.equal(seen[-1], saved["state_dict"]["network.1.running_mean"])
@@ -185,7 +213,13 @@ def test_global_random_state_is_left_alone():
             seen.append(torch.get_rng_state())
 
     trainer = pl.Trainer(
-        **QUIET, devices=1, strategy=RobustStrategy(**FOUR), max_epochs=1, callbacks=[Looks()], enable_checkpointing=False, num_sanity_val_steps=0
+        **QUIET,
+        devices=1,
+        strategy=RobustStrategy(**FOUR),
+        max_epochs=1,
+        callbacks=[Looks()],
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
     )
     trainer.fit(module)
     assert all(torch.equal(one, seen[0]) for one in seen)
@@ -193,7 +227,14 @@ def test_global_random_state_is_left_alone():
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
 @pytest.mark.parametrize(
-    "arguments", [{"fast_dev_run": 2}, {"overfit_batches": 2}, {"limit_train_batches": 3}, {"detect_anomaly": True}, {"precision": "64-true"}]
+    "arguments",
+    [
+        {"fast_dev_run": 2},
+        {"overfit_batches": 2},
+        {"limit_train_batches": 3},
+        {"detect_anomaly": True},
+        {"precision": "64-true"},
+    ],
 )
 def test_trainer_arguments(arguments):
     trainer = pl.Trainer(
@@ -202,4 +243,6 @@ def test_trainer_arguments(arguments):
         | arguments
     )
     trainer.fit(Classifier(Options()))
-    assert trainer.global_step == {"fast_dev_run": 2, "overfit_batches": 2, "limit_train_batches": 3}.get(next(iter(arguments)), 6)
+    assert trainer.global_step == {"fast_dev_run": 2, "overfit_batches": 2, "limit_train_batches": 3}.get(
+        next(iter(arguments)), 6
+    )

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, GeometricMedian, Krum, TrimmedMean
-from lightning_byz.attacks import ALIE, IPM, Attack, Constant, Gaussian, LabelFlip, MinMax, Optimized, Replay, ReverseGradient, SignFlip
+from lightning_byz.attacks import (
+    ALIE,
+    IPM,
+    Attack,
+    Constant,
+    Gaussian,
+    LabelFlip,
+    MinMax,
+    Optimized,
+    Replay,
+    ReverseGradient,
+    SignFlip,
+)
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.preaggregators import NNM
 from lightning_byz.stack import Stack
@@ -109,7 +121,11 @@ def test_a_maximum_inside_the_bounds_is_found() -> None:
     def defence(stack: Stack) -> Tensor:
         size = float(stack.vectors[1, 0])
         tried.append(size)
-        return stack.vectors[1] if size < 3.7 else stack.vectors[[0, 2, 3, 4, 5, 8]].T @ (stack.weights[[0, 2, 3, 4, 5, 8]] / 6)
+        return (
+            stack.vectors[1]
+            if size < 3.7
+            else stack.vectors[[0, 2, 3, 4, 5, 8]].T @ (stack.weights[[0, 2, 3, 4, 5, 8]] / 6)
+        )
 
     for evaluations, within in ((3, 4.0), (6, 2.0), (20, 0.15), (40, 0.005)):
         tried.clear()
@@ -130,7 +146,9 @@ def test_the_attack_as_given_is_sent_where_no_other_hurts_more() -> None:
         raise TooManyFaults("all of them")
 
     assert torch.equal(sent(Optimized(ReverseGradient(0.37)), stack, refusing), -0.37 * stack.vectors[ATTACKERS])
-    assert torch.equal(sent(Optimized(Constant(1000.0)), stack, lambda stack: stack.vectors[1]), torch.full((2, 300), 1000.0).double())
+    assert torch.equal(
+        sent(Optimized(Constant(1000.0)), stack, lambda stack: stack.vectors[1]), torch.full((2, 300), 1000.0).double()
+    )
 
 
 def test_what_a_refusing_defence_takes_is_all_that_counts() -> None:
@@ -158,7 +176,9 @@ def test_the_sign_of_the_attack_is_kept() -> None:
 def test_every_strength_sees_the_same_draws() -> None:
     stack, generator = example(), torch.Generator().manual_seed(7)
     before = generator.get_state()
-    noise = Optimized(Gaussian(1.0)).replace(stack, ATTACKERS, generator=generator, defence=lambda stack: stack.vectors[1])
+    noise = Optimized(Gaussian(1.0)).replace(
+        stack, ATTACKERS, generator=generator, defence=lambda stack: stack.vectors[1]
+    )
     torch.testing.assert_close(noise / 10, sent(Gaussian(1.0), stack, None))
     assert torch.equal(generator.get_state(), before)
 
@@ -168,7 +188,9 @@ def test_past_and_batches_are_handed_on() -> None:
     assert attack.keeps == 2
     assert Optimized(ALIE()).keeps == 0
     assert attack.poison(3, generator=torch.Generator()) == [3]
-    rows = attack.replace(example(), ATTACKERS, generator=torch.Generator(), defence=lambda stack: stack.vectors[1], past={1: ()})
+    rows = attack.replace(
+        example(), ATTACKERS, generator=torch.Generator(), defence=lambda stack: stack.vectors[1], past={1: ()}
+    )
     assert float(rows.max()) == 10.0
 
 
@@ -189,7 +211,9 @@ def test_nobody_to_hurt() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [SignFlip(), Replay(), MinMax(), LabelFlip(10), Optimized(ALIE()), Attack()], ids=lambda attack: type(attack).__name__
+    "attack",
+    [SignFlip(), Replay(), MinMax(), LabelFlip(10), Optimized(ALIE()), Attack()],
+    ids=lambda attack: type(attack).__name__,
 )
 def test_only_attacks_with_a_strength_are_taken(attack: Attack) -> None:
     with pytest.raises(TypeError, match="attack must be one whose class names a field as its strength"):

@@ -20,7 +20,9 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lightning_byz"
 FILES = sorted(PACKAGE.rglob("*.py"))
-EVERYWHERE = sorted(path for folder in ("lightning_byz", "benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py"))
+EVERYWHERE = sorted(
+    path for folder in ("lightning_byz", "benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py")
+)
 
 FLOORS = {
     0: {"stack", "slice", "errors", "random", "flat", "kernels", "rule", "versions"},
@@ -77,7 +79,9 @@ def test_imports_only_point_down(path: Path) -> None:
     above = {name for name in rooms if FLOOR[name] > FLOOR[room]}
     assert not above, f"{room} (floor {FLOOR[room]}) imports {above}"
     if room not in ("cli", "__main__"):
-        assert "lightning_byz" not in imports_of(path) or room == "__init__", "import from the room, not from the package's front door"
+        assert "lightning_byz" not in imports_of(path) or room == "__init__", (
+            "import from the room, not from the package's front door"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -91,7 +95,9 @@ def test_outside_libraries_stay_on_their_floors(path: Path) -> None:
 
 def test_demos_know_nothing_of_this_package() -> None:
     for path in (PACKAGE / "demos").glob("*.py"):
-        assert all(name.startswith("lightning_byz.demos") for name in imports_of(path) if name.startswith("lightning_byz"))
+        assert all(
+            name.startswith("lightning_byz.demos") for name in imports_of(path) if name.startswith("lightning_byz")
+        )
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=name_of)
@@ -101,13 +107,26 @@ def test_no_future_annotations(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_is_unpickled(path: Path) -> None:
-    modules = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "torch.distributed.rpc", "torch.distributed.checkpoint"}
-    assert not {name for name in imports_of(path) if any(name == module or name.startswith(f"{module}.") for module in modules)}
+    modules = {
+        "pickle",
+        "cPickle",
+        "dill",
+        "cloudpickle",
+        "shelve",
+        "marshal",
+        "torch.distributed.rpc",
+        "torch.distributed.checkpoint",
+    }
+    assert not {
+        name for name in imports_of(path) if any(name == module or name.startswith(f"{module}.") for module in modules)
+    }
     for name, call in calls_of(path):
         method = name.split(".")[-1]
         assert not re.search(r"_object(_list)?$", method), f"{name} pickles"
         if name == "torch.load":
-            assert any(keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in call.keywords), "torch.load unpickles"
+            assert any(
+                keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in call.keywords
+            ), "torch.load unpickles"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -147,11 +166,18 @@ def test_every_rule_is_exported(family: str) -> None:
 def test_versions_have_no_caps_and_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
-    assert not [requirement for requirement in [*project["dependencies"], *extras] if "<" in requirement or "==" in requirement]
-    tested = dict(line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert not [
+        requirement for requirement in [*project["dependencies"], *extras] if "<" in requirement or "==" in requirement
+    ]
+    tested = dict(
+        line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
     for name, minors in TESTED.items():
         assert ".".join(tested[name].split(".")[:2]) in minors
-    required = {re.split(r"[\[><=]", requirement)[0] for requirement in [*project["dependencies"], *extras]} - {"lightning-byz", "wandb"}
+    required = {re.split(r"[\[><=]", requirement)[0] for requirement in [*project["dependencies"], *extras]} - {
+        "lightning-byz",
+        "wandb",
+    }
     assert required <= set(tested)
 
 

@@ -26,7 +26,9 @@ TEN = TensorDataset(torch.arange(1000), torch.arange(1000) % 10)
 
 
 def shards_of(partition: Partition, dataset=TEN, *, workers: int = 8, seed: int = 0) -> list[list[int]]:
-    return [sampler.shard.tolist() for sampler in partition.samplers(dataset, workers=workers, shuffle=False, seed=seed)]
+    return [
+        sampler.shard.tolist() for sampler in partition.samplers(dataset, workers=workers, shuffle=False, seed=seed)
+    ]
 
 
 def classes_held(shard: list[int]) -> Counter:
@@ -38,7 +40,9 @@ def classes_held(shard: list[int]) -> Counter:
 
 @settings(max_examples=60)
 @given(
-    st.sampled_from([SortedShards(), SortedShards(3), Dirichlet(0.01), Dirichlet(1), Dirichlet(1000, min_samples=5), "sizes"]),
+    st.sampled_from(
+        [SortedShards(), SortedShards(3), Dirichlet(0.01), Dirichlet(1), Dirichlet(1000, min_samples=5), "sizes"]
+    ),
     st.integers(1, 12),
     st.integers(0, 2**40),
 )
@@ -81,7 +85,9 @@ def test_sorted_shards_hold_runs_of_labels():
     two = shards_of(SortedShards(2), workers=10)
     assert {len(shard) for shard in two} == {100}
     assert max(len(classes_held(shard)) for shard in two) == 2
-    assert max(map(len, shards_of(SortedShards(), workers=7))) - min(map(len, shards_of(SortedShards(), workers=7))) == 1
+    assert (
+        max(map(len, shards_of(SortedShards(), workers=7))) - min(map(len, shards_of(SortedShards(), workers=7))) == 1
+    )
 
 
 def test_sizes_are_counts_or_shares():
@@ -155,7 +161,11 @@ def test_labels_are_found_in_a_random_split():
         (WithAttribute(), None, "WithAttribute has them in none of the places.*give labels="),
         ([1, 2, 3], None, "list has them in none"),
         (ConcatDataset([TEN, WithAttribute()]), None, "ConcatDataset has them in none"),
-        (WithAttribute(targets=[1, 2]), None, r"one label for each of the 3 samples, and those of WithAttribute are of shape \(2,\)"),
+        (
+            WithAttribute(targets=[1, 2]),
+            None,
+            r"one label for each of the 3 samples, and those of WithAttribute are of shape \(2,\)",
+        ),
         (TensorDataset(torch.zeros(3, 2), torch.zeros(3, 4)), None, r"of shape \(3, 4\).*give labels="),
         (WithAttribute(), lambda dataset: [0] * 7, r"of shape \(7,\)"),
     ],
@@ -231,7 +241,10 @@ def test_partitions_that_cannot_be(make, sentence):
 FOUR = {"workers": 4, "f": 1, "aggregator": GeometricMedian(), "partition": Dirichlet(0.3)}
 REFUSED = {
     "iterable data": (OverStream, "With partition=Dirichlet.* over iterable data has none: leave partition out"),
-    "a user's sampler": (OwnSampler, "own sampler WeightedRandomSampler would be lost: leave partition out, with one worker per rank"),
+    "a user's sampler": (
+        OwnSampler,
+        "own sampler WeightedRandomSampler would be lost: leave partition out, with one worker per rank",
+    ),
     "a user's distributed sampler": (OwnDistributedSampler, "own sampler DistributedSampler would be lost"),
     "a user's batch sampler": (OwnBatchSampler, "batch sampler OwnBatches would be lost"),
 }
@@ -269,7 +282,10 @@ def loader(samples: int = 22, **arguments) -> DataLoader:
     return DataLoader(dataset, sampler=sampler, **arguments)
 
 
-@pytest.mark.parametrize(("arguments", "steps"), [({"batch_size": 4}, 2), ({"batch_size": 4, "drop_last": True}, 1), ({"batch_size": None}, 8)])
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [({"batch_size": 4}, 2), ({"batch_size": 4, "drop_last": True}, 1), ({"batch_size": None}, 8)],
+)
 def test_epochs_have_full_batches(arguments, steps):
     make, batches = split_loader(loader(**arguments), Sizes([1, 5, 16]), workers=3, seed=3)
     assert batches == steps
@@ -280,14 +296,22 @@ def test_epochs_have_full_batches(arguments, steps):
 
 
 def test_workers_draw_numbers_of_their_own_while_they_fetch():
-    make, _ = split_loader(loader(batch_size=2, collate_fn=lambda items: torch.rand(3)), Sizes([1, 5, 16]), workers=3, seed=3)
-    keyed = [KeyedLoader(make(worker), worker=worker, streams=Streams(torch.device("cpu")), seed=3, epoch=lambda: 0) for worker in range(3)]
+    make, _ = split_loader(
+        loader(batch_size=2, collate_fn=lambda items: torch.rand(3)), Sizes([1, 5, 16]), workers=3, seed=3
+    )
+    keyed = [
+        KeyedLoader(make(worker), worker=worker, streams=Streams(torch.device("cpu")), seed=3, epoch=lambda: 0)
+        for worker in range(3)
+    ]
     draws = [tuple(batch.tolist()) for one in keyed for batch in one]
     assert len(set(draws)) == len(draws) == 3 * 4
 
 
 def test_an_epoch_without_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"Workers \[0, 1, 2\] have an empty shard: 22 samples over 3 workers with batch_size=8 and drop_last=True"):
+    with pytest.raises(
+        ValueError,
+        match=r"Workers \[0, 1, 2\] have an empty shard: 22 samples over 3 workers with batch_size=8 and drop_last=True",
+    ):
         split_loader(loader(batch_size=8, drop_last=True), Sizes([1, 5, 16]), workers=3, seed=3)
 
 
@@ -297,14 +321,21 @@ def test_an_epoch_without_a_batch_is_refused():
 OPTIONS = Options(dropout=0.2, augment=True, batch_norm=True, samples=90)
 
 
-@pytest.mark.parametrize("partition", [SortedShards(2), Dirichlet(0.3), Sizes([1, 2, 3, 6])], ids=lambda partition: type(partition).__name__)
+@pytest.mark.parametrize(
+    "partition", [SortedShards(2), Dirichlet(0.3), Sizes([1, 2, 3, 6])], ids=lambda partition: type(partition).__name__
+)
 def test_any_layout_and_resume(ranks, tmp_path, partition):
     strategy = {**FOUR, "partition": partition, "estimator": WorkerMomentum(0.9)}
     path = str(tmp_path / "third.ckpt")
     whole = Fit(OPTIONS, strategy, {"max_epochs": 3})
     alone = ranks(1).run(fit, whole, 1)[0]
     ranks(2).run(fit, replace(whole, trainer={"max_epochs": 1}, save=path), 2)
-    for world, job in [(2, whole), (4, whole), (1, replace(whole, checkpoint=path, seed=99)), (4, replace(whole, checkpoint=path, seed=99))]:
+    for world, job in [
+        (2, whole),
+        (4, whole),
+        (1, replace(whole, checkpoint=path, seed=99)),
+        (4, replace(whole, checkpoint=path, seed=99)),
+    ]:
         for result in ranks(world).run(fit, job, world):
             assert not same_bits(result["parameters"], alone["parameters"])
             assert result["global_step"] == alone["global_step"] == 3 * 6
@@ -313,7 +344,13 @@ def test_any_layout_and_resume(ranks, tmp_path, partition):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "steps"), [({"limit_train_batches": 2}, 4), ({"limit_train_batches": 0.5}, 6), ({"max_steps": 5}, 5), ({"fast_dev_run": 3}, 3)]
+    ("trainer", "steps"),
+    [
+        ({"limit_train_batches": 2}, 4),
+        ({"limit_train_batches": 0.5}, 6),
+        ({"max_steps": 5}, 5),
+        ({"fast_dev_run": 3}, 3),
+    ],
 )
 def test_trainer_arguments(ranks, trainer, steps):
     job = Fit(OPTIONS, FOUR, {"max_epochs": 2, **trainer})
@@ -333,7 +370,9 @@ def test_several_loaders(ranks):
 def test_weights_are_the_sizes_of_shards(ranks):
     strategy = {**FOUR, "aggregator": Mean(), "partition": Sizes([9, 36, 18, 27]), "weights": "samples", "f": 2}
     for world in (1, 2, 4):
-        assert ranks(world).run(weights_of, Fit(Options(samples=90), strategy), world) == [(9.0, 36.0, 18.0, 27.0)] * world
+        assert (
+            ranks(world).run(weights_of, Fit(Options(samples=90), strategy), world) == [(9.0, 36.0, 18.0, 27.0)] * world
+        )
     two = Fit(Options(), {**strategy, "partition": Sizes([1, 1, 1, 3]), "trust_heavy": True}, module=TwoLoaders)
     assert ranks(1).run(weights_of, two, 1) == [(16.0 + 5, 16.0 + 6, 16.0 + 5, 48.0 + 16)], "over all loaders"
 

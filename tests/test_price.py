@@ -69,11 +69,17 @@ def test_a_small_run_prints_and_writes_every_cell(tmp_path: Path) -> None:
         assert 60 < overall <= 100
         assert worst <= overall
         assert all(cell in done.stdout for line in tables[title].values() for cell in line)
-    assert all(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d", cell) for title in ("IID", "Dirichlet(0.1)") for cell in tables[title]["Krum"])
+    assert all(
+        re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d", cell)
+        for title in ("IID", "Dirichlet(0.1)")
+        for cell in tables[title]["Krum"]
+    )
     assert tables["IID"]["Bulyan"][2:] == ["refuses f = 4"] * 2
     assert tables["sizes 1 to 12"]["Bulyan"] == ["refuses weights"] * 4
     assert "- `Bulyan`, IID, f = 4: Bulyan cannot tolerate f = 4" in page
-    assert float(tables["Dirichlet(0.1)"]["Krum"][1].split(" ±")[0]) < -20, "one worker's gradient does not serve the others"
+    assert float(tables["Dirichlet(0.1)"]["Krum"][1].split(" ±")[0]) < -20, (
+        "one worker's gradient does not serve the others"
+    )
 
 
 def test_mnists_files_are_read(price, tmp_path: Path) -> None:

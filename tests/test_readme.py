@@ -46,7 +46,9 @@ def test_installing_and_running_is_one_command() -> None:
         assert f"\n{extra} = [" in project
 
 
-@pytest.mark.parametrize("command", [part.strip() for line in COMMANDS for part in line.split("&&") if "lightning-byz fit" in part])
+@pytest.mark.parametrize(
+    "command", [part.strip() for line in COMMANDS for part in line.split("&&") if "lightning-byz fit" in part]
+)
 def test_commands_parse(home: Path, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*shlex.split(command)[1:], "--print_config"])
@@ -63,10 +65,14 @@ def test_scripts_and_files_exist() -> None:
         assert (ROOT / script).is_file()
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists()
-    assert set(re.findall(r"configs/\w+\.yaml", README)) == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert set(re.findall(r"configs/\w+\.yaml", README)) == {
+        f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")
+    }
 
 
-@pytest.mark.parametrize("code", [text for text in PYTHON if not text.startswith("# ")], ids=lambda text: text.split("\n")[0])
+@pytest.mark.parametrize(
+    "code", [text for text in PYTHON if not text.startswith("# ")], ids=lambda text: text.split("\n")[0]
+)
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_code_runs(home: Path, capsys: pytest.CaptureFixture[str], code: str) -> None:
     """Each block runs as it stands, and prints what the comment at its ``print`` says."""
@@ -88,7 +94,11 @@ def test_own_rule_and_attack_train(home: Path, capsys: pytest.CaptureFixture[str
 
 def test_names_are_the_packages_names() -> None:
     """The table lists every rule there is, and nothing else."""
-    table = {cells[1].strip(): cells[2] for cells in (line.split("|") for line in README.splitlines() if line.startswith("| ")) if len(cells) == 4}
+    table = {
+        cells[1].strip(): cells[2]
+        for cells in (line.split("|") for line in README.splitlines() if line.startswith("| "))
+        if len(cells) == 4
+    }
     families = {
         "aggregators": aggregators,
         "pre-aggregators": preaggregators,
@@ -96,7 +106,16 @@ def test_names_are_the_packages_names() -> None:
         "attacks": attacks,
         "exchanges": exchange,
     }
-    interfaces = {"Aggregator", "RowAverage", "PreAggregator", "Estimator", "Attack", "Exchange", "Delivery", "Placement"}
+    interfaces = {
+        "Aggregator",
+        "RowAverage",
+        "PreAggregator",
+        "Estimator",
+        "Attack",
+        "Exchange",
+        "Delivery",
+        "Placement",
+    }
     for family, package in families.items():
         assert set(re.findall(r"`(\w+)", table[family])) == set(package.__all__) - interfaces
 
@@ -108,7 +127,11 @@ def test_quickstart_ends_as_printed(home: Path, capsys: pytest.CaptureFixture[st
     promised = [float(value) for value in re.findall(r"^last epoch:.*val_accuracy ([\d.]+)", README, re.MULTILINE)]
     commands = [command.split("&&")[-1] for command in COMMANDS if "lightning-byz fit" in command][:2]
     ends = []
-    for command in [commands[0], commands[1] + " --trainer.max_epochs=5", commands[0] + " --trainer.strategy.attackers=[]"]:
+    for command in [
+        commands[0],
+        commands[1] + " --trainer.max_epochs=5",
+        commands[0] + " --trainer.strategy.attackers=[]",
+    ]:
         cli.main([*shlex.split(command)[1:], "--trainer.enable_progress_bar=false"])
         ends.append(float(re.search(r"val_accuracy ([\d.]+)", capsys.readouterr().out)[1]))
     robust, mean, honest = ends

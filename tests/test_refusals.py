@@ -143,28 +143,104 @@ class Returns(Aggregator):
 
 FOUR = {**MEDIAN, "workers": 4}
 REFUSED = {
-    "f of the median": (Fit(strategy={**FOUR, "f": 2}), "ToleranceError", r"CoordinateMedian cannot tolerate f = 2 of the total weight W = 4"),
-    "f of the trimmed mean": (Fit(strategy={**FOUR, "f": 2, "aggregator": TrimmedMean()}), "ToleranceError", "TrimmedMean cannot tolerate f = 2"),
-    "f of the base": (Fit(strategy={**FOUR, "f": 2, "aggregator": CTMA(CoordinateMedian())}), "ToleranceError", "f = 2"),
+    "f of the median": (
+        Fit(strategy={**FOUR, "f": 2}),
+        "ToleranceError",
+        r"CoordinateMedian cannot tolerate f = 2 of the total weight W = 4",
+    ),
+    "f of the trimmed mean": (
+        Fit(strategy={**FOUR, "f": 2, "aggregator": TrimmedMean()}),
+        "ToleranceError",
+        "TrimmedMean cannot tolerate f = 2",
+    ),
+    "f of the base": (
+        Fit(strategy={**FOUR, "f": 2, "aggregator": CTMA(CoordinateMedian())}),
+        "ToleranceError",
+        "f = 2",
+    ),
     "f of krum": (Fit(strategy={**FOUR, "f": 2, "aggregator": Krum()}), "ToleranceError", "Krum cannot tolerate f = 2"),
-    "attackers out of range": (Fit(strategy={**FOUR, "attackers": [4], "attack": SignFlip()}), "ValueError", r"\[4\] are no worker ids.*0 to 3"),
-    "manual optimization": (Fit(strategy=FOUR, module=Manual), "ValueError", "Manual uses manual optimization.*4 logical workers"),
-    "SyncBatchNorm": (Fit(Options(batch_norm=True), FOUR, module=Synchronized), "ValueError", "SyncBatchNorm waits for all ranks"),
+    "attackers out of range": (
+        Fit(strategy={**FOUR, "attackers": [4], "attack": SignFlip()}),
+        "ValueError",
+        r"\[4\] are no worker ids.*0 to 3",
+    ),
+    "manual optimization": (
+        Fit(strategy=FOUR, module=Manual),
+        "ValueError",
+        "Manual uses manual optimization.*4 logical workers",
+    ),
+    "SyncBatchNorm": (
+        Fit(Options(batch_norm=True), FOUR, module=Synchronized),
+        "ValueError",
+        "SyncBatchNorm waits for all ranks",
+    ),
     "no trainable parameter": (Fit(strategy=FOUR, module=Frozen), "ValueError", "Frozen has no trainable parameter"),
     "iterable data": (Fit(strategy=FOUR, module=OverStream), "ValueError", "iterable data has none"),
-    "a user's sampler": (Fit(strategy=FOUR, module=OwnSampler), "ValueError", "own sampler WeightedRandomSampler would be lost"),
-    "a user's distributed sampler": (Fit(strategy=FOUR, module=OwnDistributedSampler), "ValueError", "own sampler DistributedSampler would be lost"),
-    "a user's batch sampler": (Fit(strategy=FOUR, module=OwnBatchSampler), "ValueError", "batch sampler OwnBatches would be lost"),
-    "no distributed sampler": (Fit(strategy=FOUR, trainer={"use_distributed_sampler": False}), "ValueError", "use_distributed_sampler=True"),
-    "an empty shard": (Fit(Options(samples=3), FOUR), "ValueError", r"3 training samples for 4 workers leave workers \[3\] with an empty shard"),
-    "LBFGS with a memory": (Fit(strategy={**FOUR, "estimator": WorkerMomentum()}, module=Lbfgs), "ValueError", "LBFGS evaluates"),
-    "workers across ranks": (Fit(strategy={**MEDIAN, "workers": 1}), "ValueError", "workers=1 on 2 ranks leaves a rank without a worker"),
-    "local on two ranks": (Fit(strategy={**FOUR, "exchange": Local()}), "ValueError", r"Local\(\) serves one process.*2 ranks"),
-    "an aggregator that returns nothing": (Fit(strategy={**FOUR, "aggregator": Returns(None)}), "ValueError", r"Returns must return .*not None"),
-    "an aggregator of a wrong shape": (Fit(strategy={**FOUR, "aggregator": Returns("short")}), "ValueError", r"Returns must return a floating"),
-    "an aggregator that is not finite": (Fit(strategy={**FOUR, "aggregator": Returns("nan")}), "ValueError", "Returns returned values that are not"),
-    "an aggregator that writes": (Fit(strategy={**FOUR, "aggregator": Returns("written")}), "ValueError", r"Returns wrote to stack\.vectors"),
-    "across coordinates": (Fit(strategy={**FOUR, "aggregator": AcrossCoordinates()}), "ValueError", "AcrossCoordinates gives other values"),
+    "a user's sampler": (
+        Fit(strategy=FOUR, module=OwnSampler),
+        "ValueError",
+        "own sampler WeightedRandomSampler would be lost",
+    ),
+    "a user's distributed sampler": (
+        Fit(strategy=FOUR, module=OwnDistributedSampler),
+        "ValueError",
+        "own sampler DistributedSampler would be lost",
+    ),
+    "a user's batch sampler": (
+        Fit(strategy=FOUR, module=OwnBatchSampler),
+        "ValueError",
+        "batch sampler OwnBatches would be lost",
+    ),
+    "no distributed sampler": (
+        Fit(strategy=FOUR, trainer={"use_distributed_sampler": False}),
+        "ValueError",
+        "use_distributed_sampler=True",
+    ),
+    "an empty shard": (
+        Fit(Options(samples=3), FOUR),
+        "ValueError",
+        r"3 training samples for 4 workers leave workers \[3\] with an empty shard",
+    ),
+    "LBFGS with a memory": (
+        Fit(strategy={**FOUR, "estimator": WorkerMomentum()}, module=Lbfgs),
+        "ValueError",
+        "LBFGS evaluates",
+    ),
+    "workers across ranks": (
+        Fit(strategy={**MEDIAN, "workers": 1}),
+        "ValueError",
+        "workers=1 on 2 ranks leaves a rank without a worker",
+    ),
+    "local on two ranks": (
+        Fit(strategy={**FOUR, "exchange": Local()}),
+        "ValueError",
+        r"Local\(\) serves one process.*2 ranks",
+    ),
+    "an aggregator that returns nothing": (
+        Fit(strategy={**FOUR, "aggregator": Returns(None)}),
+        "ValueError",
+        r"Returns must return .*not None",
+    ),
+    "an aggregator of a wrong shape": (
+        Fit(strategy={**FOUR, "aggregator": Returns("short")}),
+        "ValueError",
+        r"Returns must return a floating",
+    ),
+    "an aggregator that is not finite": (
+        Fit(strategy={**FOUR, "aggregator": Returns("nan")}),
+        "ValueError",
+        "Returns returned values that are not",
+    ),
+    "an aggregator that writes": (
+        Fit(strategy={**FOUR, "aggregator": Returns("written")}),
+        "ValueError",
+        r"Returns wrote to stack\.vectors",
+    ),
+    "across coordinates": (
+        Fit(strategy={**FOUR, "aggregator": AcrossCoordinates()}),
+        "ValueError",
+        "AcrossCoordinates gives other values",
+    ),
 }
 
 
@@ -216,7 +292,10 @@ class FailsOnRankOne(Classifier):
 
 
 def test_max_is_the_largest_number_the_rules_tolerate():
-    found = {n: fitting_pipeline("max", lambda f, n=n: Pipeline(n, f, CoordinateMedian()), workers=n, sliced=False).f for n in (1, 2, 3, 4, 7, 8)}
+    found = {
+        n: fitting_pipeline("max", lambda f, n=n: Pipeline(n, f, CoordinateMedian()), workers=n, sliced=False).f
+        for n in (1, 2, 3, 4, 7, 8)
+    }
     assert found == {1: 0, 2: 0, 3: 1, 4: 1, 7: 3, 8: 3}
     paper = Krum(neighbors="paper")
     assert fitting_pipeline("max", lambda f: Pipeline(8, f, paper), workers=8, sliced=False).f == 2
@@ -230,7 +309,9 @@ def test_more_attackers_than_f_is_a_warning():
 
 
 def test_the_name_robust_is_registered():
-    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy="robust", max_steps=2, logger=False, enable_checkpointing=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy="robust", max_steps=2, logger=False, enable_checkpointing=False
+    )
     assert isinstance(trainer.strategy, RobustStrategy)
     assert isinstance(trainer.strategy.aggregator, CoordinateMedian)
     assert trainer.strategy.f == "max"

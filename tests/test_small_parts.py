@@ -77,7 +77,12 @@ def test_a_flat_vector_carries_mixed_dtypes_and_missing_gradients():
     ]
     layout = Layout.of(parameters)
     assert (layout.total, layout.dtype, layout.sizes) == (6 + 4 + 4 + 1, torch.float32, (6, 4, 4, 1))
-    gradients = [torch.arange(6.0).view(3, 2).T.to(torch.bfloat16), None, torch.tensor([1 + 2j, 3 - 4j]), torch.tensor(7.0)]
+    gradients = [
+        torch.arange(6.0).view(3, 2).T.to(torch.bfloat16),
+        None,
+        torch.tensor([1 + 2j, 3 - 4j]),
+        torch.tensor(7.0),
+    ]
     vector = torch.full((layout.total,), float("nan"))
     layout.flatten(gradients, out=vector, scale=0.5)
     assert vector.tolist() == [0, 1, 2, 0.5, 1.5, 2.5, 0, 0, 0, 0, 0.5, 1, 1.5, -2, 3.5]
@@ -144,14 +149,18 @@ def test_momentum_refuses_weights_outside_their_range(beta):
 
 def loader(**arguments) -> DataLoader:
     dataset = TensorDataset(torch.arange(20))
-    sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=arguments.pop("shuffle", True), seed=RunSeed(3))
+    sampler = torch.utils.data.DistributedSampler(
+        dataset, num_replicas=1, rank=0, shuffle=arguments.pop("shuffle", True), seed=RunSeed(3)
+    )
     return DataLoader(dataset, batch_size=2, sampler=sampler, **arguments)
 
 
 def test_worker_loaders_deal_out_what_distributed_samplers_would():
     make, batches = split_loader(loader(), IID(), workers=3, seed=3)
     assert batches == 4
-    keyed = [KeyedLoader(make(worker), worker=worker, streams=Streams(CPU), seed=3, epoch=lambda: 0) for worker in range(3)]
+    keyed = [
+        KeyedLoader(make(worker), worker=worker, streams=Streams(CPU), seed=3, epoch=lambda: 0) for worker in range(3)
+    ]
     loaders = WorkerLoaders(keyed, batches=batches)
     for epoch in (0, 1):
         loaders.set_epoch(epoch)
@@ -165,5 +174,12 @@ def test_worker_loaders_deal_out_what_distributed_samplers_would():
 
 
 def test_an_empty_shard_names_the_workers():
-    with pytest.raises(ValueError, match=r"Workers \[0, 1, 2.*\] have an empty shard: 20 samples over 15 workers with batch_size=4"):
-        split_loader(DataLoader(TensorDataset(torch.arange(20)), batch_size=4, drop_last=True, sampler=loader().sampler), IID(), workers=15, seed=3)
+    with pytest.raises(
+        ValueError, match=r"Workers \[0, 1, 2.*\] have an empty shard: 20 samples over 15 workers with batch_size=4"
+    ):
+        split_loader(
+            DataLoader(TensorDataset(torch.arange(20)), batch_size=4, drop_last=True, sampler=loader().sampler),
+            IID(),
+            workers=15,
+            seed=3,
+        )

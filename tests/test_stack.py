@@ -41,7 +41,10 @@ def test_weights_become_float64() -> None:
         ({"f": float("nan")}, "f must be a finite weight >= 0, not nan"),
         ({"f": float("inf")}, "f must be a finite weight >= 0, not inf"),
         ({"reference": torch.ones(3)}, r"reference must have 2 coordinates, not shape \(3,\)"),
-        ({"slice": Slice(0, 64, 100, torch.Tensor.clone, torch.Tensor.clone)}, "slice 0..64 does not have 2 coordinates"),
+        (
+            {"slice": Slice(0, 64, 100, torch.Tensor.clone, torch.Tensor.clone)},
+            "slice 0..64 does not have 2 coordinates",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict, message: str) -> None:
@@ -105,7 +108,9 @@ def test_krum_is_right_where_float32_distances_are_wrong(n: int, ratio: float) -
 def test_distances_to_a_point_and_norms() -> None:
     rows = seeded(5, 1111).float() + 100
     point = seeded(1, 1111, 3)[0].float()
-    torch.testing.assert_close(Stack(rows).squared_distances_to(point), (rows.double() - point).square().sum(1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        Stack(rows).squared_distances_to(point), (rows.double() - point).square().sum(1), rtol=1e-12, atol=0
+    )
     torch.testing.assert_close(Stack(rows).squared_norms(), rows.double().square().sum(1), rtol=1e-12, atol=0)
 
 
@@ -126,7 +131,9 @@ def test_the_median_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One median serves the base, the centre and the distances."""
     calls: list[int] = []
     median = kernels.coordinate_median
-    monkeypatch.setattr(kernels, "coordinate_median", lambda vectors, weights: (calls.append(1), median(vectors, weights))[1])
+    monkeypatch.setattr(
+        kernels, "coordinate_median", lambda vectors, weights: (calls.append(1), median(vectors, weights))[1]
+    )
     stack = Stack(seeded(7, 50), f=2)
     CTMA(CoordinateMedian())(stack)
     Krum()(stack)
@@ -157,7 +164,10 @@ def test_clean_rows_are_not_copied() -> None:
 def test_more_broken_weight_than_f_is_refused() -> None:
     rows = seeded(5, 10)
     rows[2] = rows[3] = float("nan")
-    with pytest.raises(TooManyFaults, match=r"rows \[2, 3\] hold numbers that are not finite.* weigh 0.2 together.* f = 0.1 of the weight 0.5"):
+    with pytest.raises(
+        TooManyFaults,
+        match=r"rows \[2, 3\] hold numbers that are not finite.* weigh 0.2 together.* f = 0.1 of the weight 0.5",
+    ):
         Stack(rows, [0.1] * 5, f=0.1).sanitised()
     third = 0.1 + 0.1 + 0.1  # more than 0.3 by rounding
     rows[4] = float("nan")

@@ -84,7 +84,10 @@ def test_the_message_says_how_to_see_it_again(own: ModuleType) -> None:
     with pytest.raises(AssertionError) as caught:
         check_aggregator(own.Careless(), laws=["faults"])
     law, case, seen, again = str(caught.value).splitlines()
-    assert law == "Careless breaks the law 'faults': whatever the rows of f workers hold, the result is finite, and within kappa where it is known"
+    assert (
+        law
+        == "Careless breaks the law 'faults': whatever the rows of f workers hold, the result is finite, and within kappa where it is known"
+    )
     assert case.startswith("  case: n=")
     assert all(f" {name}=" in case for name in ("f", "d", "dtype", "honest", "attackers", "seed"))
     assert seen.startswith("  seen: the result is not finite: [nan")
@@ -120,7 +123,9 @@ def test_what_cannot_be_checked_is_refused(own: ModuleType) -> None:
 
 
 def test_a_class_is_no_rule() -> None:
-    with pytest.raises(TypeError, match=r"Aggregator expected, not <class .*>; give an instance, TrimmedMean\(\.\.\.\)"):
+    with pytest.raises(
+        TypeError, match=r"Aggregator expected, not <class .*>; give an instance, TrimmedMean\(\.\.\.\)"
+    ):
         _require_kind(TrimmedMean, Aggregator, 1)
 
 
@@ -150,7 +155,11 @@ def test_the_checks_do_not_depend_on_assert_statements(tmp_path: Path) -> None:
 
 def test_no_test_library_is_needed() -> None:
     package = Path(__file__).parent.parent / "lightning_byz" / "testing"
-    assert not [path.name for path in package.rglob("*.py") if "pytest" in path.read_text() or "\n    assert " in path.read_text()]
+    assert not [
+        path.name
+        for path in package.rglob("*.py")
+        if "pytest" in path.read_text() or "\n    assert " in path.read_text()
+    ]
 
 
 def test_random_state_is_as_before() -> None:

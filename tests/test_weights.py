@@ -24,7 +24,13 @@ from lightning_byz.strategies.weights import capped, worker_weights
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
 from tests.test_refusals import OverStream, construct
 
-UNEQUAL = {"workers": 4, "f": 1.6, "aggregator": GeometricMedian(), "preaggregators": [NNM()], "weights": [1, 2, 1.5, 0.5]}
+UNEQUAL = {
+    "workers": 4,
+    "f": 1.6,
+    "aggregator": GeometricMedian(),
+    "preaggregators": [NNM()],
+    "weights": [1, 2, 1.5, 0.5],
+}
 
 
 class EqualOnly(Aggregator):
@@ -119,7 +125,9 @@ def test_the_mean_is_the_weighted_mean(ranks):
 
     alone = [trained([float(worker == other) for other in range(4)]) for worker in range(4)]
     for name, value in trained(weights).items():
-        expected = sum(weight / sum(weights) * (one[name] - start[name]) for weight, one in zip(weights, alone, strict=True))
+        expected = sum(
+            weight / sum(weights) * (one[name] - start[name]) for weight, one in zip(weights, alone, strict=True)
+        )
         assert torch.allclose(value - start[name], expected, atol=1e-7)
         assert not torch.allclose(value, alone[2][name])
 
@@ -127,13 +135,21 @@ def test_the_mean_is_the_weighted_mean(ranks):
 @pytest.mark.parametrize("weights", [[1, 1], [0.1, 0.1], "samples"])
 def test_equal_weights_are_ddp_bit_for_bit(ranks, weights):
     expected = ranks(2).run(fit, Fit(), 2)
-    for result, plain in zip(ranks(2).run(fit, Fit(strategy={"f": 0, "aggregator": Mean(), "weights": weights}), 2), expected, strict=True):
+    for result, plain in zip(
+        ranks(2).run(fit, Fit(strategy={"f": 0, "aggregator": Mean(), "weights": weights}), 2), expected, strict=True
+    ):
         assert not same_bits(result["parameters"], plain["parameters"])
 
 
 @pytest.mark.parametrize("aggregator", [CoordinateMedian(), GeometricMedian()], ids=["median", "geometric median"])
 def test_any_layout_and_resume(ranks, tmp_path, aggregator):
-    strategy = {**UNEQUAL, "aggregator": aggregator, "estimator": WorkerMomentum(0.9), "attackers": [3], "attack": SignFlip()}
+    strategy = {
+        **UNEQUAL,
+        "aggregator": aggregator,
+        "estimator": WorkerMomentum(0.9),
+        "attackers": [3],
+        "attack": SignFlip(),
+    }
     alone = ranks(1).run(fit, Fit(strategy=strategy), 1)[0]
     path = str(tmp_path / "half.ckpt")
     ranks(2).run(fit, Fit(strategy=strategy, trainer={"max_epochs": 1}, save=path), 2)
@@ -173,10 +189,14 @@ def test_samples_are_counted_where_they_are(ranks):
     steps = {"use_distributed_sampler": False, "max_steps": 5}
     sites = Fit(strategy={"f": 1.3, "aggregator": Mean(), "weights": "samples"}, module=OwnSites, trainer=steps)
     assert ranks(4).run(weights_of, sites, 4) == [(24.0, 48.0, 36.0, 40.0)] * 4
-    capped_sites = Fit(strategy={**sites.strategy, "f": 1.1, "max_share": 0.275}, module=OwnSites, trainer=sites.trainer)
+    capped_sites = Fit(
+        strategy={**sites.strategy, "f": 1.1, "max_share": 0.275}, module=OwnSites, trainer=sites.trainer
+    )
     for weights in ranks(4).run(weights_of, capped_sites, 4):
         assert max(weights) / sum(weights) == pytest.approx(0.275)
-    assert ranks(2).run(weights_of, Fit(Options(samples=99), {**UNEQUAL, "weights": "samples"}), 2) == [None, None], "IID shards are padded"
+    assert ranks(2).run(weights_of, Fit(Options(samples=99), {**UNEQUAL, "weights": "samples"}), 2) == [None, None], (
+        "IID shards are padded"
+    )
 
 
 # ---------------------------------------------------------------------- refusals and words
@@ -218,10 +238,26 @@ REFUSED = {
         "ValueError",
         r"worker 2 alone has 0.5882 \(and so have others of workers \[2, 3\]\)\. Give weights=None, or trust_heavy",
     ),
-    "the wrong number": (Fit(strategy={"f": 0, "aggregator": Mean(), "weights": [1, 2, 3]}), "ValueError", "are 3 numbers for 2 workers"),
-    "too small a share": (Fit(strategy={**HEAVY, "max_share": 0.2}), "ValueError", r"max_share=0.2 and 4 workers.*at least 1 / 4"),
-    "a rule of equal weights": (Fit(strategy={**HEAVY, "f": 0, "aggregator": EqualOnly()}), "ToleranceError", "EqualOnly takes equal weights only"),
-    "f beyond the rule": (Fit(strategy={**HEAVY, "f": 2}), "ToleranceError", "cannot tolerate f = 2.5 of the total weight W = 5"),
+    "the wrong number": (
+        Fit(strategy={"f": 0, "aggregator": Mean(), "weights": [1, 2, 3]}),
+        "ValueError",
+        "are 3 numbers for 2 workers",
+    ),
+    "too small a share": (
+        Fit(strategy={**HEAVY, "max_share": 0.2}),
+        "ValueError",
+        r"max_share=0.2 and 4 workers.*at least 1 / 4",
+    ),
+    "a rule of equal weights": (
+        Fit(strategy={**HEAVY, "f": 0, "aggregator": EqualOnly()}),
+        "ToleranceError",
+        "EqualOnly takes equal weights only",
+    ),
+    "f beyond the rule": (
+        Fit(strategy={**HEAVY, "f": 2}),
+        "ToleranceError",
+        "cannot tolerate f = 2.5 of the total weight W = 5",
+    ),
     "sizes of a stream": (
         Fit(strategy={"f": 0, "aggregator": Mean(), "weights": "samples"}, module=OverStream),
         "ValueError",
@@ -238,7 +274,9 @@ def test_a_run_is_refused_on_every_rank(ranks, name):
         assert re.search(sentence, answer[1]), answer
 
 
-@pytest.mark.parametrize("change", [{"trust_heavy": True}, {"max_share": 0.25}, {"f": 1.6}, {"f": 0}, {"weights": None}])
+@pytest.mark.parametrize(
+    "change", [{"trust_heavy": True}, {"max_share": 0.25}, {"f": 1.6}, {"f": 0}, {"weights": None}]
+)
 def test_what_the_refusal_offers_runs(ranks, change):
     assert ranks(2).run(attempt, Fit(strategy={**HEAVY, **change}), 2) == [("nothing", "was refused")] * 2
 
@@ -249,12 +287,17 @@ def test_arrays_are_lists(ranks):
 
 def weights_as_given():
     given = (np.array([1, 1, 2]), torch.tensor([1.0, 1.0, 2.0]), [np.float32(1), 1, 2])
-    return [[float(weight) for weight in RobustStrategy(f=1, aggregator=CoordinateMedian(), weights=weights).weights] for weights in given]
+    return [
+        [float(weight) for weight in RobustStrategy(f=1, aggregator=CoordinateMedian(), weights=weights).weights]
+        for weights in given
+    ]
 
 
 def test_max_is_the_largest_that_weights_leave():
     def found(weights, aggregator):
-        return fitting_pipeline("max", lambda f: Pipeline(len(weights), f, aggregator, weights=weights), workers=len(weights), sliced=True).f
+        return fitting_pipeline(
+            "max", lambda f: Pipeline(len(weights), f, aggregator, weights=weights), workers=len(weights), sliced=True
+        ).f
 
     assert found([1, 2, 3, 4, 5], CoordinateMedian()) == 2
     with pytest.raises(ToleranceError, match="takes equal weights only"):
@@ -262,7 +305,9 @@ def test_max_is_the_largest_that_weights_leave():
 
 
 def test_attackers_are_weighed():
-    with pytest.warns(UserWarning, match=r"1 workers attack in this experiment and f = 1 are tolerated \(by weight, 4 and 2.5 of 10\)"):
+    with pytest.warns(
+        UserWarning, match=r"1 workers attack in this experiment and f = 1 are tolerated \(by weight, 4 and 2.5 of 10\)"
+    ):
         Pipeline(4, 1, CoordinateMedian(), attackers=[3], attack=SignFlip(), weights=[1, 2, 3, 4]).check()
     Pipeline(4, 1, CoordinateMedian(), attackers=[0], attack=SignFlip(), weights=[1, 2, 3, 4]).check()
 

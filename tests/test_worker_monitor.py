@@ -51,15 +51,32 @@ class Memory(Logger):
         return [metrics[key] for _, metrics in self.rows if key in metrics]
 
 
-def train(logger: Any, *, aggregator: Aggregator, attackers: tuple[int, ...] = (), options: Options | None = None, **trainer: Any) -> WorkerMonitor:
+def train(
+    logger: Any,
+    *,
+    aggregator: Aggregator,
+    attackers: tuple[int, ...] = (),
+    options: Options | None = None,
+    **trainer: Any,
+) -> WorkerMonitor:
     seed_everything(1, verbose=False)
     attack = ReverseGradient(factor=10) if attackers else None
     f, weights = 0 if aggregator == Mean() else 1, trainer.pop("weights", None)
-    strategy = RobustStrategy(workers=WORKERS, f=f, aggregator=aggregator, weights=weights, attackers=attackers, attack=attack)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
+    strategy = RobustStrategy(
+        workers=WORKERS, f=f, aggregator=aggregator, weights=weights, attackers=attackers, attack=attack
+    )
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "max_epochs": 1,
+        "log_every_n_steps": 1,
+    }
     checkpoint, save = trainer.pop("checkpoint", None), trainer.pop("save", None)
     monitor = WorkerMonitor()
-    fit = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=logger, callbacks=[monitor], **{**quiet, **trainer})
+    fit = Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, logger=logger, callbacks=[monitor], **{**quiet, **trainer}
+    )
     fit.fit(Classifier(options or Options()), ckpt_path=checkpoint)
     if save:
         fit.save_checkpoint(save)
@@ -83,7 +100,11 @@ def test_table_is_the_mean_over_steps() -> None:
     tally = _Tally.empty(3)
     tally = tally.add(report(coefficients=doubles(0.5, 0.5, 0.0), distances=doubles(1.0, 2.0, 30.0)))
     tally = tally.add(report(coefficients=doubles(0.25, 0.75, 0.0), distances=doubles(3.0, 2.0, 50.0)))
-    assert cells(_table(tally, attackers=[2])) == [["0", "0.3750", "0", "2"], ["1", "0.6250", "0", "2"], ["2 (attacks)", "0.0000", "2", "40"]]
+    assert cells(_table(tally, attackers=[2])) == [
+        ["0", "0.3750", "0", "2"],
+        ["1", "0.6250", "0", "2"],
+        ["2 (attacks)", "0.0000", "2", "40"],
+    ]
 
 
 def test_absent_and_broken_workers_have_no_distance_and_only_the_broken_one_is_left_out() -> None:
@@ -97,16 +118,27 @@ def test_steps_without_diagnosis_count_but_do_not_dilute() -> None:
     tally = _Tally.empty(3).add(report(coefficients=doubles(0.2, 0.3, 0.5), distances=doubles(1.0, 1.0, 1.0)))
     tally = tally.add(report(taken=False, accepted=torch.tensor([False, False, True])))
     assert tally.steps == 2
-    assert cells(_table(tally, attackers=[])) == [["0", "0.2000", "1", "1"], ["1", "0.3000", "1", "1"], ["2", "0.5000", "0", "1"]]
+    assert cells(_table(tally, attackers=[])) == [
+        ["0", "0.2000", "1", "1"],
+        ["1", "0.3000", "1", "1"],
+        ["2", "0.5000", "0", "1"],
+    ]
 
 
 def test_logs_each_worker_at_the_steps_of_the_loss() -> None:
     logger = Memory()
     train(logger, aggregator=CTMA(CoordinateMedian()), attackers=(3,), log_every_n_steps=2)
-    assert logger.steps_with("worker_norm/0") == [step for step in logger.steps_with("train_loss_step") if step in (1, 3, 5)] == [1, 3, 5]
+    assert (
+        logger.steps_with("worker_norm/0")
+        == [step for step in logger.steps_with("train_loss_step") if step in (1, 3, 5)]
+        == [1, 3, 5]
+    )
     for key in ("worker_norm", "worker_distance", "worker_coefficient", "worker_accepted"):
         assert len(logger.values_of(f"{key}/0")) == len(logger.values_of(f"{key}/{WORKERS - 1}")) == STEPS // 2
-    shares = [sum(values) for values in zip(*(logger.values_of(f"worker_coefficient/{worker}") for worker in range(WORKERS)), strict=True)]
+    shares = [
+        sum(values)
+        for values in zip(*(logger.values_of(f"worker_coefficient/{worker}") for worker in range(WORKERS)), strict=True)
+    ]
     assert shares == pytest.approx([1.0] * 3)
     assert logger.values_of("worker_coefficient/3") == [0.0] * 3
     assert min(logger.values_of("worker_distance/3")) > 5 * max(logger.values_of("worker_distance/0"))
@@ -148,7 +180,9 @@ def test_rules_that_are_no_weighted_sum_show_no_coefficient(capsys: pytest.Captu
     train(logger, aggregator=CoordinateMedian())
     assert logger.values_of("worker_coefficient/0") == []
     assert len(logger.values_of("worker_distance/0")) == STEPS
-    assert all(line.split("│")[2].strip() == "-" for line in capsys.readouterr().out.splitlines() if line.startswith("│"))
+    assert all(
+        line.split("│")[2].strip() == "-" for line in capsys.readouterr().out.splitlines() if line.startswith("│")
+    )
 
 
 def test_accumulation_counts_steps_not_batches() -> None:
@@ -173,13 +207,23 @@ def test_table_survives_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_new_fit_starts_a_new_table() -> None:
     monitor = train(False, aggregator=Mean())
     strategy = RobustStrategy(workers=2, f=0, aggregator=Mean())
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    Trainer(accelerator="cpu", devices=1, strategy=strategy, callbacks=[monitor], max_steps=3, **quiet).fit(Classifier(Options()))
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    Trainer(accelerator="cpu", devices=1, strategy=strategy, callbacks=[monitor], max_steps=3, **quiet).fit(
+        Classifier(Options())
+    )
     assert monitor.state_dict()["steps"] == 3
 
 
 def test_writes_to_lightnings_loggers(tmp_path: Path) -> None:
-    train([CSVLogger(tmp_path, name="csv", version=0), TensorBoardLogger(tmp_path, name="board", version=0)], aggregator=Mean())
+    train(
+        [CSVLogger(tmp_path, name="csv", version=0), TensorBoardLogger(tmp_path, name="board", version=0)],
+        aggregator=Mean(),
+    )
     with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["worker_coefficient/2"]]
     assert [float(row["worker_coefficient/2"]) for row in rows] == [1 / WORKERS] * STEPS
@@ -192,9 +236,16 @@ def test_writes_to_lightnings_loggers(tmp_path: Path) -> None:
 def fit_with_csv(folder: str, devices: int) -> str | None:
     """Fit on this rank of a pool; return the report's account of what came from other ranks."""
     strategy = RobustStrategy(workers=3, f=0, aggregator=Mean())
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "log_every_n_steps": 1}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "log_every_n_steps": 1,
+    }
     callbacks, logger = [WorkerMonitor()], CSVLogger(folder, version=0)
-    trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, logger=logger, callbacks=callbacks, max_steps=2, **quiet)
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy=strategy, logger=logger, callbacks=callbacks, max_steps=2, **quiet
+    )
     trainer.fit(Classifier(Options()))
     return strategy.report.received
 
@@ -209,12 +260,26 @@ def test_two_ranks_write_once_and_count_bytes(ranks: Any, tmp_path: Path) -> Non
 
 
 def test_refuses_another_strategy() -> None:
-    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[WorkerMonitor()], logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(MisconfigurationException, match=r"the trainer's strategy is a SingleDeviceStrategy; give Trainer\(strategy=RobustStrategy"):
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[WorkerMonitor()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"the trainer's strategy is a SingleDeviceStrategy; give Trainer\(strategy=RobustStrategy",
+    ):
         trainer.fit(Classifier(Options()))
 
 
 def test_unequal_weights_are_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     train(False, aggregator=Mean(), weights=[1, 2, 0.5, 0])
-    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:4]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("│")
+    ]
     assert rows == [["0", "1", "0.2857"], ["1", "2", "0.5714"], ["2", "0.5", "0.1429"], ["3", "0", "0.0000"]]

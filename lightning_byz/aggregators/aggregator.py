@@ -26,7 +26,9 @@ class Aggregator(Rule, ABC):
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The aggregate of the rows of ``stack``, in their dtype and on their device."""
 
-    def explain(self, stack: Stack, *, generator: torch.Generator | None = None) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
+    def explain(
+        self, stack: Stack, *, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
         """The aggregate, and each original row's coefficient in it, or None where it is no weighted sum of rows."""
         return self(stack, generator=generator), None
 
@@ -43,7 +45,9 @@ class RowAverage(Aggregator):
         stack = self.admit(stack)
         return stack.combination(self.coefficients(stack, generator=generator))
 
-    def explain(self, stack: Stack, *, generator: torch.Generator | None = None) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
+    def explain(
+        self, stack: Stack, *, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
         """The aggregate, and each original row's coefficient in it."""
         stack = self.admit(stack)
         own = self.coefficients(stack, generator=generator)

@@ -46,7 +46,9 @@ class Bulyan(Aggregator):
 
     condition = "n >= 4 f + 3"
     unequal_weights = False
-    exceptions = frozenset({"permutation"})  # towards the end few neighbours count, and rows that are each other's nearest tie
+    exceptions = frozenset(
+        {"permutation"}
+    )  # towards the end few neighbours count, and rows that are each other's nearest tie
 
     def __post_init__(self) -> None:
         check_neighbors(self.neighbors)
@@ -57,7 +59,9 @@ class Bulyan(Aggregator):
 
     def kappa(self, n: float, f: float) -> float | None:
         """``(sqrt(2) (n - f) / sqrt(n - 3 f) + sqrt(n + 2 f))^2 / (n - 4 f)`` for a whole number ``f``."""
-        return (2**0.5 * (n - f) / (n - 3 * f) ** 0.5 + (n + 2 * f) ** 0.5) ** 2 / (n - 4 * f) if f == round(f) else None
+        return (
+            (2**0.5 * (n - f) / (n - 3 * f) ** 0.5 + (n + 2 * f) ** 0.5) ** 2 / (n - 4 * f) if f == round(f) else None
+        )
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The mean around the median of the selected rows."""
@@ -66,7 +70,11 @@ class Bulyan(Aggregator):
         bad = whole(stack.f / float(stack.weights.max()))
         distances, selected = stack.squared_distances(), torch.zeros_like(left)
         for _ in range(int(left.sum()) - 2 * bad):
-            chosen = neighbour_scores(distances, left, bad, published=self.neighbors == "paper").sort(stable=True).indices[:1]
+            chosen = (
+                neighbour_scores(distances, left, bad, published=self.neighbors == "paper")
+                .sort(stable=True)
+                .indices[:1]
+            )
             selected.index_fill_(0, chosen, 1.0)
             left.index_fill_(0, chosen, 0.0)
         return mean_around_median(stack.vectors, selected, 2.0 * bad)

@@ -64,7 +64,9 @@ class CenteredClipping(Aggregator):
         stack = self.admit(stack)
         start = stack.centre() if stack.reference is None else stack.reference
         if bool(unusable(start[None]).any()):
-            raise ValueError("stack.reference holds numbers that are not finite or not usable; give the last aggregate, or None to start anew")
+            raise ValueError(
+                "stack.reference holds numbers that are not finite or not usable; give the last aggregate, or None to start anew"
+            )
         gram = stack.gram() if stack.reference is None else stack.gram_about(start)
         return stack.combination(self._moves(gram, stack.weights / stack.weights.sum()), about=start)
 

@@ -68,6 +68,8 @@ class DnC(RowAverage):
             columns = distinct(min(self.coordinates, stack.total), stack.total, draws).sort().values
             gram = stack.sampled_gram(columns.to(stack.vectors.device))
             _, distances = principal_spread(gram.cpu(), stack.weights.cpu())
-            shares = nearest_shares(distances[None].to(kept.device), stack.weights, stack.total_weight - self.factor * stack.f)[0]
+            shares = nearest_shares(
+                distances[None].to(kept.device), stack.weights, stack.total_weight - self.factor * stack.f
+            )[0]
             kept = torch.minimum(kept, shares)
         return kept / kept.sum()

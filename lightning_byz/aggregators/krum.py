@@ -81,4 +81,6 @@ def scores(stack: Stack, neighbors: str) -> Float64[Tensor, " n"]:
     if neighbors == "weight":
         return neighbour_scores(stack.squared_distances(), stack.weights, stack.f, published=False)
     unit = float(stack.weights.max())
-    return neighbour_scores(stack.squared_distances(), (stack.weights > 0).to(torch.float64), stack.f / unit, published=True)
+    return neighbour_scores(
+        stack.squared_distances(), (stack.weights > 0).to(torch.float64), stack.f / unit, published=True
+    )

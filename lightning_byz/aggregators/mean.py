@@ -30,5 +30,7 @@ class Mean(RowAverage):
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight."""
         if stack.f > 0:
-            warn_once("Mean tolerates no Byzantine worker, and f > 0 does not change that; it leaves out only rows that are not finite")
+            warn_once(
+                "Mean tolerates no Byzantine worker, and f > 0 does not change that; it leaves out only rows that are not finite"
+            )
         return stack.weights / stack.total_weight

@@ -54,9 +54,13 @@ class MoNNA(RowAverage):
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""
         if self.pivot >= len(stack.weights):
-            raise ValueError(f"pivot={self.pivot} is no worker: the {len(stack.weights)} workers are 0 to {len(stack.weights) - 1}")
+            raise ValueError(
+                f"pivot={self.pivot} is no worker: the {len(stack.weights)} workers are 0 to {len(stack.weights) - 1}"
+            )
         ids = [worker % len(stack.weights) for worker in range(self.pivot, self.pivot + len(stack.weights))]
         present = (stack.weights[ids] > 0).tolist()
         centre = stack.vectors[ids[present.index(True)]]
-        shares = nearest_shares(stack.squared_distances_to(centre)[None], stack.weights, stack.total_weight - stack.f)[0]
+        shares = nearest_shares(stack.squared_distances_to(centre)[None], stack.weights, stack.total_weight - stack.f)[
+            0
+        ]
         return shares / shares.sum()

@@ -68,7 +68,9 @@ class MultiKrum(RowAverage):
         """
         honest = n - 2 * f - (self.neighbors == "paper")
         any_number = 6 * (n - f) / honest
-        return any_number if self.selected is not None else min(any_number, 2 * f / (n - f) * (1 + 2 * (n + f) / honest))
+        return (
+            any_number if self.selected is not None else min(any_number, 2 * f / (n - f) * (1 + 2 * (n + f) / honest))
+        )
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""

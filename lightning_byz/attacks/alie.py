@@ -49,7 +49,9 @@ class ALIE(Attack):
         if self.z is not None and not math.isfinite(self.z):
             raise ValueError(f"z must be None or a finite number, not {self.z}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)
         if not bool(honest.any()):

@@ -28,7 +28,9 @@ class Attack(ABC):  # noqa: B024 an attack overrides either door
         """The batch on which an attacker computes, from the one it was given."""
         return batch
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """What the attackers send instead of their rows.
 
         Args:

@@ -12,7 +12,9 @@ Deviation = Literal["unit", "std", "sign"]
 DEVIATIONS = ("unit", "std", "sign")
 
 
-def away(stack: Stack, honest: Float64[Tensor, " n"], deviation: Deviation) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
+def away(
+    stack: Stack, honest: Float64[Tensor, " n"], deviation: Deviation
+) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
     """The mean of the rows by their ``honest`` weights, and a direction of length 1; of length 0 where the deviation is zero everywhere."""
     mean, variance = stack.moments(honest)
     direction = -(variance.sqrt_() if deviation == "std" else mean.sign() if deviation == "sign" else mean)

@@ -52,7 +52,9 @@ class BitFlip(Attack):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, not {value}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The attackers' rows with bits flipped."""
         rows = stack.vectors[list(attackers)]
         bits = rows.view(_WHOLE[rows.element_size()])
@@ -69,5 +71,7 @@ class BitFlip(Attack):
         """Whole numbers with ``flips`` of their lowest ``width`` bits set."""
         if self.flips > width:
             raise ValueError(f"flips must be at most the {width} bits of a number in these rows, not {self.flips}")
-        order = torch.rand(count, width, generator=generator, device=generator.device, dtype=torch.float64).argsort(dim=1)
+        order = torch.rand(count, width, generator=generator, device=generator.device, dtype=torch.float64).argsort(
+            dim=1
+        )
         return (torch.ones_like(order) << order)[:, : self.flips].sum(1)

@@ -39,7 +39,11 @@ class Constant(Attack):
         if not math.isfinite(self.value):
             raise ValueError(f"value must be finite, not {self.value}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker."""
-        number = saturate(torch.tensor(self.value, dtype=torch.float64, device=stack.vectors.device), stack.vectors.dtype)
+        number = saturate(
+            torch.tensor(self.value, dtype=torch.float64, device=stack.vectors.device), stack.vectors.dtype
+        )
         return number.repeat(len(attackers), stack.vectors.shape[1])

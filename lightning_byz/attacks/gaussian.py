@@ -45,7 +45,9 @@ class Gaussian(Attack):
         if not 0 < self.deviation < math.inf:
             raise ValueError(f"deviation must be finite and positive, not {self.deviation}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """Noise; the same numbers wherever the coordinates are cut."""
         rows = stack.vectors.new_empty(len(attackers), stack.vectors.shape[1])
         start = 0 if stack.slice is None else stack.slice.start

@@ -39,7 +39,9 @@ class IPM(Attack):
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be finite and positive, not {self.epsilon}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)
         if not bool(honest.any()):

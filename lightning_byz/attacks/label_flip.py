@@ -59,8 +59,12 @@ class LabelFlip(Attack):
                 raise ValueError(f"LabelFlip(classes={self.classes}) cannot flip booleans, which have 2 classes")
             return ~labels
         if self.classes is None:
-            raise ValueError("LabelFlip needs the number of classes to flip labels that are whole numbers: LabelFlip(classes=10)")
+            raise ValueError(
+                "LabelFlip needs the number of classes to flip labels that are whole numbers: LabelFlip(classes=10)"
+            )
         last = self.classes - 1
         if last > torch.iinfo(labels.dtype).max:
-            raise ValueError(f"LabelFlip(classes={self.classes}): labels of {labels.dtype} cannot hold that many classes")
+            raise ValueError(
+                f"LabelFlip(classes={self.classes}): labels of {labels.dtype} cannot hold that many classes"
+            )
         return torch.where((labels >= 0) & (labels <= last), last - labels, labels)

@@ -38,7 +38,11 @@ def _in_batch(batch: Any, flip: Flip, place: Place) -> Any:
         raise _Unlabelled(f"labels could be at any of {', '.join(map(repr, found))}")
     if found:
         return _with(batch, {found[0]: _flipped(_at(batch, found[0]), flip)})
-    if isinstance(batch, Mapping) and batch and all(isinstance(part, Mapping | list | tuple) or _places(part, place) for part in batch.values()):
+    if (
+        isinstance(batch, Mapping)
+        and batch
+        and all(isinstance(part, Mapping | list | tuple) or _places(part, place) for part in batch.values())
+    ):
         return _with(batch, {key: _in_batch(part, flip, place) for key, part in batch.items()})
     if isinstance(batch, list | tuple) and batch:
         return _in_sequence(batch, flip, place)
@@ -81,7 +85,9 @@ def _places(batch: Any, place: Place) -> list[int | str]:
         return [name for name in names if batch.get(name) is not None]
     if isinstance(batch, list | tuple):
         fields = getattr(batch, "_fields", ())
-        return [name for name in names if name in fields or (isinstance(name, int) and -len(batch) <= name < len(batch))]
+        return [
+            name for name in names if name in fields or (isinstance(name, int) and -len(batch) <= name < len(batch))
+        ]
     if batch is None or isinstance(batch, Tensor | str | bytes | int | float):
         return []
     return [name for name in names if isinstance(name, str) and getattr(batch, name, None) is not None]
@@ -95,7 +101,9 @@ def _with(batch: Any, parts: Mapping[Any, Any]) -> Any:
     """A copy of ``batch`` with some of its parts replaced."""
     if isinstance(batch, list | tuple):
         fields = getattr(batch, "_fields", ())
-        changed = {fields.index(place) if isinstance(place, str) else place % len(batch): part for place, part in parts.items()}
+        changed = {
+            fields.index(place) if isinstance(place, str) else place % len(batch): part for place, part in parts.items()
+        }
         items = [changed.get(index, part) for index, part in enumerate(batch)]
         return type(batch)(*items) if fields else type(batch)(items)
     if not isinstance(batch, Mapping) and hasattr(batch, "__dataclass_fields__"):

@@ -47,7 +47,9 @@ class Mimic(Attack):
         if self.worker is not None and self.worker < 0:
             raise ValueError(f"worker must be None or a worker id >= 0, not {self.worker}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where there is none to copy."""
         honest = honest_weights(stack, attackers)
         worker = self.worker
@@ -59,9 +61,13 @@ class Mimic(Attack):
 
     def _check(self, worker: int, workers: int, attackers: Sequence[int]) -> None:
         if worker >= workers:
-            raise ValueError(f"Mimic(worker={worker}): there is no such worker; the {workers} workers are 0 to {workers - 1}")
+            raise ValueError(
+                f"Mimic(worker={worker}): there is no such worker; the {workers} workers are 0 to {workers - 1}"
+            )
         if worker in attackers:
-            raise ValueError(f"Mimic(worker={worker}) names one of the attackers {list(attackers)}: name an honest worker, or None to find one")
+            raise ValueError(
+                f"Mimic(worker={worker}) names one of the attackers {list(attackers)}: name an honest worker, or None to find one"
+            )
 
 
 def _furthest(stack: Stack, honest: Float64[Tensor, " n"]) -> int:

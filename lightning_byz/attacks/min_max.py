@@ -47,7 +47,9 @@ class MinMax(Attack):
     def __post_init__(self) -> None:
         check(self.deviation)
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)
         if not bool(honest.any()):
@@ -57,7 +59,9 @@ class MinMax(Attack):
         return saturate(mean + distance * direction, stack.vectors.dtype).repeat(len(attackers), 1)
 
 
-def _distance(stack: Stack, present: Bool[Tensor, " n"], mean: Float64[Tensor, " d"], direction: Float64[Tensor, " d"]) -> float:
+def _distance(
+    stack: Stack, present: Bool[Tensor, " n"], mean: Float64[Tensor, " d"], direction: Float64[Tensor, " d"]
+) -> float:
     """How far to go from ``mean`` along ``direction``, which has length 1."""
     squared_widest = float(stack.squared_distances()[present][:, present].max())
     if squared_widest == 0:

@@ -45,7 +45,9 @@ class MinSum(Attack):
     def __post_init__(self) -> None:
         check(self.deviation)
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
         honest = honest_weights(stack, attackers)
         if not bool(honest.any()):

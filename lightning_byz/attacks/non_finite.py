@@ -33,6 +33,8 @@ class NonFinite(Attack):
         if math.isfinite(self.value):
             raise ValueError(f"value must be nan, inf or -inf, not {self.value}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The same row for every attacker."""
         return stack.vectors.new_full((len(attackers), stack.vectors.shape[1]), self.value)

@@ -60,7 +60,9 @@ class Optimized(Attack):
 
     def __post_init__(self) -> None:
         if not isinstance(self.attack, Attack) or not is_dataclass(self.attack) or self.attack.strength is None:
-            raise TypeError(f"attack must be one whose class names a field as its strength, such as ALIE() or IPM(), not {self.attack!r}")
+            raise TypeError(
+                f"attack must be one whose class names a field as its strength, such as ALIE() or IPM(), not {self.attack!r}"
+            )
         if not 0 < self.low < self.high < math.inf:
             raise ValueError(f"low and high must be finite with 0 < low < high, not {self.low} and {self.high}")
         if not isinstance(self.evaluations, int) or self.evaluations < 3:
@@ -86,7 +88,9 @@ class Optimized(Attack):
     ) -> Float[Tensor, "m d"]:
         """What the attack sends at its best strength; the attackers' own rows where no honest row has weight."""
         if defence is None:
-            raise ValueError("Optimized tries attacks out on the defence and needs to know it: replace(..., defence=rule)")
+            raise ValueError(
+                "Optimized tries attacks out on the defence and needs to know it: replace(..., defence=rule)"
+            )
         honest = honest_weights(stack, attackers)
         if not bool(honest.any()):
             return stack.vectors[list(attackers)]
@@ -94,7 +98,9 @@ class Optimized(Attack):
         kept = {"past": past} if self.attack.keeps else {}
 
         def sent(strength: float | None) -> Tensor:
-            return self._with(strength).replace(stack, attackers, generator=generator.clone_state(), defence=defence, **kept)
+            return self._with(strength).replace(
+                stack, attackers, generator=generator.clone_state(), defence=defence, **kept
+            )
 
         def damage(strength: float | None) -> float:
             return _damage(stack, attackers, sent(strength), mean, defence)
@@ -112,7 +118,10 @@ class Optimized(Attack):
         """The strength of most damage; None, which is the attack as given, where no other does more."""
         given, count = damage(None), max(self.evaluations // 2, 2)
         step = (self.high / self.low) ** (1 / (count - 1))
-        tried = {strength: damage(strength) for strength in [*(self.low * step**power for power in range(count - 1)), self.high]}
+        tried = {
+            strength: damage(strength)
+            for strength in [*(self.low * step**power for power in range(count - 1)), self.high]
+        }
         for _ in range((self.evaluations - 1 - count) // 2):
             points = sorted(tried)
             best = points.index(max(points, key=lambda point: tried[point]))

@@ -40,7 +40,9 @@ class ReverseGradient(Attack):
         if not 0 < self.factor < math.inf:
             raise ValueError(f"factor must be finite and positive, not {self.factor}")
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The attackers' rows times ``-factor``."""
         rows = stack.vectors[list(attackers)]
         return saturate(rows.to(torch.float64) * -self.factor, rows.dtype)

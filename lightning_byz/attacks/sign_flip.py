@@ -24,6 +24,8 @@ class SignFlip(Attack):
         tensor([[-3.,  4.]])
     """
 
-    def replace(self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None) -> Float[Tensor, "m d"]:
+    def replace(
+        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
+    ) -> Float[Tensor, "m d"]:
         """The attackers' rows with their signs changed."""
         return -stack.vectors[list(attackers)]

@@ -37,7 +37,11 @@ class _Tally:
     def add(self, report: Report) -> "_Tally":
         tally = replace(self, steps=self.steps + 1, left_out=self.left_out + report.left_out)
         if report.coefficients is not None:
-            tally = replace(tally, coefficients=self.coefficients + report.coefficients, coefficient_steps=self.coefficient_steps + 1)
+            tally = replace(
+                tally,
+                coefficients=self.coefficients + report.coefficients,
+                coefficient_steps=self.coefficient_steps + 1,
+            )
         if report.distances is not None:
             known = report.accepted & report.present & report.distances.isfinite()
             distances = torch.where(known, report.distances, 0.0)
@@ -90,8 +94,14 @@ class WorkerMonitor(Callback):
         if trainer.is_global_zero and self._tally is not None:
             console = Console()
             with console.capture() as text:
-                console.print(_table(self._tally, attackers=list(_robust(trainer).attackers), weights=_robust(trainer).worker_weights))
-            print(text.get(), end="")  # through sys.stdout, which a progress bar that is still up redirects to above itself
+                console.print(
+                    _table(
+                        self._tally, attackers=list(_robust(trainer).attackers), weights=_robust(trainer).worker_weights
+                    )
+                )
+            print(
+                text.get(), end=""
+            )  # through sys.stdout, which a progress bar that is still up redirects to above itself
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far, so that the table survives a resume."""
@@ -112,7 +122,9 @@ def _robust(trainer: Trainer) -> RobustStrategy:
 
 
 def _layout(optimizer: Optimizer) -> Layout:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+    parameters = [
+        parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad
+    ]
     return Layout.of((str(place), parameter) for place, parameter in enumerate(parameters))
 
 
@@ -123,19 +135,30 @@ def _metrics(report: Report, *, width: int) -> dict[str, float]:
         "worker_coefficient": report.coefficients,
         "worker_accepted": report.accepted,
     }
-    metrics = {f"{name}/{worker}": float(value) for name, row in per_worker.items() if row is not None for worker, value in enumerate(row)}
+    metrics = {
+        f"{name}/{worker}": float(value)
+        for name, row in per_worker.items()
+        if row is not None
+        for worker, value in enumerate(row)
+    }
     metrics["exchange/bytes_received"] = float(report.received * width)
     return metrics | {"exchange/seconds": report.exchange_seconds, "rule/seconds": report.rule_seconds}
 
 
 def _table(tally: _Tally, *, attackers: list[int], weights: Sequence[float | int] | None = None) -> Table:
-    table = Table(title=f"Workers over {tally.steps} steps", caption="left out: no share in the aggregate of a step", title_justify="left")
+    table = Table(
+        title=f"Workers over {tally.steps} steps",
+        caption="left out: no share in the aggregate of a step",
+        title_justify="left",
+    )
     table.add_column("worker")
     for column in (*(["weight"] if weights else []), "mean coefficient", "times left out", "mean distance"):
         table.add_column(column, justify="right")
     for worker in range(len(tally.left_out)):
         share = f"{tally.coefficients[worker] / tally.coefficient_steps:.4f}" if tally.coefficient_steps else "-"
-        distance = f"{tally.distances[worker] / tally.distance_steps[worker]:.4g}" if tally.distance_steps[worker] else "-"
+        distance = (
+            f"{tally.distances[worker] / tally.distance_steps[worker]:.4g}" if tally.distance_steps[worker] else "-"
+        )
         name = f"{worker} (attacks)" if worker in attackers else str(worker)
         weight = [f"{weights[worker]:.4g}"] if weights else []
         table.add_row(name, *weight, share, f"{tally.left_out[worker]:.0f}", distance)

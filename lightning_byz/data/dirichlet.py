@@ -53,14 +53,18 @@ class Dirichlet(ByLabel):
     def deal(self, classes: np.ndarray, workers: int, draws: torch.Generator) -> list[np.ndarray]:
         """Deal out class by class."""
         if len(classes) < workers * self.min_samples:
-            raise ValueError(f"Dirichlet cannot give {workers} workers {self.min_samples} samples each: there are {len(classes)}.")
+            raise ValueError(
+                f"Dirichlet cannot give {workers} workers {self.min_samples} samples each: there are {len(classes)}."
+            )
         shards: list[list[int]] = [[] for _ in range(workers)]
         numbers = np.random.default_rng(draws.initial_seed())
         for label in range(int(classes.max()) + 1):
             samples = np.flatnonzero(classes == label)
             samples = samples[torch.randperm(len(samples), generator=draws).numpy()]
             parts = numbers.dirichlet(np.full(workers, float(self.alpha)))
-            for shard, own in zip(shards, np.split(samples, np.round(np.cumsum(parts)[:-1] * len(samples)).astype(int)), strict=True):
+            for shard, own in zip(
+                shards, np.split(samples, np.round(np.cumsum(parts)[:-1] * len(samples)).astype(int)), strict=True
+            ):
                 shard.extend(own.tolist())
         for shard in shards:
             while len(shard) < self.min_samples:

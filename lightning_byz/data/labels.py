@@ -86,9 +86,15 @@ def _found(dataset: Any) -> Any:
         return [label for _, label in dataset] if pairs and len(dataset) else None
     columns = [column for column in ("label", "labels") if column in (getattr(dataset, "column_names", None) or ())]
     attributes = [getattr(dataset, name, None) for name in ("targets", "labels", "y")]
-    return dataset[columns[0]] if columns else next((values for values in attributes if isinstance(values, Sized)), None)
+    return (
+        dataset[columns[0]] if columns else next((values for values in attributes if isinstance(values, Sized)), None)
+    )
 
 
 def _array(labels: Any) -> np.ndarray:
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(list(labels) if isinstance(labels, Sequence) else labels)
+    values = (
+        labels.detach().cpu().numpy()
+        if isinstance(labels, Tensor)
+        else np.asarray(list(labels) if isinstance(labels, Sequence) else labels)
+    )
     return values.reshape(-1) if values.ndim == 2 and values.shape[1] == 1 else values

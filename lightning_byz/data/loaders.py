@@ -114,7 +114,9 @@ class WorkerLoaders:
             yield WorkerBatches(batches)
 
 
-def split_loader(loader: object, partition: Partition, *, workers: int, seed: int) -> tuple[Callable[[int], DataLoader], int]:
+def split_loader(
+    loader: object, partition: Partition, *, workers: int, seed: int
+) -> tuple[Callable[[int], DataLoader], int]:
     """Return what makes the loader of a logical worker from the user's loader, as Lightning handed it over, and the shortest one's length.
 
     Raises:
@@ -147,9 +149,13 @@ def _splittable(loader: object, partition: Partition, workers: int) -> DataLoade
     why = f"{several if type(partition) is IID else f'With partition={type(partition).__name__}(...)'} each worker needs a shard of its own"
     instead = "run one worker per rank" if type(partition) is IID else "leave partition out, with one worker per rank"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise ValueError(f"{why}, and {type(loader).__name__} over iterable data has none: {instead}, or give a map-style dataset.")
+        raise ValueError(
+            f"{why}, and {type(loader).__name__} over iterable data has none: {instead}, or give a map-style dataset."
+        )
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        raise ValueError(f"{why}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: {instead}.")
+        raise ValueError(
+            f"{why}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: {instead}."
+        )
     sampler = loader.sampler
     if isinstance(sampler, DistributedSamplerWrapper) or not carries_run_seed(loader):
         inner = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
@@ -178,7 +184,13 @@ def shard_size(loader: object) -> int | None:
     if isinstance(loader.sampler, ShardSampler):
         return len(loader.sampler.shard)
     batches = loader.batch_sampler
-    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None) if isinstance(batches, BatchSampler) else None
+    sampler = (
+        loader.sampler
+        if batches is None
+        else getattr(batches, "sampler", None)
+        if isinstance(batches, BatchSampler)
+        else None
+    )
     return len(sampler) if isinstance(sampler, Sized) else None
 
 

@@ -57,10 +57,15 @@ class Partition(ABC):
             ValueError: If a shard is empty or holds what is no index.
 
         """
-        shards = _checked(type(self).__name__, self.shards(dataset, workers=workers, seed=seed), samples=len(dataset), workers=workers)
+        shards = _checked(
+            type(self).__name__, self.shards(dataset, workers=workers, seed=seed), samples=len(dataset), workers=workers
+        )
         steps = sum(map(len, shards)) / (workers * batch_size)
         length = (math.floor(steps) if drop_last else math.ceil(steps)) * batch_size
-        return [ShardSampler(shard, worker=worker, length=length, shuffle=shuffle, seed=seed) for worker, shard in enumerate(shards)]
+        return [
+            ShardSampler(shard, worker=worker, length=length, shuffle=shuffle, seed=seed)
+            for worker, shard in enumerate(shards)
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,16 @@ def _checked(name: str, shards: Sequence[Indices], *, samples: int, workers: int
         raise ValueError(f"{name} makes {len(shards)} shards for {workers} workers: return one per worker.")
     result = [torch.as_tensor(shard if isinstance(shard, np.ndarray | Tensor) else list(shard)) for shard in shards]
     if empty := [worker for worker, shard in enumerate(result) if shard.numel() == 0]:
-        raise ValueError(f"{name} leaves workers {empty} with an empty shard: give each worker at least one of the {samples} samples.")
+        raise ValueError(
+            f"{name} leaves workers {empty} with an empty shard: give each worker at least one of the {samples} samples."
+        )
     for worker, shard in enumerate(result):
         if shard.ndim != 1 or shard.dtype.is_floating_point or shard.dtype in (torch.bool, torch.complex64):
-            raise ValueError(f"{name} gives worker {worker} a shard of shape {tuple(shard.shape)} and {shard.dtype}: return a list of whole numbers.")
+            raise ValueError(
+                f"{name} gives worker {worker} a shard of shape {tuple(shard.shape)} and {shard.dtype}: return a list of whole numbers."
+            )
         if outside := shard[(shard < 0) | (shard >= samples)].tolist():
-            raise ValueError(f"{name} gives worker {worker} the sample {outside[0]}, and the dataset has samples 0 to {samples - 1}.")
+            raise ValueError(
+                f"{name} gives worker {worker} the sample {outside[0]}, and the dataset has samples 0 to {samples - 1}."
+            )
     return [shard.to(torch.int64) for shard in result]

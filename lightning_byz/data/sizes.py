@@ -41,7 +41,9 @@ class Sizes(Partition):
     def shards(self, dataset: Sized, *, workers: int, seed: int) -> Sequence[Indices]:
         """Return the indices of each worker's shard."""
         if len(self.sizes) != workers:
-            raise ValueError(f"sizes={list(self.sizes)} are {len(self.sizes)} numbers for {workers} workers: give one per worker.")
+            raise ValueError(
+                f"sizes={list(self.sizes)} are {len(self.sizes)} numbers for {workers} workers: give one per worker."
+            )
         order, total = torch.randperm(len(dataset), generator=generator(seed, "partition")), math.fsum(self.sizes)
         ends = [0, *(round(end * len(dataset) / total) for end in accumulate(self.sizes))]
         return [order[start:stop] for start, stop in pairwise(ends)]

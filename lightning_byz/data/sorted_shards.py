@@ -42,7 +42,9 @@ class SortedShards(ByLabel):
         """Deal the runs."""
         count = workers * self.shards_per_worker
         if len(classes) < count:
-            raise ValueError(f"SortedShards cuts {count} runs for {workers} workers, and there are {len(classes)} samples: lower shards_per_worker.")
+            raise ValueError(
+                f"SortedShards cuts {count} runs for {workers} workers, and there are {len(classes)} samples: lower shards_per_worker."
+            )
         runs = np.array_split(np.argsort(classes, kind="stable"), count)
         dealt = torch.randperm(count, generator=draws).view(workers, -1).tolist()
         return [np.concatenate([runs[run] for run in own]) for own in dealt]

@@ -44,7 +44,9 @@ class WorkerMomentum(Estimator):
     def __post_init__(self) -> None:
         """Refuse a weight outside [0, 1)."""
         if not 0.0 <= self.beta < 1.0:
-            raise ValueError(f"WorkerMomentum(beta={self.beta}): beta must be in [0, 1); 0.9 averages over about ten steps.")
+            raise ValueError(
+                f"WorkerMomentum(beta={self.beta}): beta must be in [0, 1); 0.9 averages over about ten steps."
+            )
 
     def init(self, total: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Memory:
         """Return a zero average, in float32 or wider."""

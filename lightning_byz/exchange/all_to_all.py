@@ -32,7 +32,9 @@ class AllToAll(Exchange):
             return Placement(workers, 1, 0)
         return Placement(workers, dist.get_world_size(), dist.get_rank())
 
-    def scatter(self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float) -> Delivery:
+    def scatter(
+        self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float
+    ) -> Delivery:
         """Send each rank its slice of this rank's rows; receive this rank's slice of all rows."""
         total = rows.shape[1]
         bounds = slice_bounds(total, placement.ranks)
@@ -146,7 +148,9 @@ def _by_destination(rows: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
 def _all_to_all(output: Tensor, source: Tensor, received: list[int], sent: list[int]) -> None:
     """Exchange parts of unequal length, as bytes: values are moved, never read."""
     width = source.element_size()
-    dist.all_to_all_single(_bytes(output), _bytes(source), [count * width for count in received], [count * width for count in sent])
+    dist.all_to_all_single(
+        _bytes(output), _bytes(source), [count * width for count in received], [count * width for count in sent]
+    )
 
 
 def _bytes(tensor: Tensor) -> Tensor:

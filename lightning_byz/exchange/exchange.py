@@ -44,7 +44,9 @@ class Exchange(ABC):
         """Return which rank hosts which of ``workers`` logical workers."""
 
     @abstractmethod
-    def scatter(self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float) -> Delivery:
+    def scatter(
+        self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float
+    ) -> Delivery:
         """Bring this rank's rows, in the order of its workers, to the rules; add up the notes over ranks."""
 
     @abstractmethod

@@ -28,10 +28,14 @@ class Local(Exchange):
         """Place every worker here."""
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if ranks > 1:
-            raise ValueError(f"exchange=Local() serves one process, and this run has {ranks} ranks: use AllToAll(), or leave exchange out.")
+            raise ValueError(
+                f"exchange=Local() serves one process, and this run has {ranks} ranks: use AllToAll(), or leave exchange out."
+            )
         return Placement(workers, 1, 0)
 
-    def scatter(self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float) -> Delivery:
+    def scatter(
+        self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float
+    ) -> Delivery:
         """Stack the rows."""
         return Delivery(Stack(rows, f=f), notes, 0)
 

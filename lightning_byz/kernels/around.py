@@ -83,7 +83,9 @@ def _weighted(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -
         before = [torch.zeros_like(middle) for _ in rows]
         for second in range(len(rows)):
             for first in range(second):
-                nearer = distances[first].lt(distances[second]) | (distances[first].eq(distances[second]) & values[first].le(values[second]))
+                nearer = distances[first].lt(distances[second]) | (
+                    distances[first].eq(distances[second]) & values[first].le(values[second])
+                )
                 before[second].add_(nearer, alpha=masses[first])
                 before[first].add_(~nearer, alpha=masses[second])
         kept, total = torch.zeros_like(middle), torch.zeros_like(middle)

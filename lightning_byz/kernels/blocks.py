@@ -50,7 +50,11 @@ def _in_float64(
 
 
 def weighted_rows(
-    vectors: Float[Tensor, "n d"], matrix: Float64[Tensor, "m n"], bounds: Bounds, width: int, about: Float[Tensor, " d"] | None = None
+    vectors: Float[Tensor, "n d"],
+    matrix: Float64[Tensor, "m n"],
+    bounds: Bounds,
+    width: int,
+    about: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "m d"]:
     """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than some blocks."""
     limits = torch.finfo(vectors.dtype)
@@ -59,7 +63,9 @@ def weighted_rows(
     for _, low, places, copy in _in_float64(vectors, bounds, width, about):
         high = low + copy.shape[1]
         for start, stop in places:
-            if len(matrix) == 1:  # a matrix-vector product is several times cheaper than the same thing as a matrix product
+            if (
+                len(matrix) == 1
+            ):  # a matrix-vector product is several times cheaper than the same thing as a matrix product
                 torch.mv(copy[:, start:stop].T, matrix[0], out=products[0, start:stop])
             else:
                 torch.mm(matrix, copy[:, start:stop], out=products[:, start:stop])
@@ -70,7 +76,9 @@ def weighted_rows(
     return result
 
 
-def scaled_rows(vectors: Float[Tensor, "n d"], factors: Float64[Tensor, " n"], rows: Sequence[int]) -> Float[Tensor, "n d"]:
+def scaled_rows(
+    vectors: Float[Tensor, "n d"], factors: Float64[Tensor, " n"], rows: Sequence[int]
+) -> Float[Tensor, "n d"]:
     """A copy of ``vectors`` with the given ``rows`` times their factors, which must not exceed 1."""
     result = vectors.clone()
     for row in rows:
@@ -79,7 +87,9 @@ def scaled_rows(vectors: Float[Tensor, "n d"], factors: Float64[Tensor, " n"], r
     return result
 
 
-def majority_signs(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], bounds: Bounds, width: int) -> Float[Tensor, " d"]:
+def majority_signs(
+    vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], bounds: Bounds, width: int
+) -> Float[Tensor, " d"]:
     """The sign of the weighted sum of signs at each coordinate; zero where it is only rounding."""
     result, balance = vectors.new_empty(vectors.shape[1]), _BALANCE * weights.sum()
     for _, low, places, copy in _in_float64(vectors, bounds, width):
@@ -120,7 +130,9 @@ def cross_products(
     return partials
 
 
-def square_sums(vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, bounds: Bounds, width: int) -> Float64[Tensor, "blocks n"]:
+def square_sums(
+    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, bounds: Bounds, width: int
+) -> Float64[Tensor, "blocks n"]:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
     partials = torch.empty(len(bounds), vectors.shape[0], dtype=torch.float64, device=vectors.device)
     for first, _, places, copy in _in_float64(vectors, bounds, width, origin):

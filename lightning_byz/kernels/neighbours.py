@@ -7,7 +7,9 @@ from torch import Tensor
 from lightning_byz.kernels.shares import nearest_shares
 
 
-def neighbour_scores(distances: Float64[Tensor, "n n"], weights: Float64[Tensor, " n"], f: float, *, published: bool) -> Float64[Tensor, " n"]:
+def neighbour_scores(
+    distances: Float64[Tensor, "n n"], weights: Float64[Tensor, " n"], f: float, *, published: bool
+) -> Float64[Tensor, " n"]:
     """The sum of squared ``distances`` of each row to its nearest rows; infinite for rows without weight.
 
     The nearest rows are those up to a weight of ``W - f``, the row itself included; where ``published``, the ``W - f - 2`` nearest others, but at

@@ -48,7 +48,10 @@ def _merging(first: int, second: int) -> int:
 def _cheapest(count: int) -> tuple[int, int]:
     """The fewest comparators for ``count`` wires, and the length of the first run that takes so many."""
     lengths = range(1, count // 2 + 1)
-    costs = [(_cheapest(length)[0] + _cheapest(count - length)[0] + _merging(length, count - length), length) for length in lengths]
+    costs = [
+        (_cheapest(length)[0] + _cheapest(count - length)[0] + _merging(length, count - length), length)
+        for length in lengths
+    ]
     return min(costs, default=(0, 0))
 
 
@@ -80,7 +83,9 @@ def network(groups: tuple[int, ...]) -> tuple[Comparator, ...]:
     wires = list(groups)
     kept: list[Comparator] = []
     order, pairs = _sorted(range(len(groups)))
-    rank = {wire: place for place, wire in enumerate(order)}  # wires may be named after where they end: what they start with is anything
+    rank = {
+        wire: place for place, wire in enumerate(order)
+    }  # wires may be named after where they end: what they start with is anything
     for first, second in reversed(pairs):
         low, high = rank[first], rank[second]
         if wires[low] == wires[high] != _OWN:

@@ -39,7 +39,9 @@ def ordered(rows: Sequence[Tensor], comparators: tuple[Comparator, ...], buffers
 
 
 @lru_cache(maxsize=256)
-def _plan(comparators: tuple[Comparator, ...], count: int) -> tuple[list[tuple[Callable[..., Tensor], int, int, int]], list[int], int]:
+def _plan(
+    comparators: tuple[Comparator, ...], count: int
+) -> tuple[list[tuple[Callable[..., Tensor], int, int, int]], list[int], int]:
     """What to compute from which places into which: rows come first, then buffers; where each rank ends; and how many buffers that takes.
 
     The buffer that was used last is warmest, so it is used next.
@@ -66,7 +68,9 @@ def ordered_with_rows(rows: Sequence[Tensor], comparators: Sequence[Comparator])
     wires = [(row, torch.full_like(row, index)) for index, row in enumerate(rows)]
     for low, high, _, _ in comparators:
         (first, first_row), (second, second_row) = wires[low], wires[high]
-        swap = torch.gt(first, second, out=torch.empty_like(first))  # 0 or 1: with arithmetic, several times faster than `where`
+        swap = torch.gt(
+            first, second, out=torch.empty_like(first)
+        )  # 0 or 1: with arithmetic, several times faster than `where`
         change = (second_row - first_row).mul_(swap)
         wires[low] = torch.minimum(first, second), first_row + change
         wires[high] = torch.maximum(first, second), second_row - change

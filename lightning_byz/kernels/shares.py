@@ -14,12 +14,16 @@ def minority(weight: float, f: float) -> bool:
     return weight - 2 * f > SLIVER * weight
 
 
-def without_slivers(shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."], total: float) -> Float64[Tensor, "..."]:
+def without_slivers(
+    shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."], total: float
+) -> Float64[Tensor, "..."]:
     """``shares`` of ``weights``, with what is only rounding, of a row's weight or of their ``total``, set to zero."""
     return torch.ge(shares, (SLIVER * weights).clamp_(min=_GRAIN * total), out=torch.empty_like(shares)).mul_(shares)
 
 
-def nearest_shares(distances: Float64[Tensor, "m n"], weights: Float64[Tensor, " n"], budget: float) -> Float64[Tensor, "m n"]:
+def nearest_shares(
+    distances: Float64[Tensor, "m n"], weights: Float64[Tensor, " n"], budget: float
+) -> Float64[Tensor, "m n"]:
     """For each line of ``distances``, the weight kept of every row when the nearest rows are kept up to ``budget``.
 
     The row that passes the budget is kept in part; rows at equal distance are taken in the order of their index. A line sums to ``budget``, but

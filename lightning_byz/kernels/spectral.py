@@ -5,7 +5,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 
-def principal_spread(gram: Float64[Tensor, "n n"], weights: Float64[Tensor, " n"]) -> tuple[float, Float64[Tensor, " n"]]:
+def principal_spread(
+    gram: Float64[Tensor, "n n"], weights: Float64[Tensor, " n"]
+) -> tuple[float, Float64[Tensor, " n"]]:
     """The largest variance of the rows along any direction, and each row's squared distance from the mean along that direction.
 
     Args:

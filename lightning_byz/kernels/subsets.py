@@ -40,7 +40,9 @@ def _resolve(conflicts: list[int], alive: int, budget: int) -> int | None:
     """The bits of at most ``budget`` rows of ``alive`` without which no conflict is left, or None."""
     taken = 0
     while True:
-        degrees = [(conflicts[place] & alive).bit_count() if alive >> place & 1 else 0 for place in range(len(conflicts))]
+        degrees = [
+            (conflicts[place] & alive).bit_count() if alive >> place & 1 else 0 for place in range(len(conflicts))
+        ]
         most = max(degrees, default=0)
         if most == 0:
             return taken
@@ -48,7 +50,9 @@ def _resolve(conflicts: list[int], alive: int, budget: int) -> int | None:
             return None
         if 1 in degrees:  # the other end of a lone conflict resolves at least as much
             chosen = (conflicts[degrees.index(1)] & alive).bit_length() - 1
-        elif most == 2 or most > budget:  # rings, of which any row will do; or more conflicts than may be resolved at their other ends
+        elif (
+            most == 2 or most > budget
+        ):  # rings, of which any row will do; or more conflicts than may be resolved at their other ends
             chosen = degrees.index(most)
         else:
             break

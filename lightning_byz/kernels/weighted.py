@@ -55,7 +55,9 @@ def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Tensor,
     return result
 
 
-def _line(vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _line(
+    vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """By rank, smallest first: the value, where its weight starts on the line of weights, and that weight."""
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     comparators = network(tuple(range(1, len(rows) + 1)))

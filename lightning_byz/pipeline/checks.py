@@ -21,8 +21,12 @@ def unwritten(name: str, held: Mapping[str, Sequence[Tensor | None]]) -> Iterato
 def check_estimate(name: str, estimate: Tensor, left: Memory, *, gradient: Tensor, memory: Memory) -> None:
     """Refuse a message or a memory of an estimator that cannot travel or be saved."""
     if estimate.shape != gradient.shape or estimate.dtype != gradient.dtype:
-        raise ValueError(f"{name}.update must return an estimate of {gradient.numel()} {gradient.dtype} coordinates, not {named(estimate)}.")
-    if {key: (value.shape, value.dtype) for key, value in left.items()} != {key: (value.shape, value.dtype) for key, value in memory.items()}:
+        raise ValueError(
+            f"{name}.update must return an estimate of {gradient.numel()} {gradient.dtype} coordinates, not {named(estimate)}."
+        )
+    if {key: (value.shape, value.dtype) for key, value in left.items()} != {
+        key: (value.shape, value.dtype) for key, value in memory.items()
+    }:
         raise ValueError(
             f"{name}.update returned the memory { ({key: named(value) for key, value in left.items()}) }, and {name}.init declares"
             f" { ({key: named(value) for key, value in memory.items()}) }: return the same names, shapes and dtypes."

@@ -68,16 +68,26 @@ class Pipeline:
         rows, first = torch.linspace(-1.0, 1.0, self.workers).unsqueeze(1), torch.zeros(1)
         for reference in (None, first) if self.refers else (None,):
             if not bool(self.aggregate(self.entering(Stack(rows), reference), step=0)[0].isfinite().all()):
-                raise ValueError(f"{type(self.aggregator).__name__} returned values that are not finite from rows between -1 and 1.")
-        attacking = len(self.attackers) if self.weights is None else sum(self.weights[worker] for worker in self.attackers)
+                raise ValueError(
+                    f"{type(self.aggregator).__name__} returned values that are not finite from rows between -1 and 1."
+                )
+        attacking = (
+            len(self.attackers) if self.weights is None else sum(self.weights[worker] for worker in self.attackers)
+        )
         if attacking > self.f_weight:
-            by_weight = "" if self.weights is None else f" (by weight, {attacking:g} and {self.f_weight:g} of {sum(self.weights):g})"
+            by_weight = (
+                ""
+                if self.weights is None
+                else f" (by weight, {attacking:g} and {self.f_weight:g} of {sum(self.weights):g})"
+            )
             warnings.warn(
                 f"{len(self.attackers)} workers attack in this experiment and f = {self.f:g} are tolerated{by_weight}: no guarantee holds.",
                 stacklevel=2,
             )
 
-    def send(self, state: PipelineState, gradients: Mapping[int, Float[Tensor, " d"]]) -> tuple[dict[int, Tensor], dict[int, Memory]]:
+    def send(
+        self, state: PipelineState, gradients: Mapping[int, Float[Tensor, " d"]]
+    ) -> tuple[dict[int, Tensor], dict[int, Memory]]:
         """Return the message of each present local worker, and the memory it would leave behind."""
         rows, proposed = {}, {}
         for worker, gradient in gradients.items():
@@ -114,11 +124,24 @@ class Pipeline:
             vector, coefficients = self.aggregate(stack, step=state.step)
         except (TooManyFaults, ToleranceError) as error:
             return None, replace(self._report(state, False, accepted, present), reason=str(error)), state.carried
-        report = replace(self._report(state, True, accepted, present), coefficients=None if coefficients is None else coefficients.cpu())
-        return vector, diagnosed(report, stack, vector) if diagnose else report, self._carry(state.carried, honest, usable, vector)
+        report = replace(
+            self._report(state, True, accepted, present),
+            coefficients=None if coefficients is None else coefficients.cpu(),
+        )
+        return (
+            vector,
+            diagnosed(report, stack, vector) if diagnose else report,
+            self._carry(state.carried, honest, usable, vector),
+        )
 
     def advance(
-        self, state: PipelineState, proposed: Mapping[int, Memory], report: Report, carried: Carried, *, counts: bool = True
+        self,
+        state: PipelineState,
+        proposed: Mapping[int, Memory],
+        report: Report,
+        carried: Carried,
+        *,
+        counts: bool = True,
     ) -> PipelineState:
         """Return the state after the step: of a step that was taken, the memories of accepted rows, and what it carries over.
 
@@ -150,13 +173,22 @@ class Pipeline:
     def aggregate(self, stack: Stack, *, step: int) -> tuple[Tensor, Tensor | None]:
         """Run pre-aggregators and aggregator."""
         for place, preaggregator in enumerate(self.preaggregators):
-            stack = preaggregator(stack, generator=generator(self.seed, "preaggregator", place, step, device=stack.vectors.device))
-        name, draw = type(self.aggregator).__name__, generator(self.seed, "aggregator", step, device=stack.vectors.device)
+            stack = preaggregator(
+                stack, generator=generator(self.seed, "preaggregator", place, step, device=stack.vectors.device)
+            )
+        name, draw = (
+            type(self.aggregator).__name__,
+            generator(self.seed, "aggregator", step, device=stack.vectors.device),
+        )
         with unwritten(name, {"stack.vectors": [stack.vectors], "stack.reference": [stack.reference]}):
             vector, coefficients = self.aggregator.explain(stack, generator=draw)
         if not isinstance(vector, Tensor) or vector.shape != stack.vectors.shape[1:] or not vector.is_floating_point():
-            raise ValueError(f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {named(vector)}.")
-        return vector if vector.dtype == stack.vectors.dtype else saturate(vector.double(), stack.vectors.dtype), coefficients
+            raise ValueError(
+                f"{name} must return a floating point vector of {stack.vectors.shape[1]} coordinates, not {named(vector)}."
+            )
+        return vector if vector.dtype == stack.vectors.dtype else saturate(
+            vector.double(), stack.vectors.dtype
+        ), coefficients
 
     @property
     def refers(self) -> bool:
@@ -165,7 +197,11 @@ class Pipeline:
 
     def entering(self, stack: Stack, reference: Tensor | None = None) -> Stack:
         """Return the stack as rules see it: with the workers' weights, f in their units, and the last aggregate if some rule reads it."""
-        weights = stack.weights if self.weights is None else torch.tensor(self.weights, dtype=torch.float64, device=stack.vectors.device)
+        weights = (
+            stack.weights
+            if self.weights is None
+            else torch.tensor(self.weights, dtype=torch.float64, device=stack.vectors.device)
+        )
         shown = replace(stack, weights=weights, f=self.f_weight, reference=reference if self.refers else None)
         return shown.inspected(stack.nonfinite())
 
@@ -176,15 +212,24 @@ class Pipeline:
             return stack
 
         def defence(tried: Stack) -> Tensor:
-            return self.aggregate(tried if tried.reference is not None else replace(tried, reference=stack.reference), step=state.step)[0]
+            return self.aggregate(
+                tried if tried.reference is not None else replace(tried, reference=stack.reference), step=state.step
+            )[0]
 
         past = {worker: list(state.carried.past.get(worker, ())) for worker in self.attackers}
         draw = generator(self.seed, "attack", state.step, device=stack.vectors.device)
-        with unwritten(type(self.attack).__name__, {"stack.vectors": [stack.vectors], "past": [row for rows in past.values() for row in rows]}):
-            rows = self.attack.replace(stack, attackers, generator=draw, defence=defence, **({"past": past} if self.attack.keeps else {}))
+        with unwritten(
+            type(self.attack).__name__,
+            {"stack.vectors": [stack.vectors], "past": [row for rows in past.values() for row in rows]},
+        ):
+            rows = self.attack.replace(
+                stack, attackers, generator=draw, defence=defence, **({"past": past} if self.attack.keeps else {})
+            )
         expected = (len(attackers), stack.vectors.shape[1])
         if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
-            raise ValueError(f"{type(self.attack).__name__}.replace must return {expected[0]} rows of {expected[1]} coordinates, not {named(rows)}.")
+            raise ValueError(
+                f"{type(self.attack).__name__}.replace must return {expected[0]} rows of {expected[1]} coordinates, not {named(rows)}."
+            )
         vectors = stack.vectors.clone()
         vectors[attackers] = rows.to(vectors.dtype)
         return replace(stack, vectors=vectors)

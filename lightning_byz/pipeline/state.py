@@ -24,7 +24,9 @@ class Carried:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Carried":
         """Change each vector, in an order that is the same on every rank."""
         reference = None if self.reference is None else change(self.reference)
-        return Carried(reference, {worker: tuple(change(row) for row in self.past[worker]) for worker in sorted(self.past)})
+        return Carried(
+            reference, {worker: tuple(change(row) for row in self.past[worker]) for worker in sorted(self.past)}
+        )
 
 
 @dataclass(frozen=True, eq=False)

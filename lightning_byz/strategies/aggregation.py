@@ -40,7 +40,13 @@ class Aggregation:
         self._slices: dict[int, Slice] = {}
 
     def step(
-        self, index: int, named: Named, gradients: Mapping[int, Gradients | None], *, scale: float | None = None, diagnose: bool = False
+        self,
+        index: int,
+        named: Named,
+        gradients: Mapping[int, Gradients | None],
+        *,
+        scale: float | None = None,
+        diagnose: bool = False,
     ) -> Report:
         """Aggregate the local workers' gradients and write the result to ``.grad``.
 
@@ -62,20 +68,36 @@ class Aggregation:
         by_worker = dict(zip(self.placement.local, rows, strict=True))
         for worker, row in by_worker.items():
             layout.flatten(gradients[worker] or [None] * len(named), out=row, scale=1.0 / (scale or 1.0))
-        messages, proposed = self.pipeline.send(state, {worker: row for worker, row in by_worker.items() if gradients[worker] is not None})
+        messages, proposed = self.pipeline.send(
+            state, {worker: row for worker, row in by_worker.items() if gradients[worker] is not None}
+        )
         for worker, message in messages.items():
             if message is not by_worker[worker]:
                 by_worker[worker].copy_(message)
         started = perf_counter()
-        delivery = self.exchange.scatter(rows, self._notes(gradients, len(named), rows.device), placement=self.placement, f=self.pipeline.f)
+        delivery = self.exchange.scatter(
+            rows, self._notes(gradients, len(named), rows.device), placement=self.placement, f=self.pipeline.f
+        )
         arrived = perf_counter()
-        present, used = delivery.notes[: self.placement.workers] > 0, (delivery.notes[self.placement.workers :] > 0).tolist()
+        present, used = (
+            delivery.notes[: self.placement.workers] > 0,
+            (delivery.notes[self.placement.workers :] > 0).tolist(),
+        )
         state = self._cut(index, state, delivery.stack.slice)
         vector, report, carried = self.pipeline.combine(state, delivery.stack, present, diagnose=diagnose)
         combined = perf_counter()
-        received = delivery.received + self._write(vector, delivery, named, layout, used, scale=scale, anyone=bool(report.present.any()))
-        report = replace(report, received=received, rule_seconds=combined - arrived, exchange_seconds=perf_counter() - combined + arrived - started)
-        self.states[index] = self.pipeline.advance(state, proposed, report, carried, counts=scale is None or scale <= 1.0)
+        received = delivery.received + self._write(
+            vector, delivery, named, layout, used, scale=scale, anyone=bool(report.present.any())
+        )
+        report = replace(
+            report,
+            received=received,
+            rule_seconds=combined - arrived,
+            exchange_seconds=perf_counter() - combined + arrived - started,
+        )
+        self.states[index] = self.pipeline.advance(
+            state, proposed, report, carried, counts=scale is None or scale <= 1.0
+        )
         return report
 
     def whole(self, index: int) -> Carried:
@@ -95,7 +117,9 @@ class Aggregation:
         if part is None or index in self._slices:
             return state
         self._slices[index] = part
-        self.states[index] = replace(state, carried=state.carried.map(lambda vector: vector[part.start : part.stop].clone()))
+        self.states[index] = replace(
+            state, carried=state.carried.map(lambda vector: vector[part.start : part.stop].clone())
+        )
         return self.states[index]
 
     def _prepare(self, index: int, named: Named) -> tuple[PipelineState, Layout]:
@@ -103,12 +127,17 @@ class Aggregation:
         state, known = self.states.get(index, PipelineState()), self.layouts.get(index)
         layout = Layout.of(named)
         if known is not None and known != layout:
-            memories = {worker: {key: layout.realign(value, known) for key, value in memory.items()} for worker, memory in state.memories.items()}
+            memories = {
+                worker: {key: layout.realign(value, known) for key, value in memory.items()}
+                for worker, memory in state.memories.items()
+            }
             whole = self.whole(index).map(lambda vector: layout.realign(vector, known).to(layout.dtype))
             state = replace(state, memories=memories, carried=whole)
             self._slices.pop(index, None)
         if known != layout or index not in self._rows:
-            self._rows[index] = torch.empty(len(self.placement.local), layout.total, dtype=layout.dtype, device=self.device)
+            self._rows[index] = torch.empty(
+                len(self.placement.local), layout.total, dtype=layout.dtype, device=self.device
+            )
         self.layouts[index] = layout
         return state, layout
 
@@ -118,11 +147,21 @@ class Aggregation:
         for worker, values in gradients.items():
             if values is not None:
                 notes[worker] = 1
-                notes[self.placement.workers :] += torch.tensor([value is not None for value in values], dtype=torch.int64)
+                notes[self.placement.workers :] += torch.tensor(
+                    [value is not None for value in values], dtype=torch.int64
+                )
         return notes.to(device)
 
     def _write(
-        self, vector: Tensor | None, delivery: Delivery, named: Named, layout: Layout, used: Sequence[bool], *, scale: float | None, anyone: bool
+        self,
+        vector: Tensor | None,
+        delivery: Delivery,
+        named: Named,
+        layout: Layout,
+        used: Sequence[bool],
+        *,
+        scale: float | None,
+        anyone: bool,
     ) -> int:
         """Write the aggregate to the parameters; return how many elements came from other ranks."""
         parameters = [parameter for _, parameter in named]
@@ -132,6 +171,8 @@ class Aggregation:
             return 0
         whole, received = self.exchange.gather(vector, delivery.stack)
         if not bool(torch.stack(torch.aminmax(whole)).isfinite().all()):
-            raise RuntimeError(f"{type(self.pipeline.aggregator).__name__} returned values that are not finite from rows that all are.")
+            raise RuntimeError(
+                f"{type(self.pipeline.aggregator).__name__} returned values that are not finite from rows that all are."
+            )
         layout.write(whole, parameters, used=used, scale=scale or 1.0)
         return received

@@ -133,7 +133,11 @@ class WorkerBuffers:
                     f"The buffer '{name}' went from shape {tuple(self._initial[name].shape)} to {tuple(buffer.shape)} in a training step:"
                     " workers' buffers are compared by coordinate, so keep its shape, or hold it in a plain attribute."
                 )
-            if was != now or name in self._unversioned or (buffer.numel() <= SMALL and not torch.equal(buffer, held[name])):
+            if (
+                was != now
+                or name in self._unversioned
+                or (buffer.numel() <= SMALL and not torch.equal(buffer, held[name]))
+            ):
                 changed[name] = buffer.detach().clone()
         return changed
 

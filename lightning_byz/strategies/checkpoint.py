@@ -24,7 +24,10 @@ def collect(aggregation: Aggregation, buffers: WorkerBuffers) -> dict[str, Any]:
     template = buffers.state(placement.local[0])
     for worker in range(placement.workers):
         own = buffers.state(worker) if worker in placement.local else {}
-        rows = {name: exchange.collect(own.get(name), worker=worker, placement=placement, like=like) for name, like in template.items()}
+        rows = {
+            name: exchange.collect(own.get(name), worker=worker, placement=placement, like=like)
+            for name, like in template.items()
+        }
         collected[worker] = {name: row for name, row in rows.items() if row is not None}
     return {
         "version": VERSION,
@@ -41,9 +44,12 @@ def restore(saved: Mapping[str, Any], aggregation: Aggregation, buffers: WorkerB
         dtype = _dtype(entry["dtype"])
         layout = Layout(tuple(entry["names"]), tuple(tuple(shape) for shape in entry["shapes"]), dtype)
         memories = {
-            worker: {key: value.to(aggregation.device) for key, value in entry["memories"][worker].items()} for worker in aggregation.placement.local
+            worker: {key: value.to(aggregation.device) for key, value in entry["memories"][worker].items()}
+            for worker in aggregation.placement.local
         }
-        carried = Carried(entry.get("reference"), entry.get("past", {})).map(partial(torch.Tensor.to, device=aggregation.device, dtype=dtype))
+        carried = Carried(entry.get("reference"), entry.get("past", {})).map(
+            partial(torch.Tensor.to, device=aggregation.device, dtype=dtype)
+        )
         aggregation.adopt(index, PipelineState(entry["step"], entry["faults"], memories, carried), layout)
     buffers.restore(saved["buffers"])
 
@@ -51,7 +57,9 @@ def restore(saved: Mapping[str, Any], aggregation: Aggregation, buffers: WorkerB
 def refuse_other_run(saved: Mapping[str, Any], workers: int) -> None:
     """Refuse memories of another number of workers."""
     if saved["version"] != VERSION:
-        raise ValueError(f"The checkpoint holds memories of format {saved['version']}; this version reads format {VERSION}.")
+        raise ValueError(
+            f"The checkpoint holds memories of format {saved['version']}; this version reads format {VERSION}."
+        )
     if saved["workers"] != workers:
         raise ValueError(
             f"The checkpoint holds the memories of {saved['workers']} workers and this run has {workers}: resume with workers={saved['workers']}"
@@ -65,7 +73,10 @@ def _optimizer(aggregation: Aggregation, index: int) -> dict[str, Any]:
     memories: dict[int, dict[str, Tensor]] = {}
     for worker in range(placement.workers):
         memory = state.memories.get(worker, blank) if worker in placement.local else {}
-        rows = {key: aggregation.exchange.collect(memory.get(key), worker=worker, placement=placement, like=like) for key, like in blank.items()}
+        rows = {
+            key: aggregation.exchange.collect(memory.get(key), worker=worker, placement=placement, like=like)
+            for key, like in blank.items()
+        }
         memories[worker] = {key: row for key, row in rows.items() if row is not None}
     carried = aggregation.whole(index).map(lambda vector: vector.cpu())
     return {
@@ -75,9 +86,16 @@ def _optimizer(aggregation: Aggregation, index: int) -> dict[str, Any]:
         "shapes": [list(shape) for shape in layout.shapes],
         "dtype": str(layout.dtype).removeprefix("torch."),
         "memories": memories,
-        **({} if placement.rank else {"reference": carried.reference, "past": {worker: list(rows) for worker, rows in carried.past.items()}}),
+        **(
+            {}
+            if placement.rank
+            else {"reference": carried.reference, "past": {worker: list(rows) for worker, rows in carried.past.items()}}
+        ),
     }
 
 
 def _dtype(name: str) -> torch.dtype:
-    return {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}[name]
+    return {
+        str(dtype).removeprefix("torch."): dtype
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    }[name]

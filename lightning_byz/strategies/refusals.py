@@ -18,27 +18,38 @@ from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.preaggregators import PreAggregator
 
 
-def check_arguments(f: float | str, workers: int | None, attackers: Sequence[int], attack: Attack | None, *, seed: int | None) -> None:
+def check_arguments(
+    f: float | str, workers: int | None, attackers: Sequence[int], attack: Attack | None, *, seed: int | None
+) -> None:
     """Refuse numbers that no run can use."""
     if f != "max" and (isinstance(f, bool) or not isinstance(f, int | float) or not math.isfinite(f) or f < 0):
-        raise ValueError(f"f={f!r}: the number of Byzantine workers to tolerate must be finite and 0 or more, or 'max'.")
+        raise ValueError(
+            f"f={f!r}: the number of Byzantine workers to tolerate must be finite and 0 or more, or 'max'."
+        )
     if workers is not None and (type(workers) is not int or workers < 1):
         raise ValueError(f"workers={workers!r}: give 1 or more logical workers, or None for one per rank.")
     if seed is not None and type(seed) is not int:
         raise ValueError(f"seed={seed!r}: give a whole number, or None for PL_GLOBAL_SEED.")
     if not isinstance(attackers, Sequence) or any(type(worker) is not int for worker in attackers):
-        raise ValueError(f"attackers={attackers!r}: give a list of worker ids, which are whole numbers, such as [6, 7].")
+        raise ValueError(
+            f"attackers={attackers!r}: give a list of worker ids, which are whole numbers, such as [6, 7]."
+        )
     if len(set(attackers)) != len(attackers):
         raise ValueError(f"attackers={list(attackers)} names a worker twice: give each id once.")
     if attackers and attack is None:
-        warnings.warn(f"attackers={list(attackers)} without an attack behave honestly: give attack=, or leave attackers out.", stacklevel=3)
+        warnings.warn(
+            f"attackers={list(attackers)} without an attack behave honestly: give attack=, or leave attackers out.",
+            stacklevel=3,
+        )
 
 
 def check_attackers(attackers: Sequence[int], workers: int) -> None:
     """Refuse ids that no worker has."""
     outside = [worker for worker in attackers if not 0 <= worker < workers]
     if outside:
-        raise ValueError(f"attackers={list(attackers)}: {outside} are no worker ids; the {workers} workers are 0 to {workers - 1}.")
+        raise ValueError(
+            f"attackers={list(attackers)}: {outside} are no worker ids; the {workers} workers are 0 to {workers - 1}."
+        )
 
 
 def check_several(name: str, stages: object, kind: type) -> None:
@@ -73,20 +84,31 @@ def check_module(module: pl.LightningModule, placement: Placement, *, synchroniz
             " Run one worker per rank (workers=None), or use automatic optimization."
         )
     if synchronized:
-        raise ValueError(f"SyncBatchNorm waits for all ranks in each forward pass, and {several} run in turn: use BatchNorm or one worker per rank.")
+        raise ValueError(
+            f"SyncBatchNorm waits for all ranks in each forward pass, and {several} run in turn: use BatchNorm or one worker per rank."
+        )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(f"training_step(dataloader_iter) fetches its own batches, and {several} need one each: take a batch instead.")
+        raise ValueError(
+            f"training_step(dataloader_iter) fetches its own batches, and {several} need one each: take a batch instead."
+        )
 
 
 def check_optimizers(module: pl.LightningModule, optimizers: Sequence[Optimizer], *, has_memory: bool) -> None:
     """Refuse optimizers that leave nothing to aggregate or would feed a memory several times a step."""
-    if not any(parameter.requires_grad for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]):
+    if not any(
+        parameter.requires_grad
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ):
         raise ValueError(
             f"{type(module).__name__} has no trainable parameter in its {len(optimizers)} optimizer(s): there is no gradient to aggregate."
             " Set requires_grad=True on what should train, and return an optimizer over it from configure_optimizers."
         )
     if has_memory and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise ValueError("LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient().")
+        raise ValueError(
+            "LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient()."
+        )
 
 
 _EXAMPLES: dict[type, str] = {

@@ -28,7 +28,14 @@ from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.strategies.buffers import WorkerBuffers
 from lightning_byz.strategies.checkpoint import refuse_other_run
-from lightning_byz.strategies.refusals import check_arguments, check_attackers, check_module, check_optimizers, check_several, check_stages
+from lightning_byz.strategies.refusals import (
+    check_arguments,
+    check_attackers,
+    check_module,
+    check_optimizers,
+    check_several,
+    check_stages,
+)
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.start_up import fitting_pipeline, refuse_different_modules, start_up_line
 from lightning_byz.strategies.training_data import TrainingData
@@ -108,7 +115,13 @@ class RobustStrategy(WorkerStrategy):
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     ) -> None:
         check_arguments(f, workers, attackers, attack, seed=seed)
-        check_stages([("aggregator", aggregator, Aggregator), ("estimator", estimator, Estimator), ("partition", partition, Partition)])
+        check_stages(
+            [
+                ("aggregator", aggregator, Aggregator),
+                ("estimator", estimator, Estimator),
+                ("partition", partition, Partition),
+            ]
+        )
         check_several("preaggregators", preaggregators, PreAggregator)
         check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
@@ -188,7 +201,9 @@ class RobustStrategy(WorkerStrategy):
         assert self._run is not None
         exchange, placement = self._run.aggregation.exchange, self._run.placement
         given = gathered_sizes(sizes, exchange, workers=placement.workers, device=self.root_device)
-        self._begin(self._checked(worker_weights(given, self.max_share, workers=placement.workers), exchange, placement))
+        self._begin(
+            self._checked(worker_weights(given, self.max_share, workers=placement.workers), exchange, placement)
+        )
 
     def _begin(self, pipeline: Pipeline) -> None:
         """Run the steps to come through ``pipeline``."""
@@ -205,7 +220,10 @@ class RobustStrategy(WorkerStrategy):
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            make, sliced = partial(self._pipeline, weights=weights, placement=placement), exchange.slices and placement.ranks > 1
+            make, sliced = (
+                partial(self._pipeline, weights=weights, placement=placement),
+                exchange.slices and placement.ranks > 1,
+            )
             pipeline = fitting_pipeline(self.f, make, workers=placement.workers, sliced=sliced)
         if not self.trust_heavy:
             refuse_heavy(pipeline)

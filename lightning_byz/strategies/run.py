@@ -32,7 +32,14 @@ class Run:
     """
 
     def __init__(
-        self, module: pl.LightningModule, pipeline: Pipeline, exchange: Exchange, placement: Placement, *, buffers: WorkerBuffers, streams: Streams
+        self,
+        module: pl.LightningModule,
+        pipeline: Pipeline,
+        exchange: Exchange,
+        placement: Placement,
+        *,
+        buffers: WorkerBuffers,
+        streams: Streams,
     ) -> None:
         self.module = module
         self.placement = placement
@@ -51,8 +58,12 @@ class Run:
     def aggregate(self, index: int, optimizer: Optimizer, precision: Precision, *, diagnose: bool) -> Report:
         """Replace the local gradients of an optimizer's parameters by the aggregate."""
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
-        named = [(names.get(id(parameter), f"parameter {place}"), parameter) for place, parameter in enumerate(parameters)]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad
+        ]
+        named = [
+            (names.get(id(parameter), f"parameter {place}"), parameter) for place, parameter in enumerate(parameters)
+        ]
         scaler = getattr(precision, "scaler", None)
         scale = None if scaler is None else _scale(scaler, self.aggregation.device)
         report = self.aggregation.step(index, named, self.loop.gradients(parameters), scale=scale, diagnose=diagnose)

@@ -86,7 +86,9 @@ def start_up_line(pipeline: Pipeline, exchange: Exchange, placement: Placement) 
     )
     weights = pipeline.weights or [1.0] * placement.workers
     crowded = [
-        list(workers) for workers in map(placement.of, range(placement.ranks)) if sum(weights[worker] for worker in workers) > pipeline.f_weight
+        list(workers)
+        for workers in map(placement.of, range(placement.ranks))
+        if sum(weights[worker] for worker in workers) > pipeline.f_weight
     ]
     if placement.ranks > 1 and crowded:
         line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"

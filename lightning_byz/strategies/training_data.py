@@ -37,7 +37,14 @@ class TrainingData:
     """
 
     def __init__(
-        self, trainer: pl.Trainer, module: pl.LightningModule, placement: Placement, *, partition: Partition, streams: Streams, seed: RunSeed
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        placement: Placement,
+        *,
+        partition: Partition,
+        streams: Streams,
+        seed: RunSeed,
     ) -> None:
         self._trainer = trainer
         self._module = module
@@ -97,7 +104,9 @@ class TrainingData:
         size, known = shard_size(loader), self._sizes.get(worker, 0)
         self._sizes[worker] = None if size is None or known is None else known + size
         progress = self._trainer.fit_loop.epoch_progress
-        return KeyedLoader(loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed)  # pyright: ignore[reportAttributeAccessIssue]
+        return KeyedLoader(
+            loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed
+        )  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def holds_worker_batches(batch: Any) -> bool:

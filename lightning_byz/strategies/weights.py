@@ -13,10 +13,16 @@ ROUNDING = 1e-9
 """Part of a weight that is no difference."""
 
 
-def check_weights(weights: Sequence[float | int] | str | None, max_share: float | int | None, trust_heavy: bool, workers: int | None) -> None:
+def check_weights(
+    weights: Sequence[float | int] | str | None, max_share: float | int | None, trust_heavy: bool, workers: int | None
+) -> None:
     """Refuse weights that no run can use."""
     if weights is not None and not (isinstance(weights, str) and weights == "samples"):
-        if isinstance(weights, str) or not isinstance(weights, Sequence) or not all(_is_number(weight) and weight >= 0 for weight in weights):
+        if (
+            isinstance(weights, str)
+            or not isinstance(weights, Sequence)
+            or not all(_is_number(weight) and weight >= 0 for weight in weights)
+        ):
             raise ValueError(
                 f"weights={weights!r}: give one finite number >= 0 per worker, such as [1, 1, 2], or 'samples' for the sizes of their shards."
             )
@@ -29,12 +35,16 @@ def check_weights(weights: Sequence[float | int] | str | None, max_share: float 
             f"max_share={max_share!r}: give the largest part of the total weight that one worker may have, above 0 and at most 1, or None."
         )
     if max_share is not None and weights is None:
-        raise ValueError(f"max_share={max_share:g} caps unequal weights, and with weights=None all are equal: give weights=, or leave max_share out.")
+        raise ValueError(
+            f"max_share={max_share:g} caps unequal weights, and with weights=None all are equal: give weights=, or leave max_share out."
+        )
     if not isinstance(trust_heavy, bool):
         raise ValueError(f"trust_heavy={trust_heavy!r}: give True or False.")
 
 
-def worker_weights(given: Sequence[float | int], max_share: float | int | None, *, workers: int) -> tuple[float, ...] | None:
+def worker_weights(
+    given: Sequence[float | int], max_share: float | int | None, *, workers: int
+) -> tuple[float, ...] | None:
     """Return the weights of a run; ``None`` where they are equal, which is the same as no weights.
 
     Raises:
@@ -80,7 +90,9 @@ def capped(weights: Sequence[float | int], max_share: float | int) -> tuple[floa
     return tuple(min(float(weight), cap) for weight in weights)
 
 
-def gathered_sizes(local: Mapping[int, int | None], exchange: Exchange, *, workers: int, device: torch.device) -> list[int]:
+def gathered_sizes(
+    local: Mapping[int, int | None], exchange: Exchange, *, workers: int, device: torch.device
+) -> list[int]:
     """Return the size of every worker's shard. Every rank must call it.
 
     Args:
@@ -123,7 +135,10 @@ def refuse_heavy(pipeline: Pipeline) -> None:
     if not heavy or weights is None:
         return
     f, n, worker = pipeline.f, pipeline.workers, max(heavy, key=weights.__getitem__)
-    share, others = weights[worker] / sum(weights), f" (and so have others of workers {heavy})" if len(heavy) > 1 else ""
+    share, others = (
+        weights[worker] / sum(weights),
+        f" (and so have others of workers {heavy})" if len(heavy) > 1 else "",
+    )
     raise ValueError(
         f"With unequal weights f is a share of the weight: f = {f:g} of {n} workers tolerates {f / n:.4g} of it and does not mean any {f:g} of {n},"
         f" and worker {worker} alone has {share:.4g}{others}. Give {_ways(weights, share=share, tolerated=f / n)}weights=None,"
@@ -134,7 +149,11 @@ def refuse_heavy(pipeline: Pipeline) -> None:
 def _ways(weights: Sequence[float | int], *, share: float, tolerated: float) -> str:
     """Return which cap and which f would do, if any."""
     cap, f = math.floor(tolerated * 1e4) / 1e4, math.ceil(share * len(weights) * 1e2) / 1e2
-    ways = [f"max_share={cap:g} to lower larger weights"] if cap * sum(weight > 0 for weight in weights) >= 1 - ROUNDING else []
+    ways = (
+        [f"max_share={cap:g} to lower larger weights"]
+        if cap * sum(weight > 0 for weight in weights) >= 1 - ROUNDING
+        else []
+    )
     return "".join(f"{way}, " for way in [*ways, *([f"f={f:g} or more"] if 2 * f < len(weights) else [])])
 
 
@@ -152,4 +171,6 @@ def _is_number(value: object) -> bool:
 
 def _check_length(weights: Sequence[float | int], workers: int) -> None:
     if len(weights) != workers:
-        raise ValueError(f"weights={list(weights)} are {len(weights)} numbers for {workers} workers: give one per worker.")
+        raise ValueError(
+            f"weights={list(weights)} are {len(weights)} numbers for {workers} workers: give one per worker."
+        )

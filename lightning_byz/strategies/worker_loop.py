@@ -70,7 +70,9 @@ class WorkerLoop:
             return self._nothing()
         return output
 
-    def run_each(self, step: Callable[..., Any], backward: Callable[[Tensor], Any], batches: WorkerBatches, *rest: Any) -> Tensor:
+    def run_each(
+        self, step: Callable[..., Any], backward: Callable[[Tensor], Any], batches: WorkerBatches, *rest: Any
+    ) -> Tensor:
         """Run step and backward pass of each worker; return their mean loss, which needs no backward pass any more."""
         trainer = self._module.trainer
         losses = []
@@ -116,7 +118,9 @@ class WorkerLoop:
             return self._keyed(function, batch, purpose, self._placement.local[0])
         parts = []
         for place, worker in enumerate(self._placement.local):
-            part = apply_to_collection(batch, WorkerBatches, lambda batches, place=place: batches[place], include_none=True)
+            part = apply_to_collection(
+                batch, WorkerBatches, lambda batches, place=place: batches[place], include_none=True
+            )
             parts.append(self._keyed(function, part, purpose, worker))
         return WorkerBatches(parts)
 
@@ -125,7 +129,10 @@ class WorkerLoop:
         """Make ``worker`` the one that computes."""
         self.worker = worker
         try:
-            with self._streams.inside(self._seed, "step", *self._position, worker, remember=True), self._buffers.inside(worker):
+            with (
+                self._streams.inside(self._seed, "step", *self._position, worker, remember=True),
+                self._buffers.inside(worker),
+            ):
                 yield
         finally:
             self.worker = None
@@ -139,7 +146,10 @@ class WorkerLoop:
     def _own_gradients(self, worker: int) -> Iterator[None]:
         """Exchange the parameters' gradients for the worker's own so far, so that autograd adds to these."""
         groups = [group for optimizer in self._module.trainer.optimizers for group in optimizer.param_groups]
-        trained = {id(parameter): parameter for parameter in (*self._module.parameters(), *(p for group in groups for p in group["params"]))}
+        trained = {
+            id(parameter): parameter
+            for parameter in (*self._module.parameters(), *(p for group in groups for p in group["params"]))
+        }
         parameters = [parameter for parameter in trained.values() if parameter.requires_grad]
         kept = self._kept.get(worker, {})
         for parameter in parameters:
@@ -153,7 +163,10 @@ class WorkerLoop:
 
     def _begin(self) -> None:
         """At the first micro-batch of a window, forget what a window without an optimizer step has left, as Lightning's zero_grad does."""
-        if self._module.automatic_optimization and self._position[1] % self._module.trainer.accumulate_grad_batches == 0:
+        if (
+            self._module.automatic_optimization
+            and self._position[1] % self._module.trainer.accumulate_grad_batches == 0
+        ):
             self.forget()
 
     def _of(self, worker: int, parameters: Sequence[Tensor]) -> Gradients | None:

@@ -77,7 +77,9 @@ class WorkerStrategy(DDPStrategy):
         if run is None or self._data is None or not run.module.trainer.training:
             return transfer(batch, device, dataloader_idx)
         before = partial(type(run.module)._on_before_batch_transfer, run.module)
-        return run.loop.each(lambda part: transfer(before(part, dataloader_idx), device, dataloader_idx), batch, "transfer")
+        return run.loop.each(
+            lambda part: transfer(before(part, dataloader_idx), device, dataloader_idx), batch, "transfer"
+        )
 
     # ------------------------------------------------------------------ steps
 
@@ -98,14 +100,18 @@ class WorkerStrategy(DDPStrategy):
             return closure_loss
         return self._run.loop.backward_of_one(lambda: backward(closure_loss, optimizer, *args, **kwargs))
 
-    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any) -> Any:
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
+    ) -> Any:
         """Step the user's optimizer on the aggregate."""
         run = self._run
         assert run is not None
 
         def aggregated() -> Any:
             output = closure()
-            self.report = run.aggregate(self.optimizers.index(optimizer), optimizer, self.precision_plugin, diagnose=self.diagnose)
+            self.report = run.aggregate(
+                self.optimizers.index(optimizer), optimizer, self.precision_plugin, diagnose=self.diagnose
+            )
             # None tells a gradient scaler that there was no backward pass
             return output if bool(self.report.present.any()) else None
 
@@ -138,7 +144,9 @@ class WorkerStrategy(DDPStrategy):
             state.update({name: value for name, value in self._run.consensus().items() if name in state})
         return state
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
         """Save the workers' memories in the same file."""
         if self._run is not None and "optimizer_states" in checkpoint:
             checkpoint[KEY] = self._run.memories()
@@ -149,7 +157,9 @@ class WorkerStrategy(DDPStrategy):
         super().load_model_state_dict(checkpoint, strict=strict)
         self._saved = checkpoint.get(KEY) if self._in_fit else None
         if self._in_fit and self._saved is None:
-            rank_zero_warn("The checkpoint was saved without lightning_byz: the workers start with empty memories and a new seed.")
+            rank_zero_warn(
+                "The checkpoint was saved without lightning_byz: the workers start with empty memories and a new seed."
+            )
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load optimizers and the workers' memories; only the seed of the file is kept."""

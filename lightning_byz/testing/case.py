@@ -90,7 +90,9 @@ def require_close(left: Tensor, right: Tensor, what: str, tolerance: float = 1e-
         difference = (left.double() - right.double()).abs().nan_to_num(nan=float("inf")).flatten()
         place = int(difference.argmax())
         seen, wanted = left.flatten()[place], right.flatten()[place]
-        raise Broken(f"{what}: {shown(left)} instead of {shown(right)}, furthest apart at {place}: {seen:.17g} and {wanted:.17g}")
+        raise Broken(
+            f"{what}: {shown(left)} instead of {shown(right)}, furthest apart at {place}: {seen:.17g} and {wanted:.17g}"
+        )
 
 
 def require_equal(left: Tensor, right: Tensor, what: str) -> None:
@@ -100,7 +102,9 @@ def require_equal(left: Tensor, right: Tensor, what: str) -> None:
         if same and bool(((left == right) | (left.isnan() & right.isnan())).all()):
             return
         places = (left != right).nonzero().flatten().tolist()[:4] if same else []
-        raise Broken(f"{what}: {shown(left)} instead of {shown(right)}" + (f", different first at {places}" if places else ""))
+        raise Broken(
+            f"{what}: {shown(left)} instead of {shown(right)}" + (f", different first at {places}" if places else "")
+        )
 
 
 def shown(tensor: Tensor) -> str:

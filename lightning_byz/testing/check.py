@@ -12,7 +12,9 @@ from lightning_byz.testing.chain import Chain
 from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, PREAGGREGATOR_LAWS, Law
 
 
-def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, workers: int = 65, laws: Sequence[str] | None = None) -> None:
+def check_aggregator(
+    rule: Aggregator, *, cases: int = 100, seed: int = 0, workers: int = 65, laws: Sequence[str] | None = None
+) -> None:
     """Check that an aggregator keeps the laws that every rule of this library keeps.
 
     Slices of the coordinates give the bits of the whole; weights are repetitions; whatever the rows of ``f`` workers hold, the result is finite and
@@ -48,7 +50,13 @@ def check_aggregator(rule: Aggregator, *, cases: int = 100, seed: int = 0, worke
 
 
 def check_preaggregator(
-    rule: PreAggregator, *, following: Aggregator | None = None, cases: int = 100, seed: int = 0, workers: int = 65, laws: Sequence[str] | None = None
+    rule: PreAggregator,
+    *,
+    following: Aggregator | None = None,
+    cases: int = 100,
+    seed: int = 0,
+    workers: int = 65,
+    laws: Sequence[str] | None = None,
 ) -> None:
     """Check that a pre-aggregator, and the chain of it and an aggregator, keep the laws.
 

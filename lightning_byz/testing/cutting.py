@@ -92,5 +92,7 @@ def _results(results: list) -> list:
     if own:
         raise own[0]
     if errors:
-        raise Broken("slices waited for each other: each must call the arithmetic across coordinates equally often and in the same order")
+        raise Broken(
+            "slices waited for each other: each must call the arithmetic across coordinates equally often and in the same order"
+        )
     return results

@@ -43,7 +43,9 @@ class Attacked:
         centre = parts @ wide
         variance = float(parts @ (wide - centre).square().sum(1))
         limits = torch.finfo(self.rows.dtype)
-        rounding = 4 * limits.eps * float(wide.abs().max()) + limits.smallest_normal * limits.eps if wide.numel() else 0.0
+        rounding = (
+            4 * limits.eps * float(wide.abs().max()) + limits.smallest_normal * limits.eps if wide.numel() else 0.0
+        )
         # in float64, what is smaller than the root of the smallest number is zero once squared
         unseen = 1e-150 if self.rows.dtype == torch.float64 else 0.0
         return centre, variance, (rounding + unseen) * math.sqrt(self.rows.shape[1])
@@ -66,7 +68,8 @@ class Attacked:
             centre, variance, _ = self._target
             error = float((result.double() - centre).norm())
             require(
-                False, f"error {error:.6g} from the honest mean, bound sqrt(kappa variance) = {math.sqrt(kappa * variance):.6g}; kappa {kappa:.4g}"
+                False,
+                f"error {error:.6g} from the honest mean, bound sqrt(kappa variance) = {math.sqrt(kappa * variance):.6g}; kappa {kappa:.4g}",
             )
 
 

@@ -27,7 +27,9 @@ class Law:
     applies: Callable[[Any], bool]
     part: float
 
-    def hold(self, rule: Any, cases: int, seed: int, workers: int = 65, settings: Mapping[str, Any] | None = None) -> None:
+    def hold(
+        self, rule: Any, cases: int, seed: int, workers: int = 65, settings: Mapping[str, Any] | None = None
+    ) -> None:
         """Check ``cases`` cases of up to ``workers`` workers, with what the caller fixes, as far as the law applies.
 
         Raises:
@@ -54,7 +56,9 @@ class Law:
             ) from error
 
 
-def law(statement: str, *, exception: str | None = None, where: Callable[[Any], bool] | None = None, part: float = 1.0) -> Callable[[Check], Law]:
+def law(
+    statement: str, *, exception: str | None = None, where: Callable[[Any], bool] | None = None, part: float = 1.0
+) -> Callable[[Check], Law]:
     """Make a function that checks one case into a law of its name.
 
     Args:

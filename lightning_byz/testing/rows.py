@@ -36,9 +36,13 @@ HONEST: dict[str, Honest] = {
     "subnormal": _scaled(lambda dtype: torch.finfo(dtype).tiny / 8),
     "small": _scaled(lambda dtype: torch.finfo(dtype).tiny ** 0.25),
     "huge": _scaled(lambda dtype: largest(dtype) / 8),
-    "opposite": lambda case, n, d, dtype: torch.where(torch.arange(n)[:, None] % 2 == 0, 1.0, -1.0).to(dtype).repeat(1, d) * largest(dtype),
+    "opposite": lambda case, n, d, dtype: (
+        torch.where(torch.arange(n)[:, None] % 2 == 0, 1.0, -1.0).to(dtype).repeat(1, d) * largest(dtype)
+    ),
     "scales": lambda case, n, d, dtype: cast(case.normal(n, d) * 10 ** (3 * case.normal(1, d)), dtype),
-    "two camps": lambda case, n, d, dtype: cast(case.normal(n, d) * 1e-2 + torch.where(torch.arange(n)[:, None] % 2 == 0, 1.0, -1.0), dtype),
+    "two camps": lambda case, n, d, dtype: cast(
+        case.normal(n, d) * 1e-2 + torch.where(torch.arange(n)[:, None] % 2 == 0, 1.0, -1.0), dtype
+    ),
     "one far": lambda case, n, d, dtype: cast(case.normal(n, d) + 1e3 * (torch.arange(n)[:, None] == 0), dtype),
 }
 
@@ -67,7 +71,9 @@ def _together(case: Case, honest: Tensor, count: int) -> Tensor:
     """Together at some distance from the honest mean, in units of the honest deviation."""
     wide = honest.double()
     direction = case.one_of([case.normal(honest.shape[1]), torch.ones(honest.shape[1], dtype=torch.float64)])
-    return cast(wide.mean(0) + 10 ** case.real(-2, 3) * direction * wide.std(0, correction=0), honest.dtype).repeat(count, 1)
+    return cast(wide.mean(0) + 10 ** case.real(-2, 3) * direction * wide.std(0, correction=0), honest.dtype).repeat(
+        count, 1
+    )
 
 
 def _against_the_mean(case: Case, honest: Tensor, count: int) -> Tensor:
@@ -101,13 +107,27 @@ def _pairs(case: Case, honest: Tensor, count: int) -> Tensor:
     top = torch.finfo(honest.dtype).max ** case.real(0.1, 1)
     signs = torch.where(torch.arange(count) % 2 == 0, 1.0, -1.0)[:, None]
     centre = honest.double().mean(0) * case.one_of([0.0, 1.0])
-    return cast(centre + signs * top * case.one_of([torch.ones(honest.shape[1]), case.normal(honest.shape[1]).sign()]), honest.dtype)
+    return cast(
+        centre + signs * top * case.one_of([torch.ones(honest.shape[1]), case.normal(honest.shape[1]).sign()]),
+        honest.dtype,
+    )
 
 
 def _specials(case: Case, honest: Tensor, count: int) -> Tensor:
     """Every coordinate any special value."""
     limits = torch.finfo(honest.dtype)
-    values = [float("nan"), float("inf"), float("-inf"), limits.max, limits.min, limits.tiny, limits.smallest_normal / 4, -0.0, 0.0, 1.0]
+    values = [
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        limits.max,
+        limits.min,
+        limits.tiny,
+        limits.smallest_normal / 4,
+        -0.0,
+        0.0,
+        1.0,
+    ]
     drawn = torch.randint(len(values), (count, honest.shape[1]), generator=case.generator)
     return torch.tensor(values, dtype=torch.float64)[drawn].to(honest.dtype)
 
@@ -119,7 +139,9 @@ def _finite_specials(case: Case, honest: Tensor, count: int) -> Tensor:
 def _one_coordinate(case: Case, honest: Tensor, count: int) -> Tensor:
     """Honest rows with one coordinate broken, each another one."""
     rows = _copies(case, honest, count).clone()
-    rows[torch.arange(count), torch.randint(honest.shape[1], (count,), generator=case.generator)] = case.one_of([float("nan"), float("inf")])
+    rows[torch.arange(count), torch.randint(honest.shape[1], (count,), generator=case.generator)] = case.one_of(
+        [float("nan"), float("inf")]
+    )
     return rows
 
 
@@ -151,4 +173,6 @@ def coalition(case: Case, honest: Tensor, count: int) -> Tensor:
     case.note(attackers=f"{count} ({first!r})" if first == second else f"{count} ({first!r} and {second!r})")
     if first == second:
         return COALITIONS[first](case, honest, count)
-    return torch.cat([COALITIONS[first](case, honest, count // 2), COALITIONS[second](case, honest, count - count // 2)])
+    return torch.cat(
+        [COALITIONS[first](case, honest, count // 2), COALITIONS[second](case, honest, count - count // 2)]
+    )

@@ -27,7 +27,9 @@ def _is_a_tie(rule: Aggregator, stack: Stack) -> bool:
     for _ in range(_TRIES):
         noise = torch.randn(stack.vectors.shape, generator=generator, dtype=torch.float64)
         # equal weights stay equal, but for what rounding does to them too
-        weights = stack.weights * (1 + _NOISE * torch.randn(stack.weights.shape, generator=generator, dtype=torch.float64))
+        weights = stack.weights * (
+            1 + _NOISE * torch.randn(stack.weights.shape, generator=generator, dtype=torch.float64)
+        )
         rows = stack.vectors + _NOISE * noise * stack.vectors.abs().clamp(min=1e-3)
         results.append(run(rule, Stack(rows, weights, stack.f, stack.reference)))
     return any(gap(result, results[0]) > _JUMP for result in results[1:])

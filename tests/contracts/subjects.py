@@ -5,7 +5,18 @@ from types import ModuleType
 from typing import Any
 
 from lightning_byz import aggregators, attacks, preaggregators
-from lightning_byz.aggregators import CTMA, Aggregator, Bulyan, CenteredClipping, CoordinateMedian, DnC, GeometricMedian, Krum, Mean, MultiKrum
+from lightning_byz.aggregators import (
+    CTMA,
+    Aggregator,
+    Bulyan,
+    CenteredClipping,
+    CoordinateMedian,
+    DnC,
+    GeometricMedian,
+    Krum,
+    Mean,
+    MultiKrum,
+)
 from lightning_byz.attacks import ALIE, IPM, Attack
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import derive
@@ -17,13 +28,19 @@ CHOSEN = {attacks.LabelFlip: {"classes": 10}}
 
 def build(rule: type) -> Any:
     """The rule with its defaults; a rule inside it, where it has no default, is the plainest of its family."""
-    required = {name: parameter for name, parameter in inspect.signature(rule).parameters.items() if parameter.default is parameter.empty}
+    required = {
+        name: parameter
+        for name, parameter in inspect.signature(rule).parameters.items()
+        if parameter.default is parameter.empty
+    }
     return rule(**{name: FILLED[parameter.annotation] for name, parameter in required.items()}, **CHOSEN.get(rule, {}))
 
 
 def exported(family: ModuleType) -> list[Any]:
     classes = [getattr(family, name) for name in family.__all__]
-    return [build(rule) for rule in classes if inspect.isclass(rule) and not inspect.isabstract(rule) and rule is not Attack]
+    return [
+        build(rule) for rule in classes if inspect.isclass(rule) and not inspect.isabstract(rule) and rule is not Attack
+    ]
 
 
 def label(rule: object) -> str:
@@ -56,7 +73,9 @@ PLAIN: list[Aggregator] = [
     DnC(iterations=2, coordinates=5),
 ]
 PREAGGREGATORS: list[PreAggregator] = exported(preaggregators)
-CHAINS: list[Aggregator] = [Chain(first, then) for first in PREAGGREGATORS for then in PLAIN if not isinstance(then, Mean)]
+CHAINS: list[Aggregator] = [
+    Chain(first, then) for first in PREAGGREGATORS for then in PLAIN if not isinstance(then, Mean)
+]
 CHAINS += [Chain(preaggregators.NNM(), Chain(preaggregators.Bucketing(), CoordinateMedian()))]
 RULES: list[Aggregator] = [*PLAIN, *CHAINS]
 ATTACKS: list[Attack] = [*exported(attacks), ALIE(z=1.5)]

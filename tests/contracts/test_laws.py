@@ -12,7 +12,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates")
 
 
 def pairs(rules: list[Any], laws: tuple[Law, ...]) -> list[Any]:
-    return [pytest.param(rule, law, id=f"{label(rule)}-{law.name}") for rule in rules for law in laws if law.applies(rule)]
+    return [
+        pytest.param(rule, law, id=f"{label(rule)}-{law.name}") for rule in rules for law in laws if law.applies(rule)
+    ]
 
 
 @pytest.mark.parametrize(("rule", "law"), pairs(PLAIN, AGGREGATOR_LAWS))

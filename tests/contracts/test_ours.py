@@ -31,7 +31,9 @@ def test_rules_are_frozen_values(rule: object) -> None:
 def test_refusals_say_what_is_needed(rule: Aggregator) -> None:
     for n, f in ((1, 0.5), (4, 2), (9, 4.5), (13, 13)):
         if not rule.tolerates(n, f):
-            with pytest.raises(ToleranceError, match=rf"f = {f:g} of the total weight W = {n}; it needs .*: lower f or add workers"):
+            with pytest.raises(
+                ToleranceError, match=rf"f = {f:g} of the total weight W = {n}; it needs .*: lower f or add workers"
+            ):
                 rule(Stack(torch.ones(n, 2), f=f), **draw(rule))
     with pytest.raises(ToleranceError, match="at least one row of positive weight"):
         rule(Stack(torch.ones(3, 2), [0, 0, 0]), **draw(rule))

@@ -34,7 +34,9 @@ def test_a_correct_rule_passes() -> None:
     check_aggregator(Correct(), cases=60)
 
 
-@pytest.mark.parametrize(("rule", "law"), WRONG, ids=lambda value: value if isinstance(value, str) else type(value).__name__)
+@pytest.mark.parametrize(
+    ("rule", "law"), WRONG, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
 def test_wrong_rules_are_caught(rule: Any, law: str) -> None:
     with pytest.raises(AssertionError, match=rf"^{type(rule).__name__}\b.* breaks the law '{law}'"):
         check_aggregator(rule, cases=100, laws=[law])
@@ -73,7 +75,12 @@ class Revives(PreAggregator):
 
 @pytest.mark.parametrize(
     ("rule", "law"),
-    [(HandsOnWrongDistances(), "mixing"), (HandsOnTooMuch(), "stack_out"), (MixesInPlace(), "own_rows"), (Revives(), "stack_out")],
+    [
+        (HandsOnWrongDistances(), "mixing"),
+        (HandsOnTooMuch(), "stack_out"),
+        (MixesInPlace(), "own_rows"),
+        (Revives(), "stack_out"),
+    ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_wrong_preaggregators_are_caught(rule: Any, law: str) -> None:
@@ -149,14 +156,23 @@ REPLACEMENTS = {
     "nearest_shares": (equal_shares, [CTMA(CoordinateMedian())]),
     "neighbour_scores": (lambda distances, weights, f, *, published: all_alike(distances).sum(1), [Krum()]),
     "mixed_distances": (lambda gram, mixing: all_alike(gram).abs(), [NNM()]),
-    "cross_products": (lambda vectors, origin, bounds, *rest: torch.ones(len(bounds), *[len(vectors)] * 2).double(), [Krum(), GeometricMedian()]),
-    "square_sums": (lambda vectors, origin, bounds, width: torch.ones(len(bounds), len(vectors)).double(), [CTMA(CoordinateMedian())]),
+    "cross_products": (
+        lambda vectors, origin, bounds, *rest: torch.ones(len(bounds), *[len(vectors)] * 2).double(),
+        [Krum(), GeometricMedian()],
+    ),
+    "square_sums": (
+        lambda vectors, origin, bounds, width: torch.ones(len(bounds), len(vectors)).double(),
+        [CTMA(CoordinateMedian())],
+    ),
     "symmetric": (all_alike, [Krum()]),
     "weighted_rows": (
         lambda vectors, matrix, *rest, **about: vectors.double().mean(0).to(vectors.dtype).repeat(len(matrix), 1),
         [MultiKrum(), Mean()],
     ),
-    "scaled_rows": (lambda vectors, factors, rows: vectors.double().mean(0).to(vectors.dtype).repeat(len(vectors), 1), [ARC()]),
+    "scaled_rows": (
+        lambda vectors, factors, rows: vectors.double().mean(0).to(vectors.dtype).repeat(len(vectors), 1),
+        [ARC()],
+    ),
     "majority_signs": (lambda vectors, weights, *rest: mean_of(vectors, weights), [SignMajority()]),
     "principal_spread": (lambda gram, weights: (1.0, torch.ones_like(weights)), [CAF()]),
     "smallest_diameter": (lambda distances, count: list(range(count)), [MDA()]),
@@ -171,7 +187,9 @@ def test_every_kernel_is_replaced() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Mean tolerates")
-@pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, (_, rules) in REPLACEMENTS.items() for rule in rules], ids=str)
+@pytest.mark.parametrize(
+    ("name", "rule"), [(name, rule) for name, (_, rules) in REPLACEMENTS.items() for rule in rules], ids=str
+)
 def test_a_kernel_that_averages_turns_rules_red(name: str, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original, replacement = getattr(kernels, name), REPLACEMENTS[name][0]
     for module in [module for path, module in sys.modules.items() if path.startswith("lightning_byz.")]:

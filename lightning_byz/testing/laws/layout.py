@@ -31,7 +31,13 @@ def _example(rule: Aggregator, case: Case) -> Stack:
         rows[case.whole(0, n - 1), d - 1] = float("nan")
     weights = uneven(case, n)
     part = float(weights.sum()) * f / n
-    unequal = rule.unequal_weights and case.chance(0.5) and not bool(rows.isnan().any()) and part > 0 and rule.tolerates(float(weights.sum()), part)
+    unequal = (
+        rule.unequal_weights
+        and case.chance(0.5)
+        and not bool(rows.isnan().any())
+        and part > 0
+        and rule.tolerates(float(weights.sum()), part)
+    )
     case.note(n=n, f=part if unequal else f, d=d, dtype=dtype, weights=weights.tolist() if unequal else 1)
     return Stack(rows, weights if unequal else None, part if unequal else f, reference(case, rule, d, dtype))
 
@@ -52,10 +58,16 @@ def slices(rule: Aggregator, case: Case) -> None:
             require_equal(own, shares, "coefficients on a slice")
 
 
-@law("what a rule does not say it uses, stack.reference, changes nothing", where=lambda rule: not rule.uses_reference, part=0.04)
+@law(
+    "what a rule does not say it uses, stack.reference, changes nothing",
+    where=lambda rule: not rule.uses_reference,
+    part=0.04,
+)
 def no_reference(rule: Aggregator, case: Case) -> None:
     """The aggregate with and without a reference."""
     n, limit = size(case, rule)
     rows = case.normal(n, 5)
     case.note(n=n, f=limit, d=5)
-    require_equal(run(rule, Stack(rows, f=limit, reference=case.normal(5))), run(rule, Stack(rows, f=limit)), "with a reference")
+    require_equal(
+        run(rule, Stack(rows, f=limit, reference=case.normal(5))), run(rule, Stack(rows, f=limit)), "with a reference"
+    )

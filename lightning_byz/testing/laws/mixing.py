@@ -34,7 +34,10 @@ def stack_out(rule: PreAggregator, case: Case) -> None:
     require(not bool(out.weights[stack.weights == 0].any()), "a row without weight got some")
     require(bool(out.vectors.isfinite().all()), "the rows handed on are not finite")
     left = stack.f - float(bool(stack.vectors.isnan().any()))
-    require(abs(out.f - rule.hands_on(left)) < 1e-9, f"f = {out.f:g} was handed on, and hands_on({left:g}) is {rule.hands_on(left):g}")
+    require(
+        abs(out.f - rule.hands_on(left)) < 1e-9,
+        f"f = {out.f:g} was handed on, and hands_on({left:g}) is {rule.hands_on(left):g}",
+    )
     if stack.reference is not None:
         require(out.reference is not None, "the reference was not handed on")
 
@@ -56,5 +59,7 @@ def mixing(rule: PreAggregator, case: Case) -> None:
         require_close(out.mixing @ stack.vectors.nan_to_num(), out.vectors, "mixing times the rows")
     fresh = Stack(out.vectors, out.weights, out.f).squared_distances()
     present = out.weights > 0
-    require_close(out.squared_distances()[present][:, present], fresh[present][:, present], "squared distances handed on")
+    require_close(
+        out.squared_distances()[present][:, present], fresh[present][:, present], "squared distances handed on"
+    )
     require(not bool(out.nonfinite().any()), "rows handed on are called unusable")

@@ -17,14 +17,24 @@ EXCEPTIONS = frozenset({"agreement", "breakdown", "permutation", "repetition", "
 @law("what the class says of itself can be read", part=0.01)
 def class_data(rule: Aggregator, case: Case) -> None:
     """A condition in words, known exceptions, and "no guarantee" only where everything is tolerated."""
-    require(isinstance(rule.condition, str) and bool(rule.condition), f"condition must be words, not {rule.condition!r}")
+    require(
+        isinstance(rule.condition, str) and bool(rule.condition), f"condition must be words, not {rule.condition!r}"
+    )
     require(isinstance(rule.exceptions, frozenset), f"exceptions must be a frozenset, not {rule.exceptions!r}")
-    require(rule.exceptions <= EXCEPTIONS, f"exceptions {set(rule.exceptions - EXCEPTIONS)} are none of {sorted(EXCEPTIONS)}")
+    require(
+        rule.exceptions <= EXCEPTIONS,
+        f"exceptions {set(rule.exceptions - EXCEPTIONS)} are none of {sorted(EXCEPTIONS)}",
+    )
     for name in ("unequal_weights", "random", "uses_reference"):
         require(isinstance(getattr(rule, name), bool), f"{name} must be True or False, not {getattr(rule, name)!r}")
     everything = rule.tolerates(10, 9)
-    require(everything or rule.condition != "no guarantee", 'condition is "no guarantee", but f = 9 of 10 is not tolerated')
-    require(not everything or "no guarantee" in rule.condition, f"f = 9 of 10 is tolerated, but the condition is {rule.condition!r}")
+    require(
+        everything or rule.condition != "no guarantee", 'condition is "no guarantee", but f = 9 of 10 is not tolerated'
+    )
+    require(
+        not everything or "no guarantee" in rule.condition,
+        f"f = 9 of 10 is tolerated, but the condition is {rule.condition!r}",
+    )
 
 
 @law("what is not tolerated is refused, and what is tolerated is not", part=0.6)
@@ -39,7 +49,9 @@ def refusals(rule: Aggregator, case: Case) -> None:
             require(run(rule, Stack(rows, f=f)).shape == (2,), "the result has not two coordinates")
         else:
             _refused(rule, Stack(rows, f=f))
-    require(any(rule.tolerates(count, 0) for count in range(1, 66)), "f = 0 is tolerated with no number of workers up to 65")
+    require(
+        any(rule.tolerates(count, 0) for count in range(1, 66)), "f = 0 is tolerated with no number of workers up to 65"
+    )
 
 
 def _refused(rule: Aggregator, stack: Stack) -> None:
@@ -85,23 +97,33 @@ def coefficients(rule: Aggregator, case: Case) -> None:
     require_equal(result, run(rule, Stack(rows, weights, limit)), "explained")
     if shares is None:
         return
-    require(shares.shape == weights.shape and shares.dtype == torch.float64, f"coefficients are {tuple(shares.shape)} of {shares.dtype}")
+    require(
+        shares.shape == weights.shape and shares.dtype == torch.float64,
+        f"coefficients are {tuple(shares.shape)} of {shares.dtype}",
+    )
     if "translation" not in rule.exceptions:
         require(abs(float(shares.sum()) - 1) < 1e-9, f"coefficients sum to {float(shares.sum())}")
     require(
-        not bool(shares[n]) and (limit < 1 or not bool(shares[0])), f"rows that are broken or without weight have coefficients: {shares.tolist()}"
+        not bool(shares[n]) and (limit < 1 or not bool(shares[0])),
+        f"rows that are broken or without weight have coefficients: {shares.tolist()}",
     )
     require_close(shares @ rows.nan_to_num(posinf=0.0), result, "rows times coefficients")
     if limit >= 2 and rule.kappa(n, limit) is not None:
         require(abs(float(shares[1])) < 1e-2, f"a row of 1e6 has the coefficient {float(shares[1])}")
 
 
-@law("a rule that cannot draw does not ask for a generator, and one that is given changes nothing", where=lambda rule: not rule.random, part=0.02)
+@law(
+    "a rule that cannot draw does not ask for a generator, and one that is given changes nothing",
+    where=lambda rule: not rule.random,
+    part=0.02,
+)
 def unused_generator(rule: Aggregator, case: Case) -> None:
     """The pipeline hands every rule a generator."""
     n, limit = size(case, rule)
     rows, given = case.normal(n, 5), torch.Generator().manual_seed(3)
     case.note(n=n, f=limit, d=5)
     state = given.get_state()
-    require_equal(rule(Stack(rows, f=limit), generator=given), rule(Stack(rows, f=limit), **draw(rule)), "with a generator")
+    require_equal(
+        rule(Stack(rows, f=limit), generator=given), rule(Stack(rows, f=limit), **draw(rule)), "with a generator"
+    )
     require(bool((given.get_state() == state).all()), "random is False, but the rule drew from its generator")

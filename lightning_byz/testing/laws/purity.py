@@ -51,7 +51,9 @@ def inputs(rule: Aggregator, case: Case) -> None:
     written = stack.vectors._version
     run(rule, stack)
     require(stack.vectors._version == written, "the rule wrote to stack.vectors, perhaps the numbers that were there")
-    for name, kept, now in zip(("rows", "weights", "reference"), before, (stack.vectors, stack.weights, stack.reference), strict=True):
+    for name, kept, now in zip(
+        ("rows", "weights", "reference"), before, (stack.vectors, stack.weights, stack.reference), strict=True
+    ):
         if kept is not None and now is not None:
             require_equal(now, kept, f"{name} after the call")
 
@@ -91,7 +93,10 @@ def modes(rule: Aggregator, case: Case) -> None:
     stack = _example(rule, case, case.one_of([torch.float32, torch.float64]))
     expected = run(rule, stack)
     rest = stack.weights, stack.f, stack.reference
-    require(not run(rule, Stack(stack.vectors.clone().requires_grad_(), *rest)).requires_grad, "the result asks for a gradient")
+    require(
+        not run(rule, Stack(stack.vectors.clone().requires_grad_(), *rest)).requires_grad,
+        "the result asks for a gradient",
+    )
     with torch.inference_mode():
         require_equal(run(rule, Stack(stack.vectors, *rest)), expected, "in inference mode")
         require_equal(run(rule, Stack(stack.vectors.clone(), *rest)), expected, "with rows made in inference mode")

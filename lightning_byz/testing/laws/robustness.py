@@ -38,7 +38,11 @@ def faults(rule: Aggregator, case: Case) -> None:
     _judge(rule, _with_reference(rule, case, problem))
 
 
-@law("f is a weight: whatever rows of that weight hold, the result is finite and within kappa", where=lambda rule: rule.unequal_weights, part=0.6)
+@law(
+    "f is a weight: whatever rows of that weight hold, the result is finite and within kappa",
+    where=lambda rule: rule.unequal_weights,
+    part=0.6,
+)
 def faulty_weight(rule: Aggregator, case: Case) -> None:
     """Unequal weights; the honest rows counted by any shares that sum to W - f."""
     n = case.whole(1, min(17, case.workers))
@@ -51,7 +55,9 @@ def faulty_weight(rule: Aggregator, case: Case) -> None:
     _judge(rule, _with_reference(rule, case, attacked(case, weights, attackers, f, DTYPES[case.seed // 3 % 2])))
 
 
-@law("the bound holds for every choice of honest rows at once", where=lambda rule: rule.kappa(5, 0) is not None, part=0.3)
+@law(
+    "the bound holds for every choice of honest rows at once", where=lambda rule: rule.kappa(5, 0) is not None, part=0.3
+)
 def choices(rule: Aggregator, case: Case) -> None:
     """Up to seven workers."""
     n = case.seed % min(7, case.workers) + 1
@@ -66,7 +72,9 @@ def choices(rule: Aggregator, case: Case) -> None:
     usable = [row for row in range(n) if bool((rows[row].abs() <= 2.0**480).all())]
     for chosen in itertools.combinations(usable, n - f):
         case.note(chosen=chosen)
-        Attacked(rows, torch.ones(n), f, rows[list(chosen)], torch.ones(n - f, dtype=torch.float64)).judge(result, kappa)
+        Attacked(rows, torch.ones(n), f, rows[list(chosen)], torch.ones(n - f, dtype=torch.float64)).judge(
+            result, kappa
+        )
 
 
 @law("rows of 3e38 and of 1e10 among rows of 1 do not touch the choice among these", part=0.1)
@@ -82,7 +90,11 @@ def magnitudes(rule: Aggregator, case: Case) -> None:
     _judge(rule, Attacked(rows, torch.ones(n).double(), float(limit), honest, torch.ones(n - limit).double(), place))
 
 
-@law("an attacker who searches by trial finds nothing beyond kappa", where=lambda rule: rule.kappa(5, 0) is not None, part=0.03)
+@law(
+    "an attacker who searches by trial finds nothing beyond kappa",
+    where=lambda rule: rule.kappa(5, 0) is not None,
+    part=0.03,
+)
 def searching(rule: Aggregator, case: Case) -> None:
     """Rows are moved as long as error^2 / (kappa variance) grows."""
     n, limit = size(case, rule, least=1)
@@ -101,8 +113,14 @@ def climb(rule: Aggregator, case: Case, honest: torch.Tensor, attackers: int, *,
     bad, best = cast(coalition(case, honest, attackers).nan_to_num(), honest.dtype), -1.0
     kappa, shares = rule.kappa(n, attackers), torch.ones(len(honest), dtype=torch.float64)
     for move in range(moves):
-        step = 10 ** case.real(-3, 1) * case.normal(case.one_of([1, attackers]), honest.shape[1]) * case.one_of([0.0, 1.0, 1.0] if move else [0.0])
-        trial = bad + step * (case.whole(0, attackers - 1) == torch.arange(attackers)[:, None] if case.chance(0.5) else 1.0)
+        step = (
+            10 ** case.real(-3, 1)
+            * case.normal(case.one_of([1, attackers]), honest.shape[1])
+            * case.one_of([0.0, 1.0, 1.0] if move else [0.0])
+        )
+        trial = bad + step * (
+            case.whole(0, attackers - 1) == torch.arange(attackers)[:, None] if case.chance(0.5) else 1.0
+        )
         problem = Attacked(torch.cat([honest, trial]), torch.ones(n).double(), float(attackers), honest, shares)
         result = run(rule, problem.stack())
         problem.judge(result, kappa)

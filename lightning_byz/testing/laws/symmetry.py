@@ -30,7 +30,9 @@ def _stack(rule: Aggregator, case: Case) -> Stack:
 
 
 def _changed(stack: Stack, change: Callable[[Tensor], Tensor]) -> Stack:
-    return Stack(change(stack.vectors), stack.weights, stack.f, None if stack.reference is None else change(stack.reference))
+    return Stack(
+        change(stack.vectors), stack.weights, stack.f, None if stack.reference is None else change(stack.reference)
+    )
 
 
 @law("the order of the workers does not matter", exception="permutation", part=0.3)

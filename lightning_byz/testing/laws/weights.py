@@ -36,7 +36,11 @@ def repetition(rule: Aggregator, case: Case) -> None:
     case.note(n=len(weights), f=f, d=6, dtype=rows.dtype, weights=weights.tolist())
     weighted = Stack(rows, weights, f, place)
     agree(
-        rule, weighted, run(rule, weighted), run(rule, Stack(rows.repeat_interleave(weights, 0), None, f, place)), "with weights, not rows repeated"
+        rule,
+        weighted,
+        run(rule, weighted),
+        run(rule, Stack(rows.repeat_interleave(weights, 0), None, f, place)),
+        "with weights, not rows repeated",
     )
 
 
@@ -53,15 +57,29 @@ def absence(rule: Aggregator, case: Case) -> None:
     require_equal(result, run(rule, Stack(rows, (~absent).double(), f, place)), "with other values in the absent rows")
     require(shares is None or not bool(shares[absent].any()), f"coefficients of absent rows are not zero: {shares}")
     if not (rule.random and "permutation" in rule.exceptions):
-        agree(rule, Stack(rows[~absent], None, f, place), result, run(rule, Stack(rows[~absent], None, f, place)), "with rows without weight")
+        agree(
+            rule,
+            Stack(rows[~absent], None, f, place),
+            result,
+            run(rule, Stack(rows[~absent], None, f, place)),
+            "with rows without weight",
+        )
 
 
 @law("weights and f times the same factor change nothing", part=0.5)
 def proportions(rule: Aggregator, case: Case) -> None:
     """Factors that are no powers of two, and very large and small ones."""
     n, f = generic(case, rule)
-    weights = torch.randint(1, 4, (n,), generator=case.generator).double() if rule.unequal_weights and case.chance(0.6) else torch.ones(n).double()
-    factor, rows, place = case.one_of([0.1, 1 / 7, 1e-3, 3.0, 1e12, 1e30, 1e-30]), _rows(case, n), reference(case, rule, 6)
+    weights = (
+        torch.randint(1, 4, (n,), generator=case.generator).double()
+        if rule.unequal_weights and case.chance(0.6)
+        else torch.ones(n).double()
+    )
+    factor, rows, place = (
+        case.one_of([0.1, 1 / 7, 1e-3, 3.0, 1e12, 1e30, 1e-30]),
+        _rows(case, n),
+        reference(case, rule, 6),
+    )
     f = f * float(weights.sum()) / n
     if not rule.tolerates(float(weights.sum()), f):
         raise NothingToCheck
@@ -84,7 +102,9 @@ def slivers(rule: Aggregator, case: Case) -> None:
     case.note(n=n, f=f, d=6, dtype=torch.float32, weight=weight)
     honest = case.normal(n - limit, 6).float() + 10
     rows = torch.cat([torch.full((limit, 6), 3e38), honest])
-    problem = Attacked(rows, weights, f, honest, torch.ones(n - limit).double(), reference(case, rule, 6, torch.float32))
+    problem = Attacked(
+        rows, weights, f, honest, torch.ones(n - limit).double(), reference(case, rule, 6, torch.float32)
+    )
     problem.judge(run(rule, problem.stack()), rule.kappa(n, limit))
 
 
@@ -96,7 +116,10 @@ def refused_weights(rule: Aggregator, case: Case) -> None:
     weights[case.whole(0, n)] = 0.0
     case.note(n=n + 1, f=0, weights=weights.tolist())
     require_close(
-        run(rule, Stack(torch.ones(n + 1, 2), weights)), torch.ones(2), "of rows of ones", 1e-6 if "agreement" not in rule.exceptions else 1e30
+        run(rule, Stack(torch.ones(n + 1, 2), weights)),
+        torch.ones(2),
+        "of rows of ones",
+        1e-6 if "agreement" not in rule.exceptions else 1e30,
     )
     weights[weights.nonzero()[0]] *= case.one_of([2.0, 1.01])
     case.note(weights=weights.tolist())
