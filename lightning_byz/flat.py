@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
+
+from lightning_byz.inside_torch import copy_each, zero_each
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where each parameter lies in the flat vector that travels.
 
-    The vector has one dtype, the narrowest that holds every parameter's dtype exactly (bfloat16 and float32 travel as float32), so that a
-    distance is over the whole module; each gradient returns in the dtype of its parameter.
+    The vector has one dtype, the narrowest that holds every parameter's dtype exactly (bfloat16 and float32 travel as
+    float32), so that a distance is over the whole module; each gradient returns in the dtype of its parameter.
 
     Args:
         names: Unique name per parameter, in the order of the vector.
@@ -34,59 +36,69 @@ class Layout:
         dtype = reduce(torch.promote_types, (values.dtype for _, values in real))
         return cls(tuple(name for name, _ in real), tuple(tuple(values.shape) for _, values in real), dtype)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of coordinates per parameter."""
         return tuple(torch.Size(shape).numel() for shape in self.shapes)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Number of coordinates of the vector."""
         return sum(self.sizes)
 
-    def flatten(self, gradients: Sequence[Tensor | None], *, out: Tensor, scale: float = 1.0) -> None:
-        """Write gradients, times ``scale``, into ``out`` (d,); a missing gradient counts as zero.
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """Return the part of ``vector`` (d,) that belongs to each parameter, in its shape, sharing memory."""
+        return [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
+
+    def flatten(self, gradients: Sequence[Tensor | None], *, out: Sequence[Tensor]) -> None:
+        """Write gradients into ``out``, the :meth:`views` of a vector; a missing gradient counts as zero.
 
         Raises:
             ValueError: If a gradient is sparse.
 
         """
-        for name, gradient, part in zip(self.names, gradients, out.split(self.sizes), strict=True):
-            if gradient is None:
-                part.zero_()
-                continue
-            if gradient.is_sparse:
+        pairs = [(part, gradient) for part, gradient in zip(out, gradients, strict=True) if gradient is not None]
+        for name, gradient in zip(self.names, gradients, strict=True):
+            if gradient is not None and gradient.is_sparse:
                 raise ValueError(
                     f"The gradient of '{name}' is sparse; robust rules need dense rows. Build that layer with sparse=False."
                 )
-            values = _real(gradient.detach())
-            part.view(values.shape).copy_(values)
-        if scale != 1.0:
-            out.mul_(scale)
+        zero_each([part for part, gradient in zip(out, gradients, strict=True) if gradient is None])
+        copy_each([part for part, _ in pairs], [_real(gradient.detach()) for _, gradient in pairs])
 
-    def write(self, vector: Tensor, parameters: Sequence[Tensor], *, used: Sequence[bool], scale: float = 1.0) -> None:
-        """Set ``.grad`` of each parameter from ``vector`` (d,), times ``scale``; to ``None`` where no worker used it."""
-        for parameter, part, is_used in zip(parameters, vector.split(self.sizes), used, strict=True):
-            if not is_used:
+    def write(
+        self, vector: Tensor, parameters: Sequence[Tensor], *, used: Sequence[int], scale: float | None = None
+    ) -> None:
+        """Set ``.grad`` of each parameter from ``vector`` (d,), times ``scale``; to ``None`` where no worker used it.
+
+        Where all parameters have the vector's dtype, each ``.grad`` is a view of the vector, as under
+        ``DDPStrategy(gradient_as_bucket_view=True)``: it is valid until the next backward pass.
+        """
+        if scale is not None and scale != 1.0:
+            vector.mul_(scale)
+        for parameter, part, count in zip(parameters, self.views(vector), used, strict=True):
+            if not count:
                 parameter.grad = None
-                continue
-            if parameter.grad is None:
+            elif parameter.dtype == vector.dtype:
+                parameter.grad = part
+            else:
                 parameter.grad = torch.empty_like(parameter)
-            target = _real(parameter.grad)
-            target.copy_(part.view(target.shape))
-            if scale != 1.0:
-                target.mul_(scale)
+                _real(parameter.grad).copy_(part)
 
-    def realign(self, vector: Tensor, old: "Layout") -> Tensor:
-        """Carry a vector of another layout over by name; parameters that are new or of another shape start from zero."""
-        known = {
-            name: (shape, part)
-            for name, shape, part in zip(old.names, old.shapes, vector.split(old.sizes), strict=True)
-        }
-        result = vector.new_zeros(self.total)
-        for name, shape, part in zip(self.names, self.shapes, result.split(self.sizes), strict=True):
-            if name in known and known[name][0] == shape:
-                part.copy_(known[name][1])
+    def realign(self, vector: Tensor, old: "Layout", *, start: Tensor | None = None) -> Tensor:
+        """Carry a vector of another layout over by name.
+
+        Args:
+            vector: It has the coordinates of ``old``.
+            old: The other layout.
+            start: What parameters that are new, or of another shape, start from; zero where not given.
+
+        """
+        known = {name: part for name, part in zip(old.names, old.views(vector), strict=True)}
+        result = vector.new_zeros(self.total) if start is None else start.to(vector.dtype, copy=True)
+        for name, part in zip(self.names, self.views(result), strict=True):
+            if name in known and known[name].shape == part.shape:
+                part.copy_(known[name])
         return result
 
 

@@ -68,17 +68,31 @@ class Streams:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._last: tuple | None = None
+        self._together = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Enter :meth:`inside` several times in the block, with one look at the streams before it and one return to them after."""
+        outside, self._together = self._capture(), True
+        try:
+            yield
+        finally:
+            self._together = False
+            self._restore(outside)
 
     @contextmanager
     def inside(self, seed: int, *key: int | str, remember: bool = False) -> Iterator[None]:
         """Seed the streams from ``(seed, *key)`` for the length of the block; ``remember`` where they end, for :meth:`again`."""
-        outside = self._capture()
+        together, self._together = self._together, False  # what is entered from in here puts back what it finds here
+        outside = None if together else self._capture()
         self._seed(derive(seed, *key))
         try:
             yield
         finally:
             self._last = self._capture() if remember else self._last
-            self._restore(outside)
+            self._together = together
+            if outside is not None:
+                self._restore(outside)
 
     @contextmanager
     def again(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """What the strategy did with each worker: to the loggers while it trains, and as a table at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_byz.flat import Layout
-from lightning_byz.pipeline import Report
+from lightning_byz.census import Arrival
+from lightning_byz.rounds import Report
 from lightning_byz.strategies import RobustStrategy
+from lightning_byz.strategies.inside_lightning import logged_step, logs_now
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class _Tally:
 
     steps: int
     left_out: Float64[Tensor, " n"]
+    broken: Float64[Tensor, " n"]
+    absent: Float64[Tensor, " n"]
     coefficients: Float64[Tensor, " n"]
     coefficient_steps: int
     distances: Float64[Tensor, " n"]
@@ -32,10 +35,17 @@ class _Tally:
     @classmethod
     def empty(cls, n: int) -> "_Tally":
         zero = torch.zeros(n, dtype=torch.float64)
-        return cls(steps=0, left_out=zero, coefficients=zero, coefficient_steps=0, distances=zero, distance_steps=zero)
+        return cls(0, zero, zero, zero, coefficients=zero, coefficient_steps=0, distances=zero, distance_steps=zero)
 
     def add(self, report: Report) -> "_Tally":
-        tally = replace(self, steps=self.steps + 1, left_out=self.left_out + report.left_out)
+        arrival = report.census.arrival
+        tally = replace(
+            self,
+            steps=self.steps + 1,
+            left_out=self.left_out + torch.tensor(report.left_out),
+            broken=self.broken + torch.tensor([word is Arrival.BROKEN for word in arrival]),
+            absent=self.absent + torch.tensor([word is Arrival.ABSENT for word in arrival]),
+        )
         if report.coefficients is not None:
             tally = replace(
                 tally,
@@ -43,7 +53,7 @@ class _Tally:
                 coefficient_steps=self.coefficient_steps + 1,
             )
         if report.distances is not None:
-            known = report.accepted & report.present & report.distances.isfinite()
+            known = report.distances.isfinite()
             distances = torch.where(known, report.distances, 0.0)
             tally = replace(tally, distances=self.distances + distances, distance_steps=self.distance_steps + known)
         return tally
@@ -54,9 +64,11 @@ class WorkerMonitor(Callback):
 
     With every ``log_every_n_steps``-th optimizer step, each logger receives, for worker i, ``worker_norm/i`` (Euclidean norm of its message as the
     rules saw it), ``worker_distance/i`` (Euclidean distance of that message from the aggregate), ``worker_coefficient/i`` (its share of the
-    aggregate, absent where the rule is no weighted sum of messages) and ``worker_accepted/i`` (1 where the message was finite); and for rank 0,
-    ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``. The table counts every step, and shows weights where they are unequal.
-    A worker without a share in the aggregate of a step is *left out* of it; that says nothing about why.
+    aggregate, absent where the rule is no weighted sum of messages) and ``worker_accepted/i`` (1 where a message arrived that the
+    rules could use; else ``worker_broken/i`` or ``worker_absent/i`` is 1) and ``worker_left_out/i`` (1 where something was sent and had no share in
+    the aggregate); and for rank 0, ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``. The table counts every step, shows weights
+    where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the aggregate of a step is
+    *left out* of it; that says nothing about why.
 
     Cost: the distances of n messages from one vector per step, :math:`O(n d)`.
 
@@ -83,11 +95,11 @@ class WorkerMonitor(Callback):
         report = _robust(trainer).report
         if report is None:
             return
-        self._tally = (self._tally or _Tally.empty(len(report.accepted))).add(report)
-        if trainer.is_global_zero and trainer._logger_connector.should_update_logs:
-            metrics = _metrics(report, width=_layout(optimizer).dtype.itemsize)
+        self._tally = (self._tally or _Tally.empty(len(report.status))).add(report)
+        if trainer.is_global_zero and logs_now(trainer):
+            metrics = _metrics(report)
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(metrics, step=logged_step(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on rank 0."""
@@ -109,7 +121,7 @@ class WorkerMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from ``state_dict``."""
-        self._tally = _Tally(**state_dict) if state_dict else None
+        self._tally = replace(_Tally.empty(len(state_dict["left_out"])), **state_dict) if state_dict else None
 
 
 def _robust(trainer: Trainer) -> RobustStrategy:
@@ -121,19 +133,16 @@ def _robust(trainer: Trainer) -> RobustStrategy:
     return trainer.strategy
 
 
-def _layout(optimizer: Optimizer) -> Layout:
-    parameters = [
-        parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad
-    ]
-    return Layout.of((str(place), parameter) for place, parameter in enumerate(parameters))
-
-
-def _metrics(report: Report, *, width: int) -> dict[str, float]:
-    per_worker = {
+def _metrics(report: Report) -> dict[str, float]:
+    arrival = report.census.arrival
+    per_worker: dict[str, Iterable[float] | None] = {
         "worker_norm": report.norms,
         "worker_distance": report.distances,
         "worker_coefficient": report.coefficients,
-        "worker_accepted": report.accepted,
+        "worker_accepted": [word is Arrival.ARRIVED for word in arrival],
+        "worker_broken": [word is Arrival.BROKEN for word in arrival],
+        "worker_absent": [word is Arrival.ABSENT for word in arrival],
+        "worker_left_out": report.left_out,
     }
     metrics = {
         f"{name}/{worker}": float(value)
@@ -141,7 +150,7 @@ def _metrics(report: Report, *, width: int) -> dict[str, float]:
         if row is not None
         for worker, value in enumerate(row)
     }
-    metrics["exchange/bytes_received"] = float(report.received * width)
+    metrics["exchange/bytes_received"] = float(report.bytes_received)
     return metrics | {"exchange/seconds": report.exchange_seconds, "rule/seconds": report.rule_seconds}
 
 
@@ -152,14 +161,17 @@ def _table(tally: _Tally, *, attackers: list[int], weights: Sequence[float | int
         title_justify="left",
     )
     table.add_column("worker")
-    for column in (*(["weight"] if weights else []), "mean coefficient", "times left out", "mean distance"):
+    happened = {
+        f"times {name}": times for name, times in (("broken", tally.broken), ("absent", tally.absent)) if times.any()
+    }
+    for column in (*(["weight"] if weights else []), "mean coefficient", "times left out", *happened, "mean distance"):
         table.add_column(column, justify="right")
     for worker in range(len(tally.left_out)):
         share = f"{tally.coefficients[worker] / tally.coefficient_steps:.4f}" if tally.coefficient_steps else "-"
-        distance = (
-            f"{tally.distances[worker] / tally.distance_steps[worker]:.4g}" if tally.distance_steps[worker] else "-"
-        )
+        steps = tally.distance_steps[worker]
+        distance = f"{tally.distances[worker] / steps:.4g}" if steps else "-"
         name = f"{worker} (attacks)" if worker in attackers else str(worker)
         weight = [f"{weights[worker]:.4g}"] if weights else []
-        table.add_row(name, *weight, share, f"{tally.left_out[worker]:.0f}", distance)
+        times = [f"{count[worker]:.0f}" for count in (tally.left_out, *happened.values())]
+        table.add_row(name, *weight, share, *times, distance)
     return table

@@ -1,25 +1,41 @@
 """What a worker sends instead of its raw gradient."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Memory = dict[str, Tensor]
+from lightning_byz.memory import Vectors
 
 
 class Estimator(ABC):
     """A worker's estimate of the gradient, with a memory that is a value: passed in, returned, adopted by the caller.
 
-    A memory is a dict of vectors of length d. The caller adopts the proposed memory only if the worker's row was accepted and the step was
-    taken, so a non-finite gradient leaves nothing behind.
+    A memory is a mapping from names to vectors of length d and to numbers. The caller adopts the proposed memory only if
+    the worker's row was accepted and the step was taken, so a gradient that is not finite leaves nothing behind. It is saved
+    with the run and moves with its worker; when the set of trained parameters changes, vectors follow their parameters by
+    name, with zeros for new ones, and numbers stay.
     """
 
-    @abstractmethod
-    def init(self, total: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Memory:
-        """Return the memory before the first gradient, for vectors of ``total`` coordinates."""
+    points: ClassVar[int] = 1
+    """At how many parameter vectors the gradient of a batch is asked for."""
 
     @abstractmethod
-    def update(self, memory: Memory, gradient: Float[Tensor, " d"]) -> tuple[Float[Tensor, " d"], Memory]:
-        """Return the estimate, in the gradient's dtype, and the proposed memory; mutate neither argument."""
+    def init(self, like: Float[Tensor, " d"]) -> Vectors:
+        """Return the memory before the first gradient, for vectors of the length, dtype and device of ``like``."""
+
+    @abstractmethod
+    def update(
+        self, memory: Vectors, gradients: Sequence[Float[Tensor, " d"]], *, count: int
+    ) -> tuple[Float[Tensor, " d"], Vectors]:
+        """Return the estimate, in the gradients' dtype, and the proposed memory.
+
+        Args:
+            memory: What the worker remembers; not to be written to.
+            gradients: Of one batch, one per point: the first where the parameters are. Not to be written to; their memory
+                is used again after the step.
+            count: How many estimates of this worker were adopted so far.
+
+        """

@@ -1,12 +1,13 @@
 """The gradient itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.estimators.estimator import Estimator, Memory
+from lightning_byz.estimators.estimator import Estimator
+from lightning_byz.memory import Vectors
 
 
 @dataclass(frozen=True)
@@ -14,16 +15,17 @@ class Gradient(Estimator):
     r"""Send the gradient as it is: :math:`d_t = g_t`. No memory, no cost.
 
     Example:
-        >>> estimate, memory = Gradient().update({}, torch.tensor([1.0, -2.0]))
-        >>> estimate, memory
+        >>> Gradient().update({}, [torch.tensor([1.0, -2.0])], count=0)
         (tensor([ 1., -2.]), {})
 
     """
 
-    def init(self, total: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Memory:
+    def init(self, like: Float[Tensor, " d"]) -> Vectors:
         """Return the empty memory."""
         return {}
 
-    def update(self, memory: Memory, gradient: Float[Tensor, " d"]) -> tuple[Float[Tensor, " d"], Memory]:
+    def update(
+        self, memory: Vectors, gradients: Sequence[Float[Tensor, " d"]], *, count: int
+    ) -> tuple[Float[Tensor, " d"], Vectors]:
         """Return the gradient."""
-        return gradient, memory
+        return gradients[0], memory

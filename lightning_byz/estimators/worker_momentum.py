@@ -1,12 +1,14 @@
 """An exponential average of a worker's own gradients."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.estimators.estimator import Estimator, Memory
+from lightning_byz.estimators.estimator import Estimator
+from lightning_byz.memory import Vectors
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class WorkerMomentum(Estimator):
 
     Example:
         >>> rule = WorkerMomentum(beta=0.5)
-        >>> memory = rule.init(2, dtype=torch.float32)
-        >>> for gradient in (torch.tensor([4.0, 0.0]), torch.tensor([4.0, 8.0])):
-        ...     estimate, memory = rule.update(memory, gradient)
+        >>> memory = rule.init(torch.empty(2))
+        >>> for count, gradient in enumerate([torch.tensor([4.0, 0.0]), torch.tensor([4.0, 8.0])]):
+        ...     estimate, memory = rule.update(memory, [gradient], count=count)
         >>> estimate
         tensor([3., 4.])
 
@@ -48,11 +50,14 @@ class WorkerMomentum(Estimator):
                 f"WorkerMomentum(beta={self.beta}): beta must be in [0, 1); 0.9 averages over about ten steps."
             )
 
-    def init(self, total: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Memory:
+    def init(self, like: Float[Tensor, " d"]) -> Vectors:
         """Return a zero average, in float32 or wider."""
-        return {"momentum": torch.zeros(total, dtype=torch.promote_types(dtype, torch.float32), device=device)}
+        return {"momentum": torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))}
 
-    def update(self, memory: Memory, gradient: Float[Tensor, " d"]) -> tuple[Float[Tensor, " d"], Memory]:
+    def update(
+        self, memory: Vectors, gradients: Sequence[Float[Tensor, " d"]], *, count: int
+    ) -> tuple[Float[Tensor, " d"], Vectors]:
         """Return the new average, as the message and as the memory."""
-        momentum = memory["momentum"].mul(self.beta).add_(gradient, alpha=1.0 - self.beta)
+        (gradient,), past = gradients, memory["momentum"]
+        momentum = past.mul(self.beta).add_(gradient, alpha=1.0 - self.beta)  # type: ignore[union-attr]
         return momentum.to(gradient.dtype), {"momentum": momentum}

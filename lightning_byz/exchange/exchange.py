@@ -1,37 +1,63 @@
-"""How the rows of workers reach the rules, and the aggregate the ranks."""
+"""How the messages of workers reach the rules, and the aggregate the ranks."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_byz.exchange.placement import Placement
-from lightning_byz.stack import Stack
+from lightning_byz.slice import Slice
 
 
-@dataclass(frozen=True, eq=False)
-class Delivery:
-    """What an exchange hands to the rules of one rank.
+class Delivered(NamedTuple):
+    """What the rules of one rank get of one step.
 
     Args:
-        stack: All rows, whole or this rank's slice of the coordinates, already inspected for values that are not finite.
-        notes: The ranks' notes, added up.
-        received: Number of elements this rank received from others.
+        vectors: The due workers' messages in the order asked for, at this rank's coordinates. Valid until the next delivery.
+        facts: How many numbers of each due worker's whole message no rule can use, and after these the ranks' facts, added up.
 
     """
 
-    stack: Stack
-    notes: Int64[Tensor, " k"]
-    received: int
+    vectors: Float[Tensor, "k s"]
+    facts: Int64[Tensor, " j"]
+
+
+class Wire(ABC):
+    """An exchange opened for vectors of one length: its buffers, and which coordinates this rank's rules see.
+
+    All ranks call the same methods in the same order; nothing but tensors of shapes known beforehand travels.
+    """
+
+    slice: Slice | None = None
+    """The coordinates of this rank's rules among all; ``None`` where they are all."""
+
+    starts: Sequence[int] = (0,)
+    """The first coordinate of each rank's slice that is not empty."""
+
+    local: range
+    """The workers of this rank."""
+
+    received: int = 0
+    """Bytes that came from other ranks so far, of messages and aggregates."""
+
+    @abstractmethod
+    def row(self, worker: int) -> Float[Tensor, " d"]:
+        """Return where a local worker's message is to be written; always the same memory."""
+
+    @abstractmethod
+    def deliver(self, due: Sequence[int], facts: Int64[Tensor, " k"]) -> Delivered:
+        """Bring the messages of the ``due`` workers to the rules, and add up the ranks' facts. Rows may be written again afterwards."""
+
+    @abstractmethod
+    def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
+        """Return the whole vector from every rank's part: in ``out``, else in ``vector`` itself or the memory of delivered rows."""
 
 
 class Exchange(ABC):
-    """Brings rows from wherever workers live to wherever rules run, and the result back.
-
-    All ranks call the same methods in the same order with tensors of the same shapes; nothing but tensors of shapes known beforehand travels.
-    """
+    """Brings messages from wherever workers live to wherever rules run, and the result back."""
 
     trusts: ClassVar[str] = "whom it does not say"
     """Whom a run through this exchange trusts, for the start-up line."""
@@ -44,23 +70,19 @@ class Exchange(ABC):
         """Return which rank hosts which of ``workers`` logical workers."""
 
     @abstractmethod
-    def scatter(
-        self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float
-    ) -> Delivery:
-        """Bring this rank's rows, in the order of its workers, to the rules; add up the notes over ranks."""
+    def open(
+        self, total: int, *, dtype: torch.dtype, device: torch.device, placement: Placement, width: int | None = None
+    ) -> Wire:
+        """Return a wire for vectors of ``total`` coordinates, in blocks of ``width``; ``None`` for ``block_size(total)``."""
 
     @abstractmethod
-    def gather(self, vector: Float[Tensor, " s"], stack: Stack) -> tuple[Float[Tensor, " d"], int]:
-        """Return the whole vector from the part that the rules of this rank computed, and how many elements came from other ranks."""
-
-    @abstractmethod
-    def add(self, counts: Int64[Tensor, " k"]) -> Int64[Tensor, " k"]:
+    def all_reduce(self, counts: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
         """Return the elementwise sum over ranks."""
 
     @abstractmethod
-    def collect(self, row: Tensor | None, *, worker: int, placement: Placement, like: Tensor) -> Tensor | None:
-        """Bring one worker's row to rank 0: a tensor on the CPU there, ``None`` elsewhere. ``like`` has its shape and dtype."""
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return rank 0's values of ``tensor`` on every rank."""
 
     @abstractmethod
-    def share(self, tensor: Tensor) -> Tensor:
-        """Return rank 0's values of ``tensor`` on every rank."""
+    def gather_to_first(self, tensor: Tensor | None, *, host: int, like: Tensor) -> Tensor | None:
+        """Bring a tensor from the rank ``host`` to rank 0: on the CPU there, ``None`` elsewhere. ``like`` has its shape and dtype."""

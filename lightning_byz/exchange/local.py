@@ -1,15 +1,17 @@
 """All workers in this process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_byz.exchange.exchange import Delivery, Exchange
+from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
 from lightning_byz.exchange.placement import Placement
-from lightning_byz.stack import Stack
+from lightning_byz.kernels import unusable
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,14 @@ class Local(Exchange):
 
     Raises:
         ValueError: If there are several ranks.
+
+    Example:
+        >>> local = Local()
+        >>> wire = local.open(3, dtype=torch.float32, device=torch.device("cpu"), placement=local.place(2))
+        >>> _ = wire.row(0).fill_(1.0), wire.row(1).fill_(float("nan"))
+        >>> wire.deliver([0, 1], torch.tensor([7]))
+        Delivered(vectors=tensor([[1., 1., 1.],
+                [nan, nan, nan]]), facts=tensor([0, 3, 7]))
 
     """
 
@@ -29,28 +39,41 @@ class Local(Exchange):
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if ranks > 1:
             raise ValueError(
-                f"exchange=Local() serves one process, and this run has {ranks} ranks: use AllToAll(), or leave exchange out."
+                f"exchange=Local() serves one process, and this run has {ranks} ranks: use AllToAll(), or leave exchange"
+                " out."
             )
         return Placement(workers, 1, 0)
 
-    def scatter(
-        self, rows: Float[Tensor, "m d"], notes: Int64[Tensor, " k"], *, placement: Placement, f: float
-    ) -> Delivery:
-        """Stack the rows."""
-        return Delivery(Stack(rows, f=f), notes, 0)
+    def open(
+        self, total: int, *, dtype: torch.dtype, device: torch.device, placement: Placement, width: int | None = None
+    ) -> Wire:
+        """Return a wire whose rows are what the rules see."""
+        return _LocalWire(torch.empty(placement.workers, total, dtype=dtype, device=device))
 
-    def gather(self, vector: Float[Tensor, " s"], stack: Stack) -> tuple[Float[Tensor, " d"], int]:
-        """Return the vector."""
-        return vector, 0
-
-    def add(self, counts: Int64[Tensor, " k"]) -> Int64[Tensor, " k"]:
+    def all_reduce(self, counts: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
         """Return the counts."""
         return counts
 
-    def collect(self, row: Tensor | None, *, worker: int, placement: Placement, like: Tensor) -> Tensor | None:
-        """Return the row."""
-        return None if row is None else row.detach().cpu()
-
-    def share(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """Return the tensor."""
         return tensor
+
+    def gather_to_first(self, tensor: Tensor | None, *, host: int, like: Tensor) -> Tensor | None:
+        """Return the tensor."""
+        return None if tensor is None else tensor.detach().cpu()
+
+
+class _LocalWire(Wire):
+    def __init__(self, rows: Float[Tensor, "n d"]) -> None:
+        self._rows, self._each = rows, list(rows)
+        self.local = range(len(rows))
+
+    def row(self, worker: int) -> Float[Tensor, " d"]:
+        return self._each[worker]
+
+    def deliver(self, due: Sequence[int], facts: Int64[Tensor, " k"]) -> Delivered:
+        vectors = self._rows if list(due) == list(range(len(self._rows))) else self._rows[list(due)]
+        return Delivered(vectors, torch.cat([unusable(vectors), facts.to(vectors.device)]))
+
+    def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
+        return vector if out is None else out.copy_(vector)

@@ -1,6 +1,7 @@
 """Which rank hosts which logical workers."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,17 @@ class Placement:
         """Refuse a rank without a worker."""
         if self.workers < self.ranks:
             raise ValueError(
-                f"workers={self.workers} on {self.ranks} ranks leaves a rank without a worker: give at least {self.ranks} workers,"
-                f" or at most {self.workers} devices."
+                f"workers={self.workers} on {self.ranks} ranks leaves a rank without a worker: give at least"
+                f" {self.ranks} workers, or at most {self.workers} devices."
             )
 
-    @property
+    @cached_property
     def shares(self) -> tuple[int, ...]:
         """Number of workers per rank."""
         base, extra = divmod(self.workers, self.ranks)
         return tuple(base + (rank < extra) for rank in range(self.ranks))
 
-    @property
+    @cached_property
     def local(self) -> range:
         """The workers of this rank."""
         return self.of(self.rank)
@@ -44,6 +45,10 @@ class Placement:
         """Return the workers of ``rank``."""
         first = sum(self.shares[:rank])
         return range(first, first + self.shares[rank])
+
+    def host(self, worker: int) -> int:
+        """Return the rank of ``worker``."""
+        return next(rank for rank in range(self.ranks) if worker in self.of(rank))
 
     @property
     def one_per_rank(self) -> bool:

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from os import environ
 from typing import Literal
 
@@ -20,14 +20,16 @@ from torch.distributed.constants import default_pg_timeout
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
 from lightning_byz.data import IID, Partition
-from lightning_byz.data.loaders import RunSeed
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
-from lightning_byz.pipeline import Pipeline
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
-from lightning_byz.strategies.buffers import WorkerBuffers
-from lightning_byz.strategies.checkpoint import refuse_other_run
+from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers
+from lightning_byz.rounds.checkpoint import refuse_other_run
+from lightning_byz.rounds.start_up import fitting_defence, refuse_different_modules, start_up_line, warn_of_many
+from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
+from lightning_byz.strategies.inside_lightning import synchronizes_layers
+from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
     check_arguments,
     check_attackers,
@@ -37,9 +39,7 @@ from lightning_byz.strategies.refusals import (
     check_stages,
 )
 from lightning_byz.strategies.run import Run
-from lightning_byz.strategies.start_up import fitting_pipeline, refuse_different_modules, start_up_line
 from lightning_byz.strategies.training_data import TrainingData
-from lightning_byz.strategies.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
 _BUFFER_RULES: dict[str, Aggregator] = {"median": CoordinateMedian(), "mean": Mean()}
@@ -154,6 +154,7 @@ class RobustStrategy(WorkerStrategy):
         self.buffers = buffers
         self._seed = seed
         self._announced = ""
+        self._defence: Defence | None = None
 
     @property
     def seed(self) -> RunSeed:
@@ -174,70 +175,62 @@ class RobustStrategy(WorkerStrategy):
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
-        check_module(module, placement, synchronized=self._layer_sync is not None)
+        check_module(module, placement, synchronized=synchronizes_layers(self))
         refuse_different_modules(module, exchange, self.root_device)
-        by_samples = isinstance(self.weights, str)
-        numbers = None if self.weights is None or isinstance(self.weights, str) else self.weights
-        given = None if numbers is None else worker_weights(numbers, self.max_share, workers=placement.workers)
-        pipeline = self._pipeline(0.0, given, placement) if by_samples else self._checked(given, exchange, placement)
-        streams, self._announced = Streams(self.root_device), ""
+        streams, given = Streams(self.root_device), self.weights
+        self._announced, self._defence = "", None
+        if not isinstance(given, str):
+            capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
+            self._defence = self._fitting(capped, exchange, placement)
         self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
-        self._data.install(self._weigh if by_samples else None)
+        self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
-        check_optimizers(module, self.optimizers, has_memory=bool(self.estimator.init(1, dtype=torch.float32)))
+        check_optimizers(module, self.optimizers, has_memory=bool(self.estimator.init(torch.zeros(1))))
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
-        self._run = Run(module, pipeline, exchange, placement, buffers=buffers, streams=streams)
-        if not by_samples:
-            self._begin(pipeline)
+        self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
+        if self._defence is not None:
+            self._begin(self._defence)
 
     @property
     def worker_weights(self) -> Sequence[float] | None:
         """How much each worker counts in the present run; ``None`` where all count alike."""
-        return None if self._run is None else self._run.aggregation.pipeline.weights
+        return None if self._defence is None else self._defence.weights
+
+    def round(self, defence: Defence) -> Round:
+        """Return what a step of one optimizer is, behind these rules."""
+        return Robust(defence, self.estimator, Attackers(self.attackers, self.attack))
 
     def _weigh(self, sizes: Mapping[int, int | None]) -> None:
         """Weigh the workers by their shards, now that the loaders are there."""
         assert self._run is not None
-        exchange, placement = self._run.aggregation.exchange, self._run.placement
+        exchange, placement = self._run.exchange, self._run.placement
         given = gathered_sizes(sizes, exchange, workers=placement.workers, device=self.root_device)
-        self._begin(
-            self._checked(worker_weights(given, self.max_share, workers=placement.workers), exchange, placement)
-        )
+        capped = worker_weights(given, self.max_share, workers=placement.workers)
+        self._begin(self._fitting(capped, exchange, placement))
 
-    def _begin(self, pipeline: Pipeline) -> None:
-        """Run the steps to come through ``pipeline``."""
+    def _begin(self, defence: Defence) -> None:
+        """Run the steps to come behind these rules."""
         assert self._run is not None
-        self.f, aggregation = pipeline.f, self._run.aggregation
-        aggregation.pipeline = pipeline
-        line = start_up_line(pipeline, aggregation.exchange, aggregation.placement)
+        self.f, self._defence = defence.f, defence
+        self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
+        line = start_up_line(defence, self._run.exchange, self._run.placement)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
 
-    def _checked(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Pipeline:
-        """Return the chain of rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
+    def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
+        """Return the rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
+        sliced = exchange.slices and placement.ranks > 1
+
+        def make(f: float) -> Defence:
+            return Defence(placement.workers, f, self.aggregator, self.preaggregators, weights, self.seed)
+
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            make, sliced = (
-                partial(self._pipeline, weights=weights, placement=placement),
-                exchange.slices and placement.ranks > 1,
-            )
-            pipeline = fitting_pipeline(self.f, make, workers=placement.workers, sliced=sliced)
+            defence = fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            warn_of_many(defence, Attackers(self.attackers, self.attack))
         if not self.trust_heavy:
-            refuse_heavy(pipeline)
-        return pipeline
-
-    def _pipeline(self, f: float, weights: Sequence[float] | None, placement: Placement) -> Pipeline:
-        return Pipeline(
-            placement.workers,
-            f,
-            self.aggregator,
-            preaggregators=self.preaggregators,
-            estimator=self.estimator,
-            attackers=self.attackers,
-            attack=self.attack,
-            weights=weights,
-            seed=self.seed,
-        )
+            refuse_heavy(defence)
+        return defence

@@ -1,88 +1,105 @@
 """Everything that lives for one fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.pipeline import Pipeline, Report
 from lightning_byz.random import Streams
-from lightning_byz.strategies import checkpoint as memory_file
-from lightning_byz.strategies.aggregation import Aggregation
-from lightning_byz.strategies.buffers import WorkerBuffers
+from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
 from lightning_byz.strategies.worker_loop import WorkerLoop
 
 
 class Run:
-    """One fit's workers: their steps, their memories, and the aggregation of their gradients.
+    """One fit's workers: their turns, their memories, and one aggregation per optimizer.
 
     Args:
         module: The user's module, with its parameters where they train.
-        pipeline: The chain of rules.
-        exchange: How rows reach the rules.
+        exchange: How messages reach the rules.
         placement: Which workers live here.
         buffers: The workers' buffers.
         streams: The global random streams.
+        seed: The run's seed.
 
     """
 
     def __init__(
         self,
         module: pl.LightningModule,
-        pipeline: Pipeline,
         exchange: Exchange,
         placement: Placement,
         *,
         buffers: WorkerBuffers,
         streams: Streams,
+        seed: int,
     ) -> None:
         self.module = module
+        self.exchange = exchange
         self.placement = placement
         self.buffers = buffers
-        self.aggregation = Aggregation(pipeline, exchange, placement, device=module.device)
-        self.loop = WorkerLoop(
-            module,
-            placement,
-            buffers=buffers,
-            streams=streams,
-            seed=pipeline.seed,
-            attackers=pipeline.attackers,
-            attack=pipeline.attack,
-        )
+        self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed)
+        self._seed = seed
+        self._file = MemoryFile(exchange, placement, device=module.device)
+        self._rounds: Callable[[int], Round] | None = None
+        self._saved: Mapping[str, Any] | None = None
+        self._aggregations: dict[int, Aggregation] = {}
+        self._parameters: dict[int, list[Tensor]] = {}
 
-    def aggregate(self, index: int, optimizer: Optimizer, precision: Precision, *, diagnose: bool) -> Report:
+    def begin(self, rounds: Callable[[int], Round]) -> None:
+        """Take the steps to come as ``rounds`` says, one round per optimizer."""
+        self._rounds = rounds
+        for index, aggregation in self._aggregations.items():
+            aggregation.round = rounds(index)
+        if self._saved is not None:
+            self.restore(self._saved)
+
+    def aggregation(self, index: int) -> Aggregation:
+        """Return the aggregation of an optimizer."""
+        if index not in self._aggregations:
+            assert self._rounds is not None
+            known = self._rounds(index)
+            self._aggregations[index] = Aggregation(known, self.exchange, self.placement, device=self.module.device)
+        return self._aggregations[index]
+
+    def ready(self, index: int, optimizer: Optimizer) -> tuple[Aggregation, list[Tensor]]:
+        """Return the aggregation of an optimizer and what it trains now; where that has changed, room is made for it."""
+        aggregation = self.aggregation(index)
+        trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
+        known = self._parameters.get(index, [])
+        if len(known) != len(trained) or any(one is not other for one, other in zip(known, trained, strict=True)):
+            names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+            aggregation.fit([(names.get(id(one), f"parameter {place}"), one) for place, one in enumerate(trained)])
+            self._parameters[index] = trained
+        return aggregation, trained
+
+    def aggregate(
+        self, index: int, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, *, diagnose: bool
+    ) -> Report:
         """Replace the local gradients of an optimizer's parameters by the aggregate."""
-        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad
-        ]
-        named = [
-            (names.get(id(parameter), f"parameter {place}"), parameter) for place, parameter in enumerate(parameters)
-        ]
-        scaler = getattr(precision, "scaler", None)
-        scale = None if scaler is None else _scale(scaler, self.aggregation.device)
-        report = self.aggregation.step(index, named, self.loop.gradients(parameters), scale=scale, diagnose=diagnose)
-        self.loop.forget()
-        usable = report.accepted & report.present
-        self.buffers.settle({worker: report.taken and bool(usable[worker]) for worker in self.placement.local})
+        aggregation, trained = self.ready(index, optimizer)
+        scale = None if scaler is None else _scale(scaler, self.module.device)
+        report = aggregation.step(self.loop.sent(aggregation, trained), scale=scale, diagnose=diagnose)
+        self.buffers.adopt(report.adopted)
         return report
 
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""
-        return self.buffers.consensus(self.aggregation.exchange, self.placement)
+        return self.buffers.consensus(self.exchange, self.placement)
 
     def memories(self) -> dict[str, Any]:
         """Return what a checkpoint must hold. Every rank must call it; rank 0's is whole."""
-        return memory_file.collect(self.aggregation, self.buffers)
+        opened = {index: aggregation for index, aggregation in self._aggregations.items() if aggregation.opened}
+        return self._file.collect(opened, self.buffers, seed=self._seed)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over the memories of a checkpoint."""
-        memory_file.restore(saved, self.aggregation, self.buffers)
+        """Take over the memories of a checkpoint, now or as soon as the rounds are known."""
+        self._saved = saved if self._rounds is None else None
+        if self._rounds is not None:
+            self._file.restore(saved, {index: self.aggregation(index) for index in saved["optimizers"]}, self.buffers)
 
 
 def _scale(scaler: torch.amp.GradScaler, device: torch.device) -> float:

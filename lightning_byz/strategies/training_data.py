@@ -6,7 +6,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_byz.data import IID, Partition
-from lightning_byz.data.loaders import (
+from lightning_byz.exchange import Placement
+from lightning_byz.random import Streams
+from lightning_byz.strategies.inside_lightning import before_transfer, replace_before_transfer, restore_before_transfer
+from lightning_byz.strategies.loaders import (
     KeyedLoader,
     RunSeed,
     WorkerBatches,
@@ -16,8 +19,6 @@ from lightning_byz.data.loaders import (
     shard_size,
     split_loader,
 )
-from lightning_byz.exchange import Placement
-from lightning_byz.random import Streams
 
 
 class TrainingData:
@@ -76,15 +77,16 @@ class TrainingData:
                 ready(self._sizes)
 
         self._trainer.fit_loop.setup_data = marked  # type: ignore[method-assign]
-        before = self._module._on_before_batch_transfer
-        self._module._on_before_batch_transfer = (  # type: ignore[method-assign]
-            lambda batch, dataloader_idx=0: batch if self._trainer.training else before(batch, dataloader_idx)
+        before = before_transfer(self._module)
+        replace_before_transfer(
+            self._module,
+            lambda batch, dataloader_idx=0: batch if self._trainer.training else before(batch, dataloader_idx),
         )
 
     def remove(self) -> None:
         """Undo :meth:`install`."""
         self._trainer.fit_loop.__dict__.pop("setup_data", None)
-        self._module.__dict__.pop("_on_before_batch_transfer", None)
+        restore_before_transfer(self._module)
 
     def process(self, loader: Any) -> Any:
         """Return the keyed loader(s) in place of a training loader; any other loader as it is."""

@@ -6,21 +6,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_byz.attacks import Attack
-from lightning_byz.data.loaders import WorkerBatches
 from lightning_byz.exchange import Placement
-from lightning_byz.random import Streams, generator
-from lightning_byz.strategies.buffers import WorkerBuffers
+from lightning_byz.random import Streams
+from lightning_byz.rounds import Aggregation, Sent, Turn, WorkerBuffers
+from lightning_byz.strategies.inside_lightning import accumulates, log_for, loss_of, skips_backward
+from lightning_byz.strategies.loaders import WorkerBatches
 
 Gradients = list[Tensor | None]
 
 
 class WorkerLoop:
-    """Enters each local worker in turn: its random streams, its buffers, its gradients so far.
+    """Takes the turns of the local workers: each in its own random streams, with its own buffers and gradients.
 
     Args:
         module: The user's module.
@@ -28,111 +27,112 @@ class WorkerLoop:
         buffers: Their buffers.
         streams: The global random streams.
         seed: The run's seed.
-        attackers: Ids of the workers that attack.
-        attack: What they do to their batches.
 
     """
 
     def __init__(
-        self,
-        module: pl.LightningModule,
-        placement: Placement,
-        *,
-        buffers: WorkerBuffers,
-        streams: Streams,
-        seed: int,
-        attackers: Sequence[int],
-        attack: Attack | None,
+        self, module: pl.LightningModule, placement: Placement, *, buffers: WorkerBuffers, streams: Streams, seed: int
     ) -> None:
         self._module = module
         self._placement = placement
         self._buffers = buffers
         self._streams = streams
         self._seed = seed
-        self._attackers = attackers
-        self._attack = attack
-        self._kept: dict[int, dict[int, Tensor | None]] = {}
-        self._present: set[int] = set()
+        self._accumulated: dict[int, Gradients] = {}
+        self._sent: dict[int, Sent] = {}
+        self._computed = False
         self.worker: int | None = None
         """The logical worker whose training step runs now."""
         self.finished = False
         """Whether the backward pass of this micro-batch is done, so that Lightning's own must do nothing."""
 
-    def run_one(self, step: Callable[..., Any], batch: Any, *rest: Any) -> Any:
+    def run_one(self, aggregation: Aggregation, step: Callable[..., Any], batch: Any, *rest: Any) -> Any:
         """Run the step of the only worker of this rank; Lightning does the backward pass."""
-        worker = self._placement.local[0]
         self._begin()
         self.finished = False
-        with self.inside(worker):
-            output = step(self._poisoned(worker, batch), *rest)
+        (turn,) = aggregation.turns(self._position)
+        with self._inside(turn, remember=True):
+            output = step(aggregation.round.poisoned(turn, batch), *rest)
         if output is None and self._module.automatic_optimization:
             self.finished = True
             return self._nothing()
         return output
 
     def run_each(
-        self, step: Callable[..., Any], backward: Callable[[Tensor], Any], batches: WorkerBatches, *rest: Any
+        self,
+        aggregation: Aggregation,
+        parameters: Sequence[Tensor],
+        step: Callable[..., Any],
+        backward: Callable[[Tensor], Any],
+        batches: WorkerBatches,
+        *rest: Any,
     ) -> Tensor:
-        """Run step and backward pass of each worker; return their mean loss, which needs no backward pass any more."""
-        trainer = self._module.trainer
-        losses = []
+        """Run step and backward pass of each worker; return their mean loss, which needs no backward pass any more.
+
+        Args:
+            aggregation: Takes each worker's gradients as soon as its last micro-batch is done.
+            parameters: What it aggregates.
+            step: The module's training step.
+            backward: The backward pass.
+            batches: One batch per local worker.
+            rest: What else the step takes.
+
+        """
+        trainer, losses = self._module.trainer, []
         self._begin()
-        for worker, batch in zip(self._placement.local, batches, strict=True):
-            trainer._results.batch, trainer._results.batch_size = batch, None  # type: ignore[union-attr]
-            with self.inside(worker), self._own_gradients(worker):
-                output = step(self._poisoned(worker, batch), *rest)
-                result = ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches)
-                if result.closure_loss is None:
-                    continue
-                losses.append(result.closure_loss.detach() * trainer.accumulate_grad_batches)
-                if not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward:
-                    backward(result.closure_loss)
-                    self._present.add(worker)
+        last, trained = not accumulates(trainer), self._trained(parameters)
+        blank: Gradients = [None] * len(trained)
+        with self._streams.together():
+            for turn, batch in zip(aggregation.turns(self._position), batches, strict=True):
+                log_for(trainer, batch)
+                here = turn.worker in self._accumulated
+                for parameter, gradient in zip(trained, self._accumulated.pop(turn.worker, blank), strict=True):
+                    parameter.grad = gradient
+                with self._inside(turn):
+                    loss = loss_of(step(aggregation.round.poisoned(turn, batch), *rest), trainer)
+                    if loss is not None:
+                        losses.append(loss.detach() * trainer.accumulate_grad_batches)
+                        if not skips_backward(trainer):
+                            backward(loss)
+                            here = True
+                self._put_away(turn, aggregation, trained, count=len(parameters), here=here, last=last)
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
 
     def backward_of_one(self, backward: Callable[[], Any]) -> Any:
         """Run Lightning's backward pass of the only worker, in the random streams where its step left them."""
-        self._present.add(self._placement.local[0])
+        self._computed = True
         if self.worker is not None:
             return backward()
         with self._streams.again(), self._buffers.inside(self._placement.local[0]):
             return backward()
 
-    def gradients(self, parameters: Sequence[Tensor]) -> dict[int, Gradients | None]:
-        """Return each local worker's accumulated gradients, ``None`` for a worker that sent nothing, and forget them."""
-        if not self._placement.one_per_rank:
-            return {worker: self._of(worker, parameters) for worker in self._placement.local}
-        worker = self._placement.local[0]
-        here = worker in self._present or not self._module.automatic_optimization
-        return {worker: [parameter.grad for parameter in parameters] if here else None}
-
-    def forget(self) -> None:
-        """Start the next step without gradients."""
-        self._kept.clear()
-        self._present.clear()
+    def sent(self, aggregation: Aggregation, parameters: Sequence[Tensor]) -> dict[int, Sent]:
+        """Return what the local workers have sent, and start the next step without gradients."""
+        if self._placement.one_per_rank and (self._computed or not self._module.automatic_optimization):
+            worker = self._placement.local[0]
+            self._sent[worker] = aggregation.collect(worker, [parameter.grad for parameter in parameters])
+        sent, self._sent = self._sent, {}
+        self._forget()
+        return sent
 
     def each(self, function: Callable[[Any], Any], batch: Any, purpose: str) -> Any:
         """Apply ``function`` to each worker's part of a batch, in a random stream of its own."""
-        if self._placement.one_per_rank:
-            return self._keyed(function, batch, purpose, self._placement.local[0])
-        parts = []
-        for place, worker in enumerate(self._placement.local):
-            part = apply_to_collection(
-                batch, WorkerBatches, lambda batches, place=place: batches[place], include_none=True
-            )
-            parts.append(self._keyed(function, part, purpose, worker))
-        return WorkerBatches(parts)
+        epoch, batch_idx = self._position
+        parts = [batch] if self._placement.one_per_rank else _parts(batch, len(self._placement.local))
+        done = []
+        with self._streams.together():
+            for worker, part in zip(self._placement.local, parts, strict=True):
+                with self._streams.inside(self._seed, purpose, epoch, batch_idx + 1, worker):
+                    done.append(function(part))
+        return done[0] if self._placement.one_per_rank else WorkerBatches(done)
 
     @contextmanager
-    def inside(self, worker: int) -> Iterator[None]:
-        """Make ``worker`` the one that computes."""
-        self.worker = worker
+    def _inside(self, turn: Turn, *, remember: bool = False) -> Iterator[None]:
+        """Make the turn's worker the one that computes."""
+        self.worker = turn.worker
         try:
-            with (
-                self._streams.inside(self._seed, "step", *self._position, worker, remember=True),
-                self._buffers.inside(worker),
-            ):
+            with self._streams.inside(self._seed, *turn.key, remember=remember), self._buffers.inside(turn.worker):
                 yield
         finally:
             self.worker = None
@@ -142,24 +142,23 @@ class WorkerLoop:
         trainer = self._module.trainer
         return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
 
-    @contextmanager
-    def _own_gradients(self, worker: int) -> Iterator[None]:
-        """Exchange the parameters' gradients for the worker's own so far, so that autograd adds to these."""
+    def _trained(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return every parameter that a backward pass may reach, the aggregated ones first."""
         groups = [group for optimizer in self._module.trainer.optimizers for group in optimizer.param_groups]
-        trained = {
-            id(parameter): parameter
-            for parameter in (*self._module.parameters(), *(p for group in groups for p in group["params"]))
-        }
-        parameters = [parameter for parameter in trained.values() if parameter.requires_grad]
-        kept = self._kept.get(worker, {})
-        for parameter in parameters:
-            parameter.grad = kept.get(id(parameter))
-        try:
-            yield
-        finally:
-            self._kept[worker] = {id(parameter): parameter.grad for parameter in parameters}
-            for parameter in parameters:
-                parameter.grad = None
+        others = (*self._module.parameters(), *(parameter for group in groups for parameter in group["params"]))
+        return list({id(p): p for p in (*parameters, *others) if p.requires_grad}.values())
+
+    def _put_away(
+        self, turn: Turn, aggregation: Aggregation, trained: Sequence[Tensor], *, count: int, here: bool, last: bool
+    ) -> None:
+        """Keep the worker's gradients for its next micro-batch, or hand them over; leave none on the parameters."""
+        gradients = [parameter.grad for parameter in trained]
+        for parameter in trained:
+            parameter.grad = None
+        if here and last:
+            self._sent[turn.worker] = aggregation.collect(turn.worker, gradients[:count])
+        elif here:
+            self._accumulated[turn.worker] = gradients
 
     def _begin(self) -> None:
         """At the first micro-batch of a window, forget what a window without an optimizer step has left, as Lightning's zero_grad does."""
@@ -167,23 +166,20 @@ class WorkerLoop:
             self._module.automatic_optimization
             and self._position[1] % self._module.trainer.accumulate_grad_batches == 0
         ):
-            self.forget()
+            self._forget()
 
-    def _of(self, worker: int, parameters: Sequence[Tensor]) -> Gradients | None:
-        if worker not in self._present:
-            return None
-        kept = self._kept.get(worker, {})
-        return [kept.get(id(parameter)) for parameter in parameters]
-
-    def _keyed(self, function: Callable[[Any], Any], batch: Any, purpose: str, worker: int) -> Any:
-        epoch, batch_idx = self._position
-        with self._streams.inside(self._seed, purpose, epoch, batch_idx + 1, worker):
-            return function(batch)
-
-    def _poisoned(self, worker: int, batch: Any) -> Any:
-        if self._attack is None or worker not in self._attackers:
-            return batch
-        return self._attack.poison(batch, generator=generator(self._seed, "poison", *self._position, worker))
+    def _forget(self) -> None:
+        self._accumulated.clear()
+        self._sent.clear()
+        self._computed = False
 
     def _nothing(self) -> Tensor:
         return torch.zeros((), device=self._module.device, requires_grad=True)
+
+
+def _parts(batch: Any, count: int) -> list[Any]:
+    """Return each worker's part of a batch, or of a collection of several loaders' batches."""
+    return [
+        apply_to_collection(batch, WorkerBatches, lambda batches, place=place: batches[place], include_none=True)
+        for place in range(count)
+    ]

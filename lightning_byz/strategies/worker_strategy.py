@@ -1,21 +1,21 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_byz.data.loaders import RunSeed
-from lightning_byz.pipeline import Report
-from lightning_byz.strategies.checkpoint import KEY
+from lightning_byz.census import Arrival
+from lightning_byz.rounds import Report
+from lightning_byz.rounds.checkpoint import KEY
+from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
+from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
 
@@ -50,7 +50,7 @@ class WorkerStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Start all ranks from rank 0's parameters; the module is not wrapped."""
         assert self.lightning_module is not None
-        _sync_module_states(self.lightning_module)
+        start_alike(self.lightning_module)
 
     def teardown(self) -> None:
         """End a run; memories stay until the next one, so that a checkpoint can still be saved."""
@@ -76,7 +76,7 @@ class WorkerStrategy(DDPStrategy):
         run, transfer = self._run, super().batch_to_device
         if run is None or self._data is None or not run.module.trainer.training:
             return transfer(batch, device, dataloader_idx)
-        before = partial(type(run.module)._on_before_batch_transfer, run.module)
+        before = before_transfer(run.module)
         return run.loop.each(
             lambda part: transfer(before(part, dataloader_idx), device, dataloader_idx), batch, "transfer"
         )
@@ -85,12 +85,14 @@ class WorkerStrategy(DDPStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the training step of each local worker."""
-        assert self._run is not None
-        step, backward = super().training_step, super().backward
+        run, step, backward = self._run, super().training_step, super().backward
+        assert run is not None
         batch, *rest = args
         if not holds_worker_batches(batch):
-            return self._run.loop.run_one(step, batch, *rest)
-        return self._run.loop.run_each(step, lambda loss: backward(loss, self.optimizers[0]), batch, *rest)
+            return run.loop.run_one(run.aggregation(0), step, batch, *rest)
+        optimizer = self.optimizers[0]
+        ready = run.ready(0, optimizer)
+        return run.loop.run_each(*ready, step, lambda loss: backward(loss, optimizer), batch, *rest)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Run the backward pass of the only worker; those of several are done by now."""
@@ -109,11 +111,10 @@ class WorkerStrategy(DDPStrategy):
 
         def aggregated() -> Any:
             output = closure()
-            self.report = run.aggregate(
-                self.optimizers.index(optimizer), optimizer, self.precision_plugin, diagnose=self.diagnose
-            )
+            index, scaler = self.optimizers.index(optimizer), getattr(self.precision_plugin, "scaler", None)
+            self.report = run.aggregate(index, optimizer, scaler, diagnose=self.diagnose)
             # None tells a gradient scaler that there was no backward pass
-            return output if bool(self.report.present.any()) else None
+            return None if all(word is Arrival.ABSENT for word in self.report.census.arrival) else output
 
         return super().optimizer_step(optimizer, aggregated, model, **kwargs)
 

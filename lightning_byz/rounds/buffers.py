@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.flat import Layout
+from lightning_byz.inside_torch import buffers_of, keeps_running_statistics, version
+from lightning_byz.stack import Stack
 
 Values = dict[str, Tensor]
 
@@ -38,17 +39,20 @@ class WorkerBuffers:
         self._proposed: dict[int, Values] = {}
         self._changing: set[str] = set()
         self._resident: int | None = None
-        self._places: list[tuple[str, nn.Module, str]] = []
+        self._places: list[tuple[str, nn.Module, str]] | None = None
         self._unversioned: set[str] = set()
 
     @contextmanager
     def inside(self, worker: int) -> Iterator[None]:
         """Put the worker's values into the module, and note afterwards which ones its step has changed."""
-        if not self._places:
+        if self._places is None:
             self._begin()
-        if self._resident != worker:
+        if not self._places:
+            yield
+            return
+        if self._resident != worker and self._changing:
             self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
-        before = self._versions()
+        before = [(id(buffer), version(buffer)) for _, buffer in self._now()]
         try:
             yield
         finally:
@@ -57,7 +61,7 @@ class WorkerBuffers:
             self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
             self._resident = worker
 
-    def settle(self, accepted: Mapping[int, bool]) -> None:
+    def adopt(self, accepted: Sequence[bool]) -> None:
         """Adopt what the accepted workers' steps changed, forget the rest."""
         for worker, changed in self._proposed.items():
             if accepted[worker]:
@@ -74,22 +78,28 @@ class WorkerBuffers:
         self.agree(exchange)
         own = [self._values(worker) for worker in placement.local]
         floating = [name for name in sorted(self._changing) if own[0][name].is_floating_point()]
-        result = {name: exchange.share(own[0][name]) for name in sorted(self._changing) if name not in floating}
+        result = {name: exchange.broadcast(own[0][name]) for name in sorted(self._changing) if name not in floating}
         if not floating:
             return result
         layout = Layout.of((name, own[0][name]) for name in floating)
-        rows = torch.empty(len(own), layout.total, dtype=layout.dtype, device=self._device)
-        for row, values in zip(rows, own, strict=True):
-            layout.flatten([values[name] for name in floating], out=row)
-        whole = self._combined(rows, exchange, placement)
-        parts = zip(floating, layout.shapes, whole.split(layout.sizes), strict=True)
-        return result | {name: part.reshape(shape).to(own[0][name].dtype, copy=True) for name, shape, part in parts}
+        wire = exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=placement)
+        for worker, values in zip(placement.local, own, strict=True):
+            layout.flatten([values[name] for name in floating], out=layout.views(wire.row(worker)))
+        vectors, counts = wire.deliver(range(placement.workers), torch.zeros(0, dtype=torch.int64))
+        broken = [count > 0 for count in counts.tolist()]
+        if all(broken):
+            return result | {name: exchange.broadcast(own[0][name]) for name in floating}
+        stack = Stack(vectors, slice=wire.slice).inspected(counts).excluding(torch.tensor(broken), faulty=False)
+        parts = zip(floating, layout.views(wire.assemble(self._rule(stack))), strict=True)
+        return result | {name: part.to(own[0][name].dtype, copy=True) for name, part in parts}
 
     def agree(self, exchange: Exchange) -> None:
         """Learn which buffers change on other ranks. Every rank must call it."""
         names = sorted(name for name, _ in self._module.named_buffers())
         flags = torch.tensor([name in self._changing for name in names], dtype=torch.int64, device=self._device)
-        self._changing.update(name for name, count in zip(names, exchange.add(flags).tolist(), strict=True) if count)
+        self._changing.update(
+            name for name, count in zip(names, exchange.all_reduce(flags).tolist(), strict=True) if count
+        )
 
     def show(self, values: Values) -> None:
         """Put ``values`` into the module until a worker computes again."""
@@ -113,28 +123,26 @@ class WorkerBuffers:
         self._places = [
             (f"{prefix}.{name}".lstrip("."), owner, name)
             for prefix, owner in self._module.named_modules()
-            for name, buffer in owner._buffers.items()
-            if buffer is not None
+            for name, _ in buffers_of(owner)
         ]
-        self._initial = {name: owner._buffers[last].detach().clone() for name, owner, last in self._places}  # type: ignore[union-attr]
+        self._initial = {name: owner.get_buffer(last).detach().clone() for name, owner, last in self._places}
         self._unversioned = _running_statistics(self._module)
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(id(owner._buffers[last]), owner._buffers[last]._version) for _, owner, last in self._places]  # type: ignore[union-attr]
+    def _now(self) -> list[tuple[str, Tensor]]:
+        """Return the module's buffers as they are."""
+        return [(name, owner.get_buffer(last)) for name, owner, last in self._places or ()]
 
     def _changed(self, worker: int, before: list[tuple[int, int]]) -> Values:
         """Return copies of what has changed: by a new version, or, since ``.data`` counts none, by value where a buffer is small."""
         held, changed = self._values(worker), {}
-        for (name, owner, last), was, now in zip(self._places, before, self._versions(), strict=True):
-            buffer = owner._buffers[last]
-            assert buffer is not None
+        for (name, buffer), was in zip(self._now(), before, strict=True):
             if buffer.shape != self._initial[name].shape:
                 raise ValueError(
                     f"The buffer '{name}' went from shape {tuple(self._initial[name].shape)} to {tuple(buffer.shape)} in a training step:"
                     " workers' buffers are compared by coordinate, so keep its shape, or hold it in a plain attribute."
                 )
             if (
-                was != now
+                was != (id(buffer), version(buffer))
                 or name in self._unversioned
                 or (buffer.numel() <= SMALL and not torch.equal(buffer, held[name]))
             ):
@@ -153,22 +161,12 @@ class WorkerBuffers:
         for name, value in values.items():
             self._module.get_buffer(name).copy_(value)
 
-    def _combined(self, rows: Tensor, exchange: Exchange, placement: Placement) -> Tensor:
-        nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
-        stack = exchange.scatter(rows, nothing, placement=placement, f=0).stack
-        usable = stack.nonfinite() == 0
-        if not bool(usable.any()):
-            return exchange.share(rows[0])
-        stack = stack.excluding(~usable, faulty=False)
-        return exchange.gather(self._rule(stack), stack)[0]
-
 
 def _running_statistics(module: nn.Module) -> set[str]:
     """Return the buffers that torch's normalisation layers write without counting a new version of the tensor."""
     return {
         f"{name}.{buffer}".lstrip(".")
         for name, part in module.named_modules()
-        if isinstance(part, _NormBase) and part.track_running_stats
-        for buffer, value in part.named_buffers(recurse=False)
-        if value is not None
+        if keeps_running_statistics(part)
+        for buffer, _ in buffers_of(part)
     }

@@ -1,17 +1,16 @@
 """Loaders whose draws are keyed: what a worker fetches does not depend on where, or beside whom, it runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import islice
 from typing import Any
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch.utilities.data import _update_dataloader
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_byz.data.partition import IID, Partition
 from lightning_byz.data.shard_sampler import ShardSampler
 from lightning_byz.random import Streams
+from lightning_byz.strategies.inside_lightning import with_sampler
 
 
 class RunSeed(int):
@@ -39,7 +38,7 @@ class KeyedLoader:
     def __init__(self, loader: Iterable, *, worker: int, streams: Streams, seed: int, epoch: Callable[[], int]) -> None:
         self._loader = loader
         self._worker = worker
-        self._streams = streams
+        self.streams = streams
         self._seed = seed
         self._epoch = epoch
         self._passes = (-1, 0)
@@ -61,12 +60,12 @@ class KeyedLoader:
         own_draws = _shuffles_from_its_own_seed(self._loader)
         if carries_run_seed(self._loader):
             self._loader.generator = None  # type: ignore[attr-defined] - loader processes take their seeds from the key, not from who else drew
-        with self._streams.inside(self._seed, "loader", epoch, passes, *((self._worker,) if own_draws else ())):
+        with self.streams.inside(self._seed, "loader", epoch, passes, *((self._worker,) if own_draws else ())):
             iterator = iter(self._loader)
         for batch in range(2**62):
             # A user's sampler draws its order from the global stream at the first batch: alike on all ranks, as under DDP.
             key = (batch, self._worker) if own_draws or batch else (batch,)
-            with self._streams.inside(self._seed, "fetch", epoch, passes, *key):
+            with self.streams.inside(self._seed, "fetch", epoch, passes, *key):
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -110,7 +109,12 @@ class WorkerLoaders:
 
     def __iter__(self) -> Iterator[WorkerBatches]:
         """Yield one batch per worker at a time."""
-        for batches in islice(zip(*self.loaders, strict=False), self._batches):
+        iterators, streams = [iter(loader) for loader in self.loaders], self.loaders[0].streams
+        for _ in range(self._batches):
+            with streams.together():
+                batches = list(next(zip(*iterators, strict=False), ()))
+            if not batches:
+                return
             yield WorkerBatches(batches)
 
 
@@ -136,7 +140,7 @@ def split_loader(
     )
 
     def make(worker: int) -> DataLoader:
-        return _update_dataloader(whole, samplers[worker])
+        return with_sampler(whole, samplers[worker])
 
     lengths = [len(make(worker)) for worker in range(workers)]
     _refuse_empty_shards(lengths, whole)

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 
 from lightning_byz.exchange import Exchange
-from lightning_byz.pipeline import Pipeline
+from lightning_byz.rounds.defence import Defence
 
 ROUNDING = 1e-9
 """Part of a weight that is no difference."""
@@ -108,7 +108,7 @@ def gathered_sizes(
     counts = torch.zeros(2, workers, dtype=torch.int64)
     for worker, size in local.items():
         counts[:, worker] = torch.tensor([size or 0, size is None])
-    sizes, unknown = exchange.add(counts.to(device).view(-1)).view(2, workers).tolist()
+    sizes, unknown = exchange.all_reduce(counts.to(device).view(-1)).view(2, workers).tolist()
     if any(unknown):
         raise ValueError(
             f"weights='samples': the shards of workers {[worker for worker, flag in enumerate(unknown) if flag]} are of unknown size, being iterable"
@@ -117,24 +117,24 @@ def gathered_sizes(
     return sizes
 
 
-def heavy_workers(pipeline: Pipeline) -> list[int]:
+def heavy_workers(defence: Defence) -> list[int]:
     """Return the workers that alone weigh more than f, where weights are unequal and f is not 0."""
-    if pipeline.weights is None or pipeline.f == 0:
+    if defence.weights is None or defence.f == 0:
         return []
-    return [worker for worker, weight in enumerate(pipeline.weights) if weight > pipeline.f_weight * (1 + ROUNDING)]
+    return [worker for worker, weight in enumerate(defence.weights) if weight > defence.f_weight * (1 + ROUNDING)]
 
 
-def refuse_heavy(pipeline: Pipeline) -> None:
+def refuse_heavy(defence: Defence) -> None:
     """Refuse workers that alone weigh more than f.
 
     Raises:
         ValueError: If there are any.
 
     """
-    heavy, weights = heavy_workers(pipeline), pipeline.weights
+    heavy, weights = heavy_workers(defence), defence.weights
     if not heavy or weights is None:
         return
-    f, n, worker = pipeline.f, pipeline.workers, max(heavy, key=weights.__getitem__)
+    f, n, worker = defence.f, defence.workers, max(heavy, key=weights.__getitem__)
     share, others = (
         weights[worker] / sum(weights),
         f" (and so have others of workers {heavy})" if len(heavy) > 1 else "",
@@ -157,11 +157,11 @@ def _ways(weights: Sequence[float | int], *, share: float, tolerated: float) -> 
     return "".join(f"{way}, " for way in [*ways, *([f"f={f:g} or more"] if 2 * f < len(weights) else [])])
 
 
-def heaviest_coalition(pipeline: Pipeline, weights: Sequence[float | int]) -> list[int]:
+def heaviest_coalition(defence: Defence, weights: Sequence[float | int]) -> list[int]:
     """Return the fewest workers that together weigh more than f."""
-    order = sorted(range(pipeline.workers), key=lambda worker: -weights[worker])
-    sums = [math.fsum(weights[worker] for worker in order[: count + 1]) for count in range(pipeline.workers)]
-    count = next((count for count, weight in enumerate(sums, 1) if weight > pipeline.f_weight * (1 + ROUNDING)), 0)
+    order = sorted(range(defence.workers), key=lambda worker: -weights[worker])
+    sums = [math.fsum(weights[worker] for worker in order[: count + 1]) for count in range(defence.workers)]
+    count = next((count for count, weight in enumerate(sums, 1) if weight > defence.f_weight * (1 + ROUNDING)), 0)
     return sorted(order[:count])
 
 

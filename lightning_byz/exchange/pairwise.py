@@ -1,0 +1,181 @@
+"""Messages that ranks send each other directly: no rank relays another's, and none is received twice."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
+from lightning_byz.exchange.placement import Placement
+from lightning_byz.kernels import block_size, unusable
+from lightning_byz.slice import Slice
+
+Bounds = Sequence[tuple[int, int]]
+
+
+class Pairwise(Exchange):
+    """An exchange among ranks, each of which aggregates a run of coordinates that the subclass chooses.
+
+    Pairs of ranks, not gloo's rings: less than half of the processor time, and each rank can corrupt its own rows only.
+    """
+
+    @abstractmethod
+    def bounds(self, total: int, ranks: int, width: int) -> Bounds:
+        """Return the first and one past the last coordinate that each rank aggregates, multiples of ``width`` or the total."""
+
+    def place(self, workers: int) -> Placement:
+        """Spread the workers over the ranks."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return Placement(workers, 1, 0)
+        return Placement(workers, dist.get_world_size(), dist.get_rank())
+
+    def open(
+        self, total: int, *, dtype: torch.dtype, device: torch.device, placement: Placement, width: int | None = None
+    ) -> Wire:
+        """Return a wire with this rank's rows, and its part of everyone's."""
+        width = block_size(total) if width is None else width
+        bounds = self.bounds(total, placement.ranks, width)
+        return _PairwiseWire(bounds, placement, width=width, like=torch.empty(0, dtype=dtype, device=device))
+
+    def all_reduce(self, counts: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+        """Sum over ranks."""
+        return _sum(counts)
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Broadcast rank 0's values."""
+        result = tensor.detach().clone(memory_format=torch.contiguous_format)
+        if _alone():
+            return result
+        dist.broadcast(_bytes(result), src=0)
+        return result
+
+    def gather_to_first(self, tensor: Tensor | None, *, host: int, like: Tensor) -> Tensor | None:
+        """Send the tensor from its rank to rank 0."""
+        rank = 0 if _alone() else dist.get_rank()
+        if rank == host == 0:
+            return None if tensor is None else tensor.detach().cpu()
+        if rank == host and tensor is not None:
+            dist.send(_bytes(tensor.detach().contiguous()), dst=0)
+        if rank != 0:
+            return None
+        arrived = torch.empty_like(like, memory_format=torch.contiguous_format)
+        dist.recv(_bytes(arrived), src=host)
+        return arrived.cpu()
+
+
+class _PairwiseWire(Wire):
+    def __init__(self, bounds: Bounds, placement: Placement, *, width: int, like: Tensor) -> None:
+        start, stop = self._own = bounds[placement.rank]
+        total, local = bounds[-1][1], placement.local
+        self._bounds, self._placement = bounds, placement
+        self._vectors = like.new_empty(placement.workers, stop - start)
+        self._whole = all(run == (0, total) for run in bounds)
+        # what arrives is the whole message where this rank sees all coordinates: its own rows then lie among them
+        self._rows = self._vectors[local.start : local.stop] if self._whole else like.new_empty(len(local), total)
+        self._each = dict(zip(local, self._rows, strict=True))
+        self.local = local
+        self.starts = sorted({first for first, last in bounds if first < last})
+        self.slice = None if self._whole else _slice(start, stop, bounds, width)
+
+    def row(self, worker: int) -> Float[Tensor, " d"]:
+        return self._each[worker]
+
+    def deliver(self, due: Sequence[int], facts: Int64[Tensor, " k"]) -> Delivered:
+        """Post every receive before any send, and note which facts were added up while messages were on their way."""
+        here, (start, stop) = self._placement.rank, self._own
+        sent, received = [], []
+        for rank, (first, last) in _others(self._bounds, here):
+            for worker in due:
+                if worker in self._placement.of(rank) and start < stop:
+                    received.append((self._vectors[worker], rank))
+                if worker in self._placement.local and first < last:
+                    sent.append((self._each[worker][first:last], rank))
+        works = _transfer(sent, received)
+        if not self._whole:
+            for worker in due:
+                if worker in self._placement.local:
+                    self._vectors[worker].copy_(self._each[worker][start:stop])
+        for work in works:
+            work.wait()
+        self.received += sum(values.nbytes for values, _ in received)
+        everyone = list(due) == list(range(self._placement.workers))
+        vectors = self._vectors if everyone else self._vectors[list(due)]
+        return Delivered(vectors, self._added(unusable(vectors), facts.to(vectors.device)))
+
+    def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
+        if self._whole:
+            return vector if out is None else out.copy_(vector)
+        # the rows have been delivered: their memory is free for what is made of them
+        whole, own = self._rows[0] if out is None else out, vector.contiguous()
+        others = list(_others(self._bounds, self._placement.rank))
+        received = [(whole[first:last], rank) for rank, (first, last) in others if first < last]
+        works = _transfer([(own, rank) for rank, _ in others if own.numel()], received)
+        whole[slice(*self._own)].copy_(own)
+        for work in works:
+            work.wait()
+        self.received += sum(values.nbytes for values, _ in received)
+        return whole
+
+    def _added(self, unusable_here: Tensor, facts: Tensor) -> Tensor:
+        """Sum over ranks; where each rank saw whole messages, it counted for itself."""
+        if self._whole:
+            return torch.cat([unusable_here, _sum(facts)])
+        return _sum(torch.cat([unusable_here, facts]))
+
+
+def slice_bounds(total: int, ranks: int, width: int | None = None) -> list[tuple[int, int]]:
+    """Cut ``total`` coordinates into one run of whole blocks per rank; late ranks may get fewer, or none."""
+    width = block_size(total) if width is None else width
+    length = math.ceil(math.ceil(total / width) / ranks) * width
+    return [(min(rank * length, total), min((rank + 1) * length, total)) for rank in range(ranks)]
+
+
+def _slice(start: int, stop: int, bounds: Bounds, width: int) -> Slice:
+    """Return the slice of this rank, with partial results gathered over all ranks."""
+    total, ranks = bounds[-1][1], len(bounds)
+    blocks, longest = math.ceil(total / width), math.ceil(bounds[0][1] / width)
+
+    def gather(partials: Tensor) -> Tensor:
+        own = partials.new_zeros((longest, *partials.shape[1:]))
+        own[: partials.shape[0]] = partials
+        whole = partials.new_empty((ranks * longest, *partials.shape[1:]))
+        dist.all_gather_into_tensor(whole, own)
+        return whole[:blocks]
+
+    return Slice(start, stop, total, gather, _sum)
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def _sum(counts: Tensor) -> Tensor:
+    """Sum whole numbers over ranks."""
+    result = counts.clone()
+    if not _alone():
+        dist.all_reduce(result)
+    return result
+
+
+def _others(bounds: Bounds, here: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Return the other ranks with their bounds, each rank starting at its neighbour so that no rank is everyone's first."""
+    ranks = len(bounds)
+    return ((rank, bounds[rank]) for rank in ((here + step) % ranks for step in range(1, ranks)))
+
+
+def _transfer(sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tensor, int]]) -> Sequence[dist.Work]:
+    """Start moving contiguous tensors between ranks, as bytes: values are moved, never read."""
+    transfers = [
+        *(dist.P2POp(dist.irecv, _bytes(values), rank) for values, rank in received),
+        *(dist.P2POp(dist.isend, _bytes(values), rank) for values, rank in sent),
+    ]
+    return dist.batch_isend_irecv(transfers) if transfers else ()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """View a contiguous tensor as flat bytes."""
+    return tensor.view(-1).view(torch.uint8)

@@ -1,0 +1,34 @@
+"""Every name of torch that this package uses although it is not public, in one room."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy many tensors in one call."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def zero_each(targets: Sequence[Tensor]) -> None:
+    """Set many tensors to zero in one call."""
+    if targets:
+        torch._foreach_zero_(list(targets))
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; writes through ``.data`` are not counted."""
+    return tensor._version
+
+
+def buffers_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's own buffers, those of its children left out."""
+    return ((name, buffer) for name, buffer in module._buffers.items() if buffer is not None)
+
+
+def keeps_running_statistics(module: nn.Module) -> bool:
+    """Whether the module is a normalisation layer that writes its buffers without counting a new version."""
+    return isinstance(module, _NormBase) and module.track_running_stats

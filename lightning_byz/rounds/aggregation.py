@@ -1,0 +1,134 @@
+"""One optimizer's way from its workers' gradients to ``.grad``: what is remembered, laid out and opened for it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_byz.census import Arrival
+from lightning_byz.exchange import Exchange, Placement, Wire
+from lightning_byz.flat import Layout
+from lightning_byz.memory import Memory
+from lightning_byz.rounds.report import Report
+from lightning_byz.rounds.round import Round, Sent, Turn
+
+Named = Sequence[tuple[str, Tensor]]
+Gradients = Sequence[Tensor | None]
+
+
+class Aggregation:
+    """The rounds of one optimizer. Whoever trains lets each local worker's gradients be :meth:`collect`-ed, then steps.
+
+    Args:
+        round: What a step is.
+        exchange: How messages reach the rules.
+        placement: Which workers live here.
+        device: Where their gradients live.
+
+    """
+
+    def __init__(self, round: Round, exchange: Exchange, placement: Placement, *, device: torch.device) -> None:
+        self.round = round
+        self.memory = Memory()
+        self._exchange = exchange
+        self._placement = placement
+        self._device = device
+        self._parameters: list[Tensor] = []
+        self._opened: tuple[Layout, Wire, dict[int, list[Tensor]]] | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether there is a layout: it comes with the first step, or from a file."""
+        return self._opened is not None
+
+    @property
+    def layout(self) -> Layout:
+        """Where each parameter lies in the vectors of this optimizer."""
+        assert self._opened is not None
+        return self._opened[0]
+
+    def turns(self, position: tuple[int, ...]) -> Sequence[Turn]:
+        """Return the turns that this rank's workers take at a position of the training."""
+        return self.round.turns(self.memory, self._placement, position)
+
+    def fit(self, named: Named) -> None:
+        """Make room for these parameters; where others were trained before, carry what is remembered over by name.
+
+        To be called before the first step, and when the trained parameters have changed; by every rank.
+        """
+        self._parameters, layout = [parameter for _, parameter in named], Layout.of(named)
+        if self._opened is None:
+            self._open(layout)
+            return
+        known, wire, _ = self._opened
+        if known == layout:
+            return
+        memory = self.memory
+        self._open(layout)
+        start = torch.empty(layout.total, dtype=layout.dtype, device=self._device)
+        layout.flatten([parameter.detach() for _, parameter in named], out=layout.views(start))
+        self.memory = memory.map(
+            lambda vector: layout.realign(vector, known),
+            lambda row: self._cut(layout.realign(wire.assemble(row, out=row.new_empty(known.total)), known)),
+            self._wire.slice,
+            lambda point: layout.realign(point, known, start=start),
+        )
+
+    def collect(self, worker: int, gradients: Gradients) -> Sent:
+        """Write a local worker's gradients to its row; missing ones count as zero. The tensors are not needed any more."""
+        assert self._opened is not None
+        layout, wire, views = self._opened
+        layout.flatten(gradients, out=views[worker])
+        return Sent([wire.row(worker)], [gradient is not None for gradient in gradients])
+
+    def step(self, sent: Mapping[int, Sent], *, scale: float | None = None, diagnose: bool = False) -> Report:
+        """Aggregate what the workers sent, and write the result to ``.grad``. Every rank must call it.
+
+        A step that is not taken leaves every ``.grad`` ``None``, or infinite where a gradient scaler has to see that gradients
+        overflowed.
+
+        Args:
+            sent: What :meth:`collect` returned for each local worker that computed.
+            scale: The gradient scaler's present scale; ``None`` without a scaler.
+            diagnose: Whether to measure norms and distances.
+
+        Raises:
+            TooManyFaults: If this was the third step in a row that could not be taken.
+
+        """
+        parameters = self._parameters
+        vector, self.memory, report = self.round.take(
+            self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
+        )
+        census = report.census
+        if vector is not None:
+            self.layout.write(vector, parameters, used=census.used, scale=scale)
+            return report
+        nobody = all(word is Arrival.ABSENT for word in census.arrival)
+        for parameter in parameters:
+            parameter.grad = None if scale is None or nobody else torch.full_like(parameter, float("inf"))
+        return report
+
+    def adopt(self, memory: Memory, layout: Layout) -> None:
+        """Go on from a memory whose rules' vectors and tables have all coordinates of ``layout``."""
+        self._open(layout)
+        self.memory = memory.map(lambda vector: vector, self._cut, self._wire.slice)
+
+    def whole(self, vector: Tensor) -> Tensor:
+        """Return all coordinates of a vector (s,) of the rules' side. Every rank must call it."""
+        return self._wire.assemble(vector, out=vector.new_empty(self.layout.total))
+
+    @property
+    def _wire(self) -> Wire:
+        assert self._opened is not None
+        return self._opened[1]
+
+    def _open(self, layout: Layout) -> None:
+        wire = self._exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=self._placement)
+        self._opened = layout, wire, {worker: layout.views(wire.row(worker)) for worker in self._placement.local}
+
+    def _cut(self, whole: Tensor) -> Tensor:
+        """Return this rank's coordinates of a whole vector, in memory of their own."""
+        part = self._wire.slice
+        own = whole if part is None else whole[part.start : part.stop]
+        return own.to(device=self._device, dtype=self.layout.dtype, copy=True)

@@ -1,0 +1,95 @@
+"""The workers that attack in an experiment: what they do to their batches, and what they send."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_byz.attacks import Attack, Sight
+from lightning_byz.census import Arrival, Census
+from lightning_byz.memory import Memory
+from lightning_byz.random import generator
+from lightning_byz.rounds.checks import check_rows, unwritten
+from lightning_byz.rounds.defence import Defence
+from lightning_byz.stack import Stack
+
+STAGE = "attack"
+
+
+@dataclass(frozen=True)
+class Attackers:
+    """Who attacks, and how. They act at the rules' side, on whole rows or slices: who attacks changes no collective.
+
+    Args:
+        workers: Their ids.
+        attack: What they do; ``None`` for nothing.
+
+    """
+
+    workers: Sequence[int] = ()
+    attack: Attack | None = None
+
+    def poisoned(self, worker: int, batch: Any, *, draws: torch.Generator) -> Any:
+        """Return the batch, or what an attacker makes of it."""
+        if self.attack is None or worker not in self.workers:
+            return batch
+        return self.attack.poison(batch, generator=draws)
+
+    def past(self, memory: Memory) -> dict[int, list[Tensor]]:
+        """Return the rows that each attacker would have sent, as far as the attack remembers them, oldest first."""
+        past: dict[int, list[Tensor]] = {worker: [] for worker in self.workers if self._remembers}
+        for name, row in self._kept(memory).items():
+            past.setdefault(_owner(name), []).append(row)
+        return past
+
+    def remembered(self, memory: Memory, honest: Stack, census: Census) -> dict[str, Tensor]:
+        """Return what the attack remembers after this step; a worker without a usable row adds none."""
+        past: dict[str, Tensor] = {}
+        for worker in self.workers if self._remembers else ():
+            rows = [(name, row) for name, row in self._kept(memory).items() if _owner(name) == worker]
+            if census.arrival[worker] is Arrival.ARRIVED:
+                rows.append((f"worker {worker} step {memory.step}", honest.vectors[worker].clone()))
+            past.update(rows[-self._remembers :])
+        return past
+
+    def replaced(self, honest: Stack, census: Census, memory: Memory, defence: Defence) -> tuple[Stack, list[int]]:
+        """Return the stack with the attackers' rows, and who of them sent numbers that no rule can use.
+
+        The rows are written in place: nobody needs those that attackers would have sent any more.
+        """
+        attackers = [worker for worker in self.workers if census.arrival[worker] is Arrival.ARRIVED]
+        if self.attack is None or not attackers:
+            return honest, []
+        past, step = self.past(memory), memory.step
+        sight = Sight(
+            honest,
+            attackers,
+            generator(defence.seed, defence.optimizer, "attack", step, device=honest.vectors.device),
+            defence=lambda tried: defence.tried(tried, step=step, reference=honest.reference),
+            past=past,
+            ages=census.ages,
+            step=step,
+        )
+        held = {"stack.vectors": [honest.vectors], "past": [row for rows in past.values() for row in rows]}
+        with unwritten(type(self.attack).__name__, held):
+            rows = self.attack.replace(sight)
+        check_rows(type(self.attack).__name__, rows, (len(attackers), honest.vectors.shape[1]))
+        sent = Stack(rows.to(honest.vectors.dtype, copy=True), slice=honest.slice)
+        broken = [worker for worker, count in zip(attackers, sent.nonfinite().tolist(), strict=True) if count]
+        honest.vectors[attackers] = sent.vectors
+        counts = torch.tensor([int(worker in broken) for worker in range(len(census.arrival))])
+        return replace(honest).inspected(counts), broken
+
+    @property
+    def _remembers(self) -> int:
+        return 0 if self.attack is None else self.attack.remembers
+
+    def _kept(self, memory: Memory) -> Mapping[str, Tensor]:
+        return memory.rules[STAGE].values if self._remembers and STAGE in memory.rules else {}
+
+
+def _owner(name: str) -> int:
+    """Return the worker whose past row has this name."""
+    return int(name.split()[1])

@@ -1,0 +1,213 @@
+"""The chain of one step: estimates, their way to the rules, attack, rules, and the way back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_byz.census import Arrival, Census
+from lightning_byz.errors import ToleranceError, TooManyFaults
+from lightning_byz.estimators import Estimator, Gradient
+from lightning_byz.exchange import Placement, Wire
+from lightning_byz.memory import Memory, Sliced, Vectors, map_vectors
+from lightning_byz.random import generator
+from lightning_byz.rounds.attackers import STAGE, Attackers
+from lightning_byz.rounds.checks import check_estimate
+from lightning_byz.rounds.defence import Defence
+from lightning_byz.rounds.report import Report, diagnosed
+from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
+from lightning_byz.stack import Stack
+
+PATIENCE = 3
+"""Steps in a row that may go untaken before the run stops."""
+
+
+@dataclass(frozen=True)
+class Robust(Round):
+    """A step in which every worker sends its estimate of the gradient, and robust rules make one vector of them.
+
+    Args:
+        defence: The rules.
+        estimator: What a worker sends instead of its raw gradient.
+        attackers: The workers that attack in this experiment.
+
+    """
+
+    defence: Defence
+    estimator: Estimator = field(default_factory=Gradient)
+    attackers: Attackers = field(default_factory=Attackers)
+
+    @property
+    def workers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of logical workers, n."""
+        return self.defence.workers
+
+    def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
+        """Return the estimator's blank memory."""
+        return {"estimator": self.estimator.init(like)}
+
+    def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
+        """Return one turn per local worker."""
+        return [Turn(worker, ("step", *position, worker)) for worker in placement.local]
+
+    def poisoned(self, turn: Turn, batch: Any) -> Any:
+        """Return the batch, or what an attacker makes of it."""
+        draws = generator(self.defence.seed, "poison", *turn.key)
+        return self.attackers.poisoned(turn.worker, batch, draws=draws)
+
+    def take(
+        self,
+        memory: Memory,
+        sent: Mapping[int, Sent],
+        wire: Wire,
+        *,
+        parameters: int,
+        scale: float | None = None,
+        diagnose: bool = False,
+    ) -> Outcome:
+        """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
+        started, received = perf_counter(), wire.received
+        proposed = self._estimate(memory, sent, wire, scale)
+        vectors, facts = wire.deliver(range(self.workers), self._facts(sent, parameters))
+        arrived = perf_counter()
+        census = self._census(facts.tolist())
+        stack = self.defence.stack(vectors, slice=wire.slice, reference=_reference(memory))
+        vector, coefficients, past, reason = None, None, {}, ""
+        try:
+            honest = _present(stack.inspected(facts[: self.workers]), census).sanitised()
+            past = self.attackers.remembered(memory, honest, census)
+            stack, broken = self.attackers.replaced(honest, census, memory, self.defence)
+            census = self._counted(census, broken)
+            stack = stack.sanitised()
+            if self.defence.weight(census.workers(Arrival.ARRIVED)) > 0:
+                vector, coefficients = self.defence.aggregate(stack, step=memory.step)
+                coefficients = None if coefficients is None else coefficients.cpu()
+        except (TooManyFaults, ToleranceError) as error:
+            reason = str(error)
+        report = Report(memory.step, vector is not None, census, coefficients=coefficients, reason=reason)
+        if vector is None:
+            left = self._after_untaken(memory, report, counts=scale is None or scale <= 1.0)
+        else:
+            left = self._committed(memory, proposed, census, wire, vector=vector, past=past)
+            report = diagnosed(report, stack, vector) if diagnose else report
+        ruled = perf_counter()
+        whole = None if vector is None else self._assembled(vector, stack, wire)
+        exchanged = perf_counter() - ruled + arrived - started
+        traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
+        return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic))
+
+    def _estimate(
+        self, memory: Memory, sent: Mapping[int, Sent], wire: Wire, scale: float | None
+    ) -> dict[int, Mapping[str, Vectors]]:
+        """Write the message of each local worker that computed to its row, and return what each would remember."""
+        name, proposed = type(self.estimator).__name__, {}
+        for worker in wire.local:
+            row, own = wire.row(worker), sent.get(worker)
+            if own is None:
+                row.zero_()
+                continue
+            for gradient in own.gradients if scale not in (None, 1.0) else ():
+                gradient.mul_(1.0 / scale)
+            known = memory.workers.get(worker, {}).get("estimator")
+            known = self.estimator.init(row) if known is None else known
+            estimate, left = self.estimator.update(known, own.gradients, count=memory.count("adopted", worker))
+            check_estimate(name, estimate, left, gradient=row, memory=known)
+            proposed[worker] = {"estimator": map_vectors(left, lambda value, row=row: _apart(value, row))}
+            if estimate is not row:
+                row.copy_(estimate)
+        return proposed
+
+    def _facts(self, sent: Mapping[int, Sent], parameters: int) -> Tensor:
+        """Which of the local workers sent something, and by how many of them each parameter was used."""
+        used = [sum(flags) for flags in zip(*(own.used for own in sent.values()), strict=True)] or [0] * parameters
+        return torch.tensor([*(worker in sent for worker in range(self.workers)), *used], dtype=torch.int64)
+
+    def _census(self, facts: Sequence[int]) -> Census:
+        """Read the facts of all ranks: numbers that no rule can use per row, who sent something, uses per parameter."""
+        n = self.workers
+        arrival = [Arrival.ARRIVED if here else Arrival.ABSENT for here in facts[n : 2 * n]]
+        return self._counted(Census(arrival, (), [0] * n, facts[2 * n :]), [w for w in range(n) if facts[w]])
+
+    def _counted(self, census: Census, broken: Sequence[int]) -> Census:
+        """The census with some messages broken."""
+        if census.weights and not broken:
+            return census
+        arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(census.arrival)]
+        own = [1.0] * self.workers if self.defence.weights is None else self.defence.weights
+        weights = [float(one) if word is Arrival.ARRIVED else 0.0 for one, word in zip(own, arrival, strict=True)]
+        return replace(census, arrival=arrival, weights=weights)
+
+    def _committed(
+        self,
+        memory: Memory,
+        proposed: Mapping[int, Mapping[str, Vectors]],
+        census: Census,
+        wire: Wire,
+        *,
+        vector: Tensor,
+        past: Mapping[str, Tensor],
+    ) -> Memory:
+        """What is remembered after a step that was taken: only of workers whose message was accepted."""
+        adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
+        counts = [memory.count("adopted", w) + (word is Arrival.ARRIVED) for w, word in enumerate(census.arrival)]
+        rules = {"reference": {"aggregate": vector.clone()} if self.defence.uses_reference else {}, STAGE: past}
+        return Memory(
+            memory.step + 1,
+            0,
+            {**memory.workers, **adopted},
+            {stage: Sliced(values, wire.slice) for stage, values in rules.items() if values},
+            {"adopted": counts},
+        )
+
+    def _after_untaken(self, memory: Memory, report: Report, *, counts: bool) -> Memory:
+        """What is remembered after a step that was not taken; absence alone is no fault."""
+        census = report.census
+        away = census.workers(Arrival.ABSENT)
+        sent = [worker for worker in range(self.workers) if worker not in away]
+        faults = memory.faults + (counts and self.defence.weight(sent) > 0)
+        if faults < PATIENCE:
+            return replace(memory, step=memory.step + 1, faults=faults)
+        raise TooManyFaults(
+            f"{PATIENCE} steps in a row could not be taken. In the last one, workers {census.workers(Arrival.BROKEN)} sent"
+            f" values that are not finite and workers {away} sent nothing, with f = {self.defence.f:g} of {self.workers}"
+            f" tolerated: {report.reason}. Look for the cause at these workers, or change f."
+        )
+
+    def _assembled(self, vector: Tensor, stack: Stack, wire: Wire) -> Tensor:
+        """The whole aggregate, in memory of its own or the wire's; a slice that is not finite is known by its first number everywhere."""
+        if bool(torch.stack(torch.aminmax(vector)).isfinite().all() if vector.numel() else True):
+            shared = [
+                held for held in (stack.vectors, stack.reference) if held is not None and _share_memory(vector, held)
+            ]
+            whole = wire.assemble(vector.clone() if shared else vector)
+        else:
+            whole = wire.assemble(torch.full_like(vector, float("nan")))
+        if not bool(whole[wire.starts].isfinite().all()):
+            name = type(self.defence.aggregator).__name__
+            raise RuntimeError(f"{name} returned values that are not finite from rows that all are.")
+        return whole
+
+
+def _present(stack: Stack, census: Census) -> Stack:
+    """The stack without the rows of absent workers."""
+    away = census.workers(Arrival.ABSENT)
+    if not away:
+        return stack
+    return stack.excluding(torch.tensor([worker in away for worker in range(len(census.arrival))]), faulty=False)
+
+
+def _reference(memory: Memory) -> Tensor | None:
+    return memory.rules["reference"].values["aggregate"] if "reference" in memory.rules else None
+
+
+def _apart(value: Tensor, row: Tensor) -> Tensor:
+    """A memory that does not live in the row, which the next step writes over."""
+    return value.clone() if _share_memory(value, row) else value
+
+
+def _share_memory(first: Tensor, second: Tensor) -> bool:
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

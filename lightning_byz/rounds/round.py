@@ -1,0 +1,110 @@
+"""One step of one optimizer, from the local workers' gradients to the aggregate."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_byz.exchange import Placement, Wire
+from lightning_byz.memory import Memory, Vectors
+from lightning_byz.rounds.report import Report
+
+Key = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One worker's computation on one batch.
+
+    Args:
+        worker: Whose it is.
+        key: Names all of its draws.
+        point: The parameters (d,) to compute at; ``None`` where the module's are.
+        visible: Whether hooks, logs, metrics and buffers see it.
+
+    """
+
+    worker: int
+    key: Key
+    point: Float[Tensor, " d"] | None = None
+    visible: bool = True
+
+
+class Sent(NamedTuple):
+    """What the turns of one local worker have left; a worker that sent nothing has none.
+
+    Args:
+        gradients: Flat, one per turn, the visible one's first. The first lies in the worker's row of the wire, and all
+            may be written to.
+        used: For each parameter whether the worker used it.
+        point: The parameters that it computed at, where its estimator asks for them.
+
+    """
+
+    gradients: Sequence[Float[Tensor, " d"]]
+    used: Sequence[bool]
+    point: Float[Tensor, " d"] | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of one step.
+
+    Args:
+        vector: The whole aggregate, valid until the next step; ``None`` for a step that must not be taken.
+        memory: What the next step remembers.
+        report: What the step did with each worker; its ``census`` says what became of their messages.
+
+    """
+
+    vector: Float[Tensor, " d"] | None
+    memory: Memory
+    report: Report
+
+
+class Round(ABC):
+    """One step of one optimizer. It knows no processes but through its wire; every rank takes part in every call."""
+
+    workers: int
+    """Number of logical workers, n."""
+
+    @abstractmethod
+    def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
+        """Return what a worker remembers by stage, blank, for vectors as ``like``: names, shapes and dtypes are known on every rank."""
+
+    @abstractmethod
+    def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
+        """Return the turns that this rank's workers take at a position of the training, in order."""
+
+    @abstractmethod
+    def poisoned(self, turn: Turn, batch: Any) -> Any:
+        """Return the batch on which a turn computes, from the one that its worker was given."""
+
+    @abstractmethod
+    def take(
+        self,
+        memory: Memory,
+        sent: Mapping[int, Sent],
+        wire: Wire,
+        *,
+        parameters: int,
+        scale: float | None = None,
+        diagnose: bool = False,
+    ) -> Outcome:
+        """Bring the workers' gradients to the rules, and return the aggregate.
+
+        Args:
+            memory: What is remembered of earlier steps.
+            sent: What each local worker that computed has left.
+            wire: The exchange, open for vectors of this length.
+            parameters: Number of parameters, alike on all ranks.
+            scale: The gradient scaler's scale, by which the gradients are divided and the aggregate is not multiplied;
+                ``None`` without a scaler.
+            diagnose: Whether to measure norms and distances.
+
+        Raises:
+            TooManyFaults: If this was the third step in a row that could not be taken.
+
+        """
