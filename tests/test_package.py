@@ -3,7 +3,10 @@
 import ast
 import importlib
 import inspect
+import pickle
+import pydoc
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -141,13 +144,94 @@ def test_examples_are_short(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
 def test_exports_are_all(path: Path) -> None:
-    """A package binds exactly the names of ``__all__``, apart from its own submodules."""
+    """A package binds exactly the names of ``__all__``, at once or when asked, apart from its own submodules."""
     package = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
-    bound = {name for name, value in vars(package).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    names = {name for name in {*vars(package), *dir(package)} if not name.startswith("_")}
+    bound = {name for name in names if not inspect.ismodule(getattr(package, name))}
     exported = [name for name in package.__all__ if not name.startswith("_")]
     assert sorted(exported) == sorted(bound)
     assert all(hasattr(package, name) for name in package.__all__)
     assert len(set(package.__all__)) == len(package.__all__)
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Return the packages that a new process imports for a statement."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", statement], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    times = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.split("|")[-1].strip().split(".")[0] for line in times}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import lightning_byz",
+        "from lightning_byz import Slice, Stack, ToleranceError, TooManyFaults",
+        "from lightning_byz.aggregators import Krum",
+        "from lightning_byz.aggregators import *",
+        "from lightning_byz.preaggregators import *",
+        "from lightning_byz.attacks import *",
+        "from lightning_byz.estimators import *",
+        "from lightning_byz.exchange import *",
+        "from lightning_byz.data import *",
+        "from lightning_byz.testing import *",
+        "import lightning_byz; lightning_byz.aggregators.Krum(), dir(lightning_byz)",
+    ],
+)
+def test_what_is_no_strategy_loads_no_lightning(statement: str) -> None:
+    loaded = loaded_after(statement)
+    assert {"torch", "lightning_byz"} <= loaded
+    assert not loaded & {
+        "lightning",
+        "lightning_fabric",
+        "lightning_utilities",
+        "pytorch_lightning",
+        "torchmetrics",
+        "rich",
+        "jsonargparse",
+    }
+
+
+@pytest.mark.parametrize(
+    ("statement", "registered"),
+    [
+        ("import lightning.pytorch as pl; import lightning_byz", True),
+        ("from lightning.pytorch import Trainer; from lightning_byz.aggregators import Krum", True),
+        ("from lightning_byz import RobustStrategy", True),
+        ("import lightning_byz; lightning_byz.RobustStrategy", True),
+        ("from lightning_byz import *", True),
+        ("import lightning_byz.strategies", True),
+        ("from lightning_byz import WorkerMonitor", True),
+        ("import lightning_byz; import lightning.pytorch", False),
+        ("import pytorch_lightning; import lightning_byz", False),
+    ],
+)
+def test_the_name_robust_is_registered_where_lightning_is(statement: str, registered: bool) -> None:
+    look = "from lightning.pytorch.strategies import StrategyRegistry; print('robust' in StrategyRegistry)"
+    run = [sys.executable, "-W", "ignore", "-c", f"{statement}\n{look}"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == (f"{registered}\n", 0), done.stderr
+
+
+def test_the_front_door_opens_every_room() -> None:
+    """Each public package of the library is an attribute of ``lightning_byz``, imported or not; nothing else is made up."""
+    inner = {"kernels", "pipeline"}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - inner
+    assert set(lightning_byz._ROOMS) == rooms
+    assert all(inspect.ismodule(getattr(lightning_byz, room)) for room in rooms)
+    assert rooms | set(lightning_byz.__all__) <= set(dir(lightning_byz))
+    with pytest.raises(AttributeError, match="module 'lightning_byz' has no attribute 'Krum'"):
+        lightning_byz.Krum  # noqa: B018
+
+
+def test_help_and_pickle_know_the_front_door() -> None:
+    text = pydoc.plain(pydoc.render_doc(lightning_byz))
+    assert all(f"class {name}" in text for name in lightning_byz.__all__)
+    for name in lightning_byz.__all__:
+        exported = getattr(lightning_byz, name)
+        assert pickle.loads(pickle.dumps(exported)) is exported
 
 
 @pytest.mark.parametrize("family", RULES)

@@ -1,4 +1,4 @@
-"""Make the strategy known to Lightning by name: ``Trainer(strategy="robust")`` after ``import lightning_byz``."""
+"""Make the strategy known to Lightning by name: ``Trainer(strategy="robust")`` after ``import lightning_byz.strategies``."""
 
 from lightning.pytorch.strategies import StrategyRegistry
 
