@@ -94,7 +94,7 @@ class Layout:
             start: What parameters that are new, or of another shape, start from; zero where not given.
 
         """
-        known = {name: part for name, part in zip(old.names, old.views(vector), strict=True)}
+        known = dict(zip(old.names, old.views(vector), strict=True))
         result = vector.new_zeros(self.total) if start is None else start.to(vector.dtype, copy=True)
         for name, part in zip(self.names, self.views(result), strict=True):
             if name in known and known[name].shape == part.shape:
