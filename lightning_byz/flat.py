@@ -57,14 +57,19 @@ class Layout:
             ValueError: If a gradient is sparse.
 
         """
-        pairs = [(part, gradient) for part, gradient in zip(out, gradients, strict=True) if gradient is not None]
-        for name, gradient in zip(self.names, gradients, strict=True):
-            if gradient is not None and gradient.is_sparse:
-                raise ValueError(
-                    f"The gradient of '{name}' is sparse; robust rules need dense rows. Build that layer with sparse=False."
-                )
-        zero_each([part for part, gradient in zip(out, gradients, strict=True) if gradient is None])
-        copy_each([part for part, _ in pairs], [_real(gradient.detach()) for _, gradient in pairs])
+        present = [(part, _real(one)) for part, one in zip(out, gradients, strict=True) if one is not None]
+        if any(gradient.is_sparse for _, gradient in present):
+            name = next(
+                name for name, one in zip(self.names, gradients, strict=True) if one is not None and one.is_sparse
+            )
+            raise ValueError(
+                f"The gradient of '{name}' is sparse; robust rules need dense rows. Build that layer with sparse=False."
+            )
+        with torch.no_grad():
+            if len(present) < len(gradients):
+                zero_each([part for part, one in zip(out, gradients, strict=True) if one is None])
+            if present:
+                copy_each([part for part, _ in present], [gradient for _, gradient in present])
 
     def write(
         self, vector: Tensor, parameters: Sequence[Tensor], *, used: Sequence[int], scale: float | None = None

@@ -1,22 +1,16 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+copy_each = torch._foreach_copy_
+"""Copy many tensors in one call: targets, sources."""
 
-def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy many tensors in one call."""
-    if targets:
-        torch._foreach_copy_(list(targets), list(sources))
-
-
-def zero_each(targets: Sequence[Tensor]) -> None:
-    """Set many tensors to zero in one call."""
-    if targets:
-        torch._foreach_zero_(list(targets))
+zero_each = torch._foreach_zero_
+"""Set many tensors to zero in one call."""
 
 
 def version(tensor: Tensor) -> int:

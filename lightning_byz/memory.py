@@ -56,10 +56,6 @@ class Memory:
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     points: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def count(self, kind: str, worker: int) -> int:
-        """Return how often something happened to a worker."""
-        return self.counts[kind][worker] if kind in self.counts else 0
-
     def map(self, vectors: Rows, rows: Rows, part: Slice | None, points: Rows | None = None) -> "Memory":
         """Change the workers' vectors, the rules' vectors and rows of tables, and the points; numbers stay as they are.
 

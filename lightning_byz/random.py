@@ -1,7 +1,7 @@
 """Randomness is an argument: every draw is keyed by a seed and by words that say what it is for."""
 
 import random as python_random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 
@@ -17,7 +17,7 @@ def derive(seed: int, *key: int | str) -> int:
         key: Whole numbers and words, e.g. ``("step", epoch, batch, worker)``.
 
     """
-    text = "\x1f".join(f"{type(word).__name__}:{word}" for word in (seed, *key))
+    text = "\x1f".join([f"{type(word).__name__}:{word}" for word in (seed, *key)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -68,31 +68,26 @@ class Streams:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._last: tuple | None = None
-        self._together = False
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Enter :meth:`inside` several times in the block, with one look at the streams before it and one return to them after."""
-        outside, self._together = self._capture(), True
+    def together(self) -> Iterator[Callable[..., None]]:
+        """Yield what seeds the streams from ``(seed, *key)``, as often as it is called in the block; put them back after it."""
+        outside = self._capture()
         try:
-            yield
+            yield self._enter
         finally:
-            self._together = False
             self._restore(outside)
 
     @contextmanager
     def inside(self, seed: int, *key: int | str, remember: bool = False) -> Iterator[None]:
         """Seed the streams from ``(seed, *key)`` for the length of the block; ``remember`` where they end, for :meth:`again`."""
-        together, self._together = self._together, False  # what is entered from in here puts back what it finds here
-        outside = None if together else self._capture()
-        self._seed(derive(seed, *key))
+        outside = self._capture()
+        self._enter(seed, *key)
         try:
             yield
         finally:
             self._last = self._capture() if remember else self._last
-            self._together = together
-            if outside is not None:
-                self._restore(outside)
+            self._restore(outside)
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -108,7 +103,8 @@ class Streams:
             self._last = self._capture()
             self._restore(outside)
 
-    def _seed(self, value: int) -> None:
+    def _enter(self, seed: int, *key: int | str) -> None:
+        value = derive(seed, *key)
         torch.default_generator.manual_seed(value)
         if self._device.type == "cuda":
             torch.cuda.manual_seed(value)

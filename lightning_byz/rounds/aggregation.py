@@ -34,7 +34,7 @@ class Aggregation:
         self._placement = placement
         self._device = device
         self._parameters: list[Tensor] = []
-        self._opened: tuple[Layout, Wire, dict[int, list[Tensor]]] | None = None
+        self._opened: tuple[Layout, Wire, dict[int, tuple[Tensor, list[Tensor]]]] | None = None
 
     @property
     def opened(self) -> bool:
@@ -77,9 +77,10 @@ class Aggregation:
     def collect(self, worker: int, gradients: Gradients) -> Sent:
         """Write a local worker's gradients to its row; missing ones count as zero. The tensors are not needed any more."""
         assert self._opened is not None
-        layout, wire, views = self._opened
-        layout.flatten(gradients, out=views[worker])
-        return Sent([wire.row(worker)], [gradient is not None for gradient in gradients])
+        layout, _, rows = self._opened
+        row, views = rows[worker]
+        layout.flatten(gradients, out=views)
+        return Sent([row], [gradient is not None for gradient in gradients])
 
     def step(self, sent: Mapping[int, Sent], *, scale: float | None = None, diagnose: bool = False) -> Report:
         """Aggregate what the workers sent, and write the result to ``.grad``. Every rank must call it.
@@ -125,7 +126,8 @@ class Aggregation:
 
     def _open(self, layout: Layout) -> None:
         wire = self._exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=self._placement)
-        self._opened = layout, wire, {worker: layout.views(wire.row(worker)) for worker in self._placement.local}
+        rows = {worker: wire.row(worker) for worker in self._placement.local}
+        self._opened = layout, wire, {worker: (row, layout.views(row)) for worker, row in rows.items()}
 
     def _cut(self, whole: Tensor) -> Tensor:
         """Return this rank's coordinates of a whole vector, in memory of their own."""

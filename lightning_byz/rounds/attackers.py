@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,12 +29,6 @@ class Attackers:
 
     workers: Sequence[int] = ()
     attack: Attack | None = None
-
-    def poisoned(self, worker: int, batch: Any, *, draws: torch.Generator) -> Any:
-        """Return the batch, or what an attacker makes of it."""
-        if self.attack is None or worker not in self.workers:
-            return batch
-        return self.attack.poison(batch, generator=draws)
 
     def past(self, memory: Memory) -> dict[int, list[Tensor]]:
         """Return the rows that each attacker would have sent, as far as the attack remembers them, oldest first."""

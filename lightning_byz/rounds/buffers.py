@@ -42,12 +42,17 @@ class WorkerBuffers:
         self._places: list[tuple[str, nn.Module, str]] | None = None
         self._unversioned: set[str] = set()
 
+    @property
+    def some(self) -> bool:
+        """Whether the module has buffers; they are listed the first time somebody asks."""
+        if self._places is None:
+            self._begin()
+        return bool(self._places)
+
     @contextmanager
     def inside(self, worker: int) -> Iterator[None]:
         """Put the worker's values into the module, and note afterwards which ones its step has changed."""
-        if self._places is None:
-            self._begin()
-        if not self._places:
+        if not self.some:
             yield
             return
         if self._resident != worker and self._changing:

@@ -19,19 +19,31 @@ def unwritten(name: str, held: Mapping[str, Sequence[Tensor | None]]) -> Iterato
             raise ValueError(f"{name} wrote to {key}, which others read: work on a copy.")
 
 
-def check_estimate(name: str, estimate: object, left: Vectors, *, gradient: Tensor, memory: Vectors) -> None:
-    """Refuse a message or a memory of an estimator that cannot travel or be saved."""
-    if not isinstance(estimate, Tensor) or estimate.shape != gradient.shape or estimate.dtype != gradient.dtype:
+def left_apart(estimator: object, estimate: object, left: Vectors, *, row: Tensor, memory: Vectors) -> Vectors:
+    """Return the memory that an estimator leaves, apart from the row, which the next step writes over.
+
+    Raises:
+        ValueError: If the message cannot travel, or the memory is not of the kind that the estimator declares.
+
+    """
+    name = type(estimator).__name__
+    if not isinstance(estimate, Tensor) or estimate.shape != row.shape or estimate.dtype != row.dtype:
         raise ValueError(
-            f"{name}.update must return an estimate of {gradient.numel()} {gradient.dtype} coordinates, not"
-            f" {named(estimate)}."
+            f"{name}.update must return an estimate of {row.numel()} {row.dtype} coordinates, not {named(estimate)}."
         )
-    if {key: _kind(value) for key, value in left.items()} != {key: _kind(value) for key, value in memory.items()}:
+    if left.keys() != memory.keys() or any(_kind(left[key]) != _kind(memory[key]) for key in left):
         raise ValueError(
             f"{name}.update returned the memory { ({key: named(value) for key, value in left.items()}) }, and"
             f" {name}.init declares { ({key: named(value) for key, value in memory.items()}) }: return the same names,"
             " shapes and dtypes."
         )
+    shared = {key: value for key, value in left.items() if isinstance(value, Tensor) and share_memory(value, row)}
+    return {**left, **{key: value.clone() for key, value in shared.items()}} if shared else left
+
+
+def share_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors lie in one storage."""
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def check_vector(name: str, vector: object, *, coordinates: int) -> None:

@@ -13,10 +13,10 @@ from lightning_byz.census import Arrival, Census
 from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Placement, Wire
-from lightning_byz.memory import Memory, Sliced, Vectors, map_vectors
+from lightning_byz.memory import Memory, Sliced, Vectors
 from lightning_byz.random import generator
 from lightning_byz.rounds.attackers import STAGE, Attackers
-from lightning_byz.rounds.checks import check_estimate
+from lightning_byz.rounds.checks import left_apart, share_memory
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
@@ -52,12 +52,14 @@ class Robust(Round):
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return one turn per local worker."""
-        return [Turn(worker, ("step", *position, worker)) for worker in placement.local]
+        attackers = self.attackers.workers if self.attackers.attack is not None else ()
+        return [Turn(worker, ("step", *position, worker), attacks=worker in attackers) for worker in placement.local]
 
     def poisoned(self, turn: Turn, batch: Any) -> Any:
-        """Return the batch, or what an attacker makes of it."""
-        draws = generator(self.defence.seed, "poison", *turn.key)
-        return self.attackers.poisoned(turn.worker, batch, draws=draws)
+        """Return what an attacker makes of its batch."""
+        if self.attackers.attack is None:
+            return batch
+        return self.attackers.attack.poison(batch, generator=generator(self.defence.seed, "poison", *turn.key))
 
     def take(
         self,
@@ -104,19 +106,18 @@ class Robust(Round):
         self, memory: Memory, sent: Mapping[int, Sent], wire: Wire, scale: float | None
     ) -> dict[int, Mapping[str, Vectors]]:
         """Write the message of each local worker that computed to its row, and return what each would remember."""
-        name, proposed = type(self.estimator).__name__, {}
+        proposed, adopted = {}, memory.counts.get("adopted", [0] * self.workers)
         for worker in wire.local:
-            row, own = wire.row(worker), sent.get(worker)
+            own = sent.get(worker)
             if own is None:
-                row.zero_()
+                wire.row(worker).zero_()
                 continue
+            row = own.gradients[0]
             for gradient in own.gradients if scale not in (None, 1.0) else ():
                 gradient.mul_(1.0 / scale)
-            known = memory.workers.get(worker, {}).get("estimator")
-            known = self.estimator.init(row) if known is None else known
-            estimate, left = self.estimator.update(known, own.gradients, count=memory.count("adopted", worker))
-            check_estimate(name, estimate, left, gradient=row, memory=known)
-            proposed[worker] = {"estimator": map_vectors(left, lambda value, row=row: _apart(value, row))}
+            known = memory.workers[worker]["estimator"] if worker in memory.workers else self.estimator.init(row)
+            estimate, left = self.estimator.update(known, own.gradients, count=adopted[worker])
+            proposed[worker] = {"estimator": left_apart(self.estimator, estimate, left, row=row, memory=known)}
             if estimate is not row:
                 row.copy_(estimate)
         return proposed
@@ -153,7 +154,8 @@ class Robust(Round):
     ) -> Memory:
         """What is remembered after a step that was taken: only of workers whose message was accepted."""
         adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
-        counts = [memory.count("adopted", w) + (word is Arrival.ARRIVED) for w, word in enumerate(census.arrival)]
+        before = memory.counts.get("adopted", [0] * self.workers)
+        counts = [count + (word is Arrival.ARRIVED) for count, word in zip(before, census.arrival, strict=True)]
         rules = {"reference": {"aggregate": vector.clone()} if self.defence.uses_reference else {}, STAGE: past}
         return Memory(
             memory.step + 1,
@@ -181,7 +183,7 @@ class Robust(Round):
         """The whole aggregate, in memory of its own or the wire's; a slice that is not finite is known by its first number everywhere."""
         if bool(torch.stack(torch.aminmax(vector)).isfinite().all() if vector.numel() else True):
             shared = [
-                held for held in (stack.vectors, stack.reference) if held is not None and _share_memory(vector, held)
+                held for held in (stack.vectors, stack.reference) if held is not None and share_memory(vector, held)
             ]
             whole = wire.assemble(vector.clone() if shared else vector)
         else:
@@ -202,12 +204,3 @@ def _present(stack: Stack, census: Census) -> Stack:
 
 def _reference(memory: Memory) -> Tensor | None:
     return memory.rules["reference"].values["aggregate"] if "reference" in memory.rules else None
-
-
-def _apart(value: Tensor, row: Tensor) -> Tensor:
-    """A memory that does not live in the row, which the next step writes over."""
-    return value.clone() if _share_memory(value, row) else value
-
-
-def _share_memory(first: Tensor, second: Tensor) -> bool:
-    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

@@ -24,6 +24,7 @@ class Turn:
         key: Names all of its draws.
         point: The parameters (d,) to compute at; ``None`` where the module's are.
         visible: Whether hooks, logs, metrics and buffers see it.
+        attacks: Whether :meth:`Round.poisoned` has something to do to its batch.
 
     """
 
@@ -31,6 +32,7 @@ class Turn:
     key: Key
     point: Float[Tensor, " d"] | None = None
     visible: bool = True
+    attacks: bool = False
 
 
 class Sent(NamedTuple):
@@ -80,7 +82,7 @@ class Round(ABC):
 
     @abstractmethod
     def poisoned(self, turn: Turn, batch: Any) -> Any:
-        """Return the batch on which a turn computes, from the one that its worker was given."""
+        """Return the batch on which an attacker's turn computes, from the one that its worker was given."""
 
     @abstractmethod
     def take(

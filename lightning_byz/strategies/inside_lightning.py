@@ -24,16 +24,15 @@ def with_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
     return _update_dataloader(loader, sampler)
 
 
-def loss_of(output: Any, trainer: pl.Trainer) -> Tensor | None:
-    """Return the loss of a training step's output, divided by the number of accumulated batches; ``None`` where it returned ``None``."""
-    return ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches).closure_loss
+def loss_of(step: Callable[..., Any], trainer: pl.Trainer, batch: Any, *rest: Any) -> Tensor | None:
+    """Run a training step on one worker's batch, which gives logged values their batch size.
 
-
-def log_for(trainer: pl.Trainer, batch: Any) -> None:
-    """Let logged values find the size of this batch."""
+    Return the loss, divided by the number of accumulated batches; ``None`` where the step returned ``None``.
+    """
     results = trainer._results
     assert results is not None
     results.batch, results.batch_size = batch, None
+    return ClosureResult.from_training_step_output(step(batch, *rest), trainer.accumulate_grad_batches).closure_loss
 
 
 def skips_backward(trainer: pl.Trainer) -> bool:

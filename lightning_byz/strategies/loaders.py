@@ -1,6 +1,7 @@
 """Loaders whose draws are keyed: what a worker fetches does not depend on where, or beside whom, it runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
@@ -54,23 +55,35 @@ class KeyedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the loader's batches; nothing is drawn before the first one is asked for."""
+        fetches = self.fetches()
+        while True:
+            with self.streams.together() as enter:
+                try:
+                    item = next(fetches)(enter)
+                except StopIteration:
+                    return
+            yield item
+
+    def fetches(self) -> Iterator[Callable[[Callable[..., None]], Any]]:
+        """Yield one function per batch, which fetches it with streams that it enters by what it is given; the last raises StopIteration."""
         epoch = self._epoch()
         passes = self._passes[1] + 1 if self._passes[0] == epoch else 0
         self._passes = (epoch, passes)
         own_draws = _shuffles_from_its_own_seed(self._loader)
         if carries_run_seed(self._loader):
             self._loader.generator = None  # type: ignore[attr-defined] - loader processes take their seeds from the key, not from who else drew
-        with self.streams.inside(self._seed, "loader", epoch, passes, *((self._worker,) if own_draws else ())):
-            iterator = iter(self._loader)
-        for batch in range(2**62):
+        iterator: Iterator[Any] | None = None
+
+        def fetch(enter: Callable[..., None], batch: int) -> Any:
+            nonlocal iterator
+            if iterator is None:
+                enter(self._seed, "loader", epoch, passes, *((self._worker,) if own_draws else ()))
+                iterator = iter(self._loader)
             # A user's sampler draws its order from the global stream at the first batch: alike on all ranks, as under DDP.
-            key = (batch, self._worker) if own_draws or batch else (batch,)
-            with self.streams.inside(self._seed, "fetch", epoch, passes, *key):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
+            enter(self._seed, "fetch", epoch, passes, *((batch, self._worker) if own_draws or batch else (batch,)))
+            return next(iterator)
+
+        return (partial(fetch, batch=batch) for batch in range(2**62))
 
 
 class WorkerLoaders:
@@ -109,12 +122,13 @@ class WorkerLoaders:
 
     def __iter__(self) -> Iterator[WorkerBatches]:
         """Yield one batch per worker at a time."""
-        iterators, streams = [iter(loader) for loader in self.loaders], self.loaders[0].streams
+        fetches, streams = [loader.fetches() for loader in self.loaders], self.loaders[0].streams
         for _ in range(self._batches):
-            with streams.together():
-                batches = list(next(zip(*iterators, strict=False), ()))
-            if not batches:
-                return
+            with streams.together() as enter:
+                try:
+                    batches = [next(fetch)(enter) for fetch in fetches]
+                except StopIteration:
+                    return
             yield WorkerBatches(batches)
 
 

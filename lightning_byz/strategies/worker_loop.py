@@ -1,7 +1,7 @@
 """Training steps of the logical workers of one rank."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_byz.exchange import Placement
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, Sent, Turn, WorkerBuffers
-from lightning_byz.strategies.inside_lightning import accumulates, log_for, loss_of, skips_backward
+from lightning_byz.strategies.inside_lightning import accumulates, loss_of, skips_backward
 from lightning_byz.strategies.loaders import WorkerBatches
 
 Gradients = list[Tensor | None]
@@ -51,8 +51,8 @@ class WorkerLoop:
         self._begin()
         self.finished = False
         (turn,) = aggregation.turns(self._position)
-        with self._inside(turn, remember=True):
-            output = step(aggregation.round.poisoned(turn, batch), *rest)
+        with self._streams.inside(self._seed, *turn.key, remember=True), self._at_work(turn.worker):
+            output = step(aggregation.round.poisoned(turn, batch) if turn.attacks else batch, *rest)
         if output is None and self._module.automatic_optimization:
             self.finished = True
             return self._nothing()
@@ -80,21 +80,22 @@ class WorkerLoop:
         """
         trainer, losses = self._module.trainer, []
         self._begin()
-        last, trained = not accumulates(trainer), self._trained(parameters)
+        last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
         blank: Gradients = [None] * len(trained)
-        with self._streams.together():
+        with self._streams.together() as enter:
             for turn, batch in zip(aggregation.turns(self._position), batches, strict=True):
-                log_for(trainer, batch)
                 here = turn.worker in self._accumulated
                 for parameter, gradient in zip(trained, self._accumulated.pop(turn.worker, blank), strict=True):
                     parameter.grad = gradient
-                with self._inside(turn):
-                    loss = loss_of(step(aggregation.round.poisoned(turn, batch), *rest), trainer)
+                enter(self._seed, *turn.key)
+                with self._at_work(turn.worker):
+                    poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
+                    loss = loss_of(step, trainer, poisoned, *rest)
                     if loss is not None:
                         losses.append(loss.detach() * trainer.accumulate_grad_batches)
-                        if not skips_backward(trainer):
-                            backward(loss)
-                            here = True
+                    if loss is not None and computes:
+                        backward(loss)
+                        here = True
                 self._put_away(turn, aggregation, trained, count=len(parameters), here=here, last=last)
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
@@ -121,18 +122,18 @@ class WorkerLoop:
         epoch, batch_idx = self._position
         parts = [batch] if self._placement.one_per_rank else _parts(batch, len(self._placement.local))
         done = []
-        with self._streams.together():
+        with self._streams.together() as enter:
             for worker, part in zip(self._placement.local, parts, strict=True):
-                with self._streams.inside(self._seed, purpose, epoch, batch_idx + 1, worker):
-                    done.append(function(part))
+                enter(self._seed, purpose, epoch, batch_idx + 1, worker)
+                done.append(function(part))
         return done[0] if self._placement.one_per_rank else WorkerBatches(done)
 
     @contextmanager
-    def _inside(self, turn: Turn, *, remember: bool = False) -> Iterator[None]:
-        """Make the turn's worker the one that computes."""
-        self.worker = turn.worker
+    def _at_work(self, worker: int) -> Iterator[None]:
+        """Make ``worker`` the one that computes, with its own buffers."""
+        self.worker = worker
         try:
-            with self._streams.inside(self._seed, *turn.key, remember=remember), self._buffers.inside(turn.worker):
+            with self._buffers.inside(worker) if self._buffers.some else nullcontext():
                 yield
         finally:
             self.worker = None

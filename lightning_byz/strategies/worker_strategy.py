@@ -1,6 +1,7 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class WorkerStrategy(DDPStrategy):
             return run.loop.run_one(run.aggregation(0), step, batch, *rest)
         optimizer = self.optimizers[0]
         ready = run.ready(0, optimizer)
-        return run.loop.run_each(*ready, step, lambda loss: backward(loss, optimizer), batch, *rest)
+        return run.loop.run_each(*ready, step, partial(backward, optimizer=optimizer), batch, *rest)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Run the backward pass of the only worker; those of several are done by now."""
