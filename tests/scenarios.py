@@ -176,7 +176,7 @@ def fit(job: Fit, devices: int) -> dict[str, Any]:
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "global_step": trainer.global_step,
         "calls": getattr(module, "calls", None),
-        "received": None if report is None else report.received,
+        "received": None if report is None else report.bytes_received,
         "report": report,
         "scale": plugins[0].scaler.get_scale() if plugins else None,
     }
@@ -247,8 +247,8 @@ class MovesBatches(Classifier):
 class Difference(Estimator):
     """A user's estimator that keeps what it was given, without a copy."""
 
-    def init(self, total: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        return {"last": torch.zeros(total, dtype=dtype, device=device)}
+    def init(self, like):
+        return {"last": torch.zeros_like(like)}
 
-    def update(self, memory: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return gradient - 0.5 * memory["last"], {"last": gradient}
+    def update(self, memory, gradients, *, count):
+        return gradients[0] - 0.5 * memory["last"], {"last": gradients[0]}

@@ -323,4 +323,4 @@ def test_own_command_line_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     given = {"seed_everything": 1, "trainer": trainer | {"strategy": strategy}}
     done = LightningCLI(BoringModel, BoringDataModule, args={"subcommand": "fit", "fit": given})
     assert done.trainer.global_step == 2
-    assert done.trainer.strategy.report.present.tolist() == [True] * 4
+    assert done.trainer.strategy.report.status == ("arrived",) * 4

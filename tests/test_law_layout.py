@@ -8,6 +8,7 @@ from lightning_byz.attacks import ALIE, IPM, NonFinite, ReverseGradient, SignFli
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import AllToAll
 from lightning_byz.preaggregators import NNM
+from lightning_byz.stack import Stack
 from tests.scenarios import Fit, Options, fit, same_bits
 
 STOCHASTIC = Options(dropout=0.2, batch_norm=True, augment=True)
@@ -87,7 +88,7 @@ def test_a_rank_receives_what_a_ring_all_reduce_would(ranks):
     total = sum(value.numel() for value in Fit().module(Options()).parameters())
     for world in (2, 3, 4):
         for result in ranks(world).run(fit, Fit(strategy={"f": 0, "aggregator": CoordinateMedian()}), world):
-            assert 0 < result["received"] <= 2 * total, "2 d per rank, for rows and aggregate together"
+            assert 0 < result["received"] <= 2 * total * 4, "2 d float32 per rank, for rows and aggregate together"
     (alone,) = ranks(1).run(fit, Fit(strategy={"f": 0, "aggregator": CoordinateMedian(), "workers": 4}), 1)
     assert alone["received"] == 0
 
@@ -103,11 +104,12 @@ def exchange_few_coordinates(total: int) -> torch.Tensor:
     """Aggregate four rows of a few coordinates, on four ranks of which most hold none."""
     import torch.distributed as dist
 
-    exchange = AllToAll()
+    exchange, cpu = AllToAll(), torch.device("cpu")
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     placement = exchange.place(4)
-    rows = torch.full((1, total), float(placement.rank))
-    delivery = exchange.scatter(rows, torch.ones(2, dtype=torch.int64), placement=placement, f=1)
-    assert delivery.notes.tolist() == [4, 4]
-    return exchange.gather(CoordinateMedian()(delivery.stack), delivery.stack)[0].clone()
+    wire = exchange.open(total, dtype=torch.float32, device=cpu, placement=placement)
+    wire.row(placement.rank).fill_(float(placement.rank))
+    vectors, facts = wire.deliver(range(4), torch.ones(2, dtype=torch.int64))
+    assert facts.tolist() == [0, 0, 0, 0, 4, 4]
+    return wire.assemble(CoordinateMedian()(Stack(vectors, f=1, slice=wire.slice))).clone()

@@ -46,7 +46,7 @@ def test_the_momentum_in_the_file_matters(ranks, tmp_path):
     memories = saved["lightning_byz"]["optimizers"][0]["memories"]
     assert sorted(memories) == [0, 1, 2, 3]
     for memory in memories.values():
-        memory["momentum"].zero_()
+        memory["estimator"]["momentum"].zero_()
     torch.save(saved, blanked)
     kept = ranks(1).run(fit, job(4, checkpoint=path), 1)[0]
     lost = ranks(1).run(fit, job(4, checkpoint=blanked), 1)[0]

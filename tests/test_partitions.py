@@ -14,9 +14,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from lightning_byz.aggregators import CoordinateMedian, GeometricMedian, Mean
 from lightning_byz.data import IID, Dirichlet, Partition, Sizes, SortedShards
 from lightning_byz.data.labels import classes_of
-from lightning_byz.data.loaders import KeyedLoader, RunSeed, split_loader
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.random import Streams
+from lightning_byz.strategies.loaders import KeyedLoader, RunSeed, split_loader
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
 from tests.test_lightning_life import TwoLoaders
 from tests.test_refusals import OverStream, OwnBatchSampler, OwnDistributedSampler, OwnSampler

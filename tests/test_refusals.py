@@ -15,10 +15,10 @@ from lightning_byz.attacks import SignFlip
 from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import Local
-from lightning_byz.pipeline import Pipeline
 from lightning_byz.preaggregators import NNM
+from lightning_byz.rounds import Attackers, Defence
+from lightning_byz.rounds.start_up import fitting_defence, warn_of_many
 from lightning_byz.strategies import RobustStrategy
-from lightning_byz.strategies.start_up import fitting_pipeline
 from tests.ranks import RankFailure
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit
 
@@ -293,19 +293,19 @@ class FailsOnRankOne(Classifier):
 
 def test_max_is_the_largest_number_the_rules_tolerate():
     found = {
-        n: fitting_pipeline("max", lambda f, n=n: Pipeline(n, f, CoordinateMedian()), workers=n, sliced=False).f
+        n: fitting_defence("max", lambda f, n=n: Defence(n, f, CoordinateMedian()), workers=n, sliced=False).f
         for n in (1, 2, 3, 4, 7, 8)
     }
     assert found == {1: 0, 2: 0, 3: 1, 4: 1, 7: 3, 8: 3}
     paper = Krum(neighbors="paper")
-    assert fitting_pipeline("max", lambda f: Pipeline(8, f, paper), workers=8, sliced=False).f == 2
+    assert fitting_defence("max", lambda f: Defence(8, f, paper), workers=8, sliced=False).f == 2
     with pytest.raises(ToleranceError):
-        Pipeline(8, 4, CoordinateMedian()).check()
+        Defence(8, 4, CoordinateMedian()).check()
 
 
 def test_more_attackers_than_f_is_a_warning():
     with pytest.warns(UserWarning, match="2 workers attack in this experiment and f = 1"):
-        Pipeline(8, 1, CoordinateMedian(), attackers=[1, 2], attack=SignFlip()).check()
+        warn_of_many(Defence(8, 1, CoordinateMedian()), Attackers([1, 2], SignFlip()))
 
 
 def test_the_name_robust_is_registered():

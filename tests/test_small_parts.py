@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_byz.data import IID
-from lightning_byz.data.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, split_loader
 from lightning_byz.estimators import Gradient, WorkerMomentum
 from lightning_byz.exchange import Placement
-from lightning_byz.exchange.all_to_all import slice_bounds
+from lightning_byz.exchange.pairwise import slice_bounds
 from lightning_byz.flat import Layout
 from lightning_byz.kernels import block_size
 from lightning_byz.random import Streams, derive, generator
+from lightning_byz.strategies.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, split_loader
 
 CPU = torch.device("cpu")
 
@@ -58,6 +58,12 @@ def test_streams_are_keyed_inside_and_untouched_outside():
         assert (draws(), draws()) == (first, second)
     with streams.inside(5, "b"):
         assert draws() != first
+    with streams.together() as enter:
+        for _ in range(2):
+            enter(5, "a")
+            assert (draws(), draws()) == (first, second)
+        with streams.inside(5, "b"):
+            draws()
     assert [*seen, draws()] == expected
 
 
@@ -84,9 +90,9 @@ def test_a_flat_vector_carries_mixed_dtypes_and_missing_gradients():
         torch.tensor(7.0),
     ]
     vector = torch.full((layout.total,), float("nan"))
-    layout.flatten(gradients, out=vector, scale=0.5)
-    assert vector.tolist() == [0, 1, 2, 0.5, 1.5, 2.5, 0, 0, 0, 0, 0.5, 1, 1.5, -2, 3.5]
-    layout.write(vector, [parameter for _, parameter in parameters], used=[True, False, True, True], scale=2.0)
+    layout.flatten(gradients, out=layout.views(vector))
+    assert vector.tolist() == [0, 2, 4, 1, 3, 5, 0, 0, 0, 0, 1, 2, 3, -4, 7]
+    layout.write(vector / 2, [parameter for _, parameter in parameters], used=[3, 0, 1, 1], scale=2.0)
     for (_, parameter), gradient in zip(parameters, gradients, strict=True):
         assert (parameter.grad is None) == (gradient is None)
         assert gradient is None or (torch.equal(parameter.grad, gradient) and parameter.grad.dtype == parameter.dtype)
@@ -96,7 +102,7 @@ def test_a_sparse_gradient_is_refused_by_name():
     layout = Layout.of([("words.weight", torch.zeros(3, 2))])
     sparse = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (3, 2), check_invariants=True)
     with pytest.raises(ValueError, match=r"'words.weight' is sparse.*sparse=False"):
-        layout.flatten([sparse], out=torch.zeros(6))
+        layout.flatten([sparse], out=layout.views(torch.zeros(6)))
 
 
 def test_memories_follow_their_parameters_by_name():
@@ -129,16 +135,16 @@ def test_slices_are_runs_of_whole_blocks(total, ranks):
 
 def test_momentum_is_an_exponential_average_from_zero_in_float32():
     rule = WorkerMomentum(beta=0.75)
-    memory = rule.init(2, dtype=torch.bfloat16)
+    memory = rule.init(torch.empty(2, dtype=torch.bfloat16))
     gradient = torch.tensor([1.0, -8.0], dtype=torch.bfloat16)
-    estimate, proposed = rule.update(memory, gradient)
+    estimate, proposed = rule.update(memory, [gradient], count=0)
     assert estimate.dtype == torch.bfloat16
     assert estimate.tolist() == [0.25, -2.0]
     assert proposed["momentum"].dtype == torch.float32
     assert memory["momentum"].tolist() == [0.0, 0.0], "the caller adopts, or not"
-    assert rule.update(proposed, gradient)[0].tolist() == [0.4375, -3.5]
-    assert WorkerMomentum(0.0).update(rule.init(2, dtype=torch.float32), gradient.float())[0].tolist() == [1.0, -8.0]
-    assert Gradient().init(3, dtype=torch.float32) == {}
+    assert rule.update(proposed, [gradient], count=1)[0].tolist() == [0.4375, -3.5]
+    assert WorkerMomentum(0.0).update(rule.init(torch.empty(2)), [gradient.float()], count=0)[0].tolist() == [1.0, -8.0]
+    assert Gradient().init(torch.empty(3)) == {}
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])

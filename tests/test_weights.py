@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from lightning_byz.attacks import SignFlip
 from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import AllToAll, Local
-from lightning_byz.pipeline import Pipeline, PipelineState
+from lightning_byz.memory import Memory
 from lightning_byz.preaggregators import NNM
+from lightning_byz.rounds import Attackers, Defence, Robust
+from lightning_byz.rounds.start_up import fitting_defence, start_up_line, warn_of_many
+from lightning_byz.rounds.weights import capped, worker_weights
 from lightning_byz.stack import Stack
 from lightning_byz.strategies import RobustStrategy
-from lightning_byz.strategies.start_up import fitting_pipeline, start_up_line
-from lightning_byz.strategies.weights import capped, worker_weights
+from tests.rounds import robust, take
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
 from tests.test_refusals import OverStream, construct
 
@@ -75,8 +78,8 @@ def test_equal_weights_are_none():
 # ---------------------------------------------------------------------- what rules get
 
 
-def shown(pipeline: Pipeline, absent: tuple[int, ...] = ()) -> Stack:
-    """The stack that the aggregator of a pipeline gets."""
+def shown(defence: Defence, absent: tuple[int, ...] = ()) -> Stack:
+    """The stack that an aggregator gets behind the same f and weights."""
     seen = []
 
     class Looks(Aggregator):
@@ -84,32 +87,33 @@ def shown(pipeline: Pipeline, absent: tuple[int, ...] = ()) -> Stack:
             seen.append(stack)
             return stack.centre()
 
-    present = torch.tensor([worker not in absent for worker in range(pipeline.workers)])
-    looking = Pipeline(pipeline.workers, pipeline.f, Looks(), weights=pipeline.weights)
-    rows = torch.arange(float(pipeline.workers))[:, None]
-    looking.combine(PipelineState(), Stack(rows, f=pipeline.f), present)
+    take(
+        Robust(replace(defence, aggregator=Looks())),
+        Memory(),
+        torch.arange(float(defence.workers))[:, None],
+        absent=absent,
+    )
     return seen[0]
 
 
 def test_f_is_in_heads_and_the_stack_has_it_in_weight():
-    stack = shown(Pipeline(4, 1.5, Mean(), weights=[1, 2, 3, 4]))
+    stack = shown(Defence(4, 1.5, Mean(), weights=[1, 2, 3, 4]))
     assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 4], 1.5 * 10 / 4)
-    assert shown(Pipeline(6, 5, Mean(), weights=[1, 1, 1, 1, 1, 2])).f == 5 * 7 / 6 != 5 * (7 / 6)
-    assert shown(Pipeline(3, 1, Mean())).f == 1
+    assert shown(Defence(6, 5, Mean(), weights=[1, 1, 1, 1, 1, 2])).f == 5 * 7 / 6 != 5 * (7 / 6)
+    assert shown(Defence(3, 1, Mean())).f == 1
 
 
 def test_who_is_absent_has_no_weight():
-    stack = shown(Pipeline(4, 1, Mean(), weights=[1, 2, 3, 4]), absent=(3,))
+    stack = shown(Defence(4, 1, Mean(), weights=[1, 2, 3, 4]), absent=(3,))
     assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 0], 2.5)
 
 
 def test_only_weightless_workers_present_is_absence():
-    pipeline, state = Pipeline(3, 0, Mean(), weights=[1, 1, 0]), PipelineState()
+    memory = Memory()
     for _ in range(5):
-        vector, report, carried = pipeline.combine(state, Stack(torch.ones(3, 2)), torch.tensor([False, False, True]))
+        vector, memory, _ = take(robust(3, 0, Mean(), weights=[1, 1, 0]), memory, torch.ones(3, 2), absent=[0, 1])
         assert vector is None
-        state = pipeline.advance(state, {}, report, carried)
-    assert state.faults == 0
+    assert (memory.step, memory.faults) == (5, 0)
 
 
 def test_the_mean_is_the_weighted_mean(ranks):
@@ -295,8 +299,8 @@ def weights_as_given():
 
 def test_max_is_the_largest_that_weights_leave():
     def found(weights, aggregator):
-        return fitting_pipeline(
-            "max", lambda f: Pipeline(len(weights), f, aggregator, weights=weights), workers=len(weights), sliced=True
+        return fitting_defence(
+            "max", lambda f: Defence(len(weights), f, aggregator, weights=weights), workers=len(weights), sliced=True
         ).f
 
     assert found([1, 2, 3, 4, 5], CoordinateMedian()) == 2
@@ -308,15 +312,15 @@ def test_attackers_are_weighed():
     with pytest.warns(
         UserWarning, match=r"1 workers attack in this experiment and f = 1 are tolerated \(by weight, 4 and 2.5 of 10\)"
     ):
-        Pipeline(4, 1, CoordinateMedian(), attackers=[3], attack=SignFlip(), weights=[1, 2, 3, 4]).check()
-    Pipeline(4, 1, CoordinateMedian(), attackers=[0], attack=SignFlip(), weights=[1, 2, 3, 4]).check()
+        warn_of_many(Defence(4, 1, CoordinateMedian(), weights=[1, 2, 3, 4]), Attackers([3], SignFlip()))
+    warn_of_many(Defence(4, 1, CoordinateMedian(), weights=[1, 2, 3, 4]), Attackers([0], SignFlip()))
 
 
 def test_the_start_up_line_says_what_the_weights_mean():
-    pipeline = Pipeline(4, 1.6, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0))
-    line = start_up_line(pipeline, AllToAll(), AllToAll().place(4))
+    defence = Defence(4, 1.6, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0))
+    line = start_up_line(defence, AllToAll(), AllToAll().place(4))
     assert "weights 1, 4, 3, 2, of which f is 4; workers [1, 2] together exceed it" in line
     assert "trusted;" not in line.split("weights")[1]
-    heavy = start_up_line(Pipeline(4, 1, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0)), Local(), Local().place(4))
+    heavy = start_up_line(Defence(4, 1, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0)), Local(), Local().place(4))
     assert "workers [1] together exceed it; workers [1, 2] alone do, and are trusted" in heavy
-    assert "weights" not in start_up_line(Pipeline(4, 1, CoordinateMedian()), Local(), Local().place(4))
+    assert "weights" not in start_up_line(Defence(4, 1, CoordinateMedian()), Local(), Local().place(4))

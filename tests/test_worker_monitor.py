@@ -17,7 +17,8 @@ from lightning_byz import RobustStrategy, WorkerMonitor
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import ReverseGradient
 from lightning_byz.callbacks.worker_monitor import _table, _Tally
-from lightning_byz.pipeline import Report
+from lightning_byz.census import Arrival, Census
+from lightning_byz.rounds import Report
 from tests.scenarios import Classifier, Options
 
 WORKERS, STEPS = 4, 6  # of an epoch of 96 samples in batches of 4
@@ -83,9 +84,9 @@ def train(
     return monitor
 
 
-def report(**parts: Any) -> Report:
-    yes = torch.ones(3, dtype=torch.bool)
-    return Report(**{"step": 0, "taken": True, "accepted": yes, "present": yes, **parts})
+def report(*words: str, **parts: Any) -> Report:
+    arrival = [Arrival(word) for word in words or ("arrived",) * 3]
+    return Report(**{"step": 0, "taken": True, "census": Census(arrival, [1.0] * 3, [0] * 3, []), **parts})
 
 
 def doubles(*values: float) -> torch.Tensor:
@@ -108,20 +109,26 @@ def test_table_is_the_mean_over_steps() -> None:
 
 
 def test_absent_and_broken_workers_have_no_distance_and_only_the_broken_one_is_left_out() -> None:
-    present, accepted = torch.tensor([True, False, True]), torch.tensor([True, True, False])
-    tally = _Tally.empty(3).add(report(present=present, accepted=accepted, distances=doubles(1.0, 0.0, math.nan)))
-    assert cells(_table(tally, attackers=[])) == [["0", "-", "0", "1"], ["1", "-", "0", "-"], ["2", "-", "1", "-"]]
+    seen = report("arrived", "absent", "broken", distances=doubles(1.0, math.nan, math.nan))
+    tally = _Tally.empty(3).add(seen).add(report("arrived", "absent", "arrived", distances=doubles(1.0, math.nan, 2.0)))
+    table = _table(tally, attackers=[])
+    assert [column.header for column in table.columns][2:5] == ["times left out", "times broken", "times absent"]
+    assert cells(table) == [
+        ["0", "-", "0", "0", "0", "1"],
+        ["1", "-", "0", "0", "2", "-"],
+        ["2", "-", "1", "1", "0", "2"],
+    ]
 
 
 def test_steps_without_diagnosis_count_but_do_not_dilute() -> None:
     """A step that was not taken has no coefficients and distances; the means are over those that have."""
     tally = _Tally.empty(3).add(report(coefficients=doubles(0.2, 0.3, 0.5), distances=doubles(1.0, 1.0, 1.0)))
-    tally = tally.add(report(taken=False, accepted=torch.tensor([False, False, True])))
+    tally = tally.add(report("broken", "broken", "arrived", taken=False))
     assert tally.steps == 2
     assert cells(_table(tally, attackers=[])) == [
-        ["0", "0.2000", "1", "1"],
-        ["1", "0.3000", "1", "1"],
-        ["2", "0.5000", "0", "1"],
+        ["0", "0.2000", "1", "1", "1"],
+        ["1", "0.3000", "1", "1", "1"],
+        ["2", "0.5000", "0", "0", "1"],
     ]
 
 
@@ -153,7 +160,19 @@ def test_a_broken_worker_is_not_accepted_and_left_out(capsys: pytest.CaptureFixt
     assert logger.values_of("worker_accepted/2") == [0.0] * STEPS
     assert logger.values_of("worker_accepted/1") == [1.0] * STEPS
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 2"))
-    assert [cell.strip() for cell in row.split("│")[1:5]] == ["2", "0.0000", str(STEPS), "-"]
+    assert [cell.strip() for cell in row.split("│")[1:6]] == ["2", "0.0000", str(STEPS), str(STEPS), "-"]
+    assert logger.values_of("worker_broken/2") == logger.values_of("worker_left_out/2") == [1.0] * STEPS
+    assert logger.values_of("worker_absent/2") == logger.values_of("worker_broken/1") == [0.0] * STEPS
+
+
+def test_an_absent_worker_is_neither_accepted_nor_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = Memory()
+    silent = Options(none_calls=tuple(WORKERS * step + 1 for step in range(STEPS)))
+    train(logger, aggregator=CTMA(CoordinateMedian()), options=silent)
+    assert logger.values_of("worker_absent/1") == [1.0] * STEPS
+    assert logger.values_of("worker_accepted/1") == logger.values_of("worker_left_out/1") == [0.0] * STEPS
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 1"))
+    assert [cell.strip() for cell in row.split("│")[1:6]] == ["1", "0.0000", "0", str(STEPS), "-"]
 
 
 def test_prints_the_table_of_the_whole_fit_and_marks_attackers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,14 +266,14 @@ def fit_with_csv(folder: str, devices: int) -> str | None:
         accelerator="cpu", devices=devices, strategy=strategy, logger=logger, callbacks=callbacks, max_steps=2, **quiet
     )
     trainer.fit(Classifier(Options()))
-    return strategy.report.received
+    return strategy.report.bytes_received
 
 
 def test_two_ranks_write_once_and_count_bytes(ranks: Any, tmp_path: Path) -> None:
     received = ranks(2).run(fit_with_csv, str(tmp_path), 2)
     with next(tmp_path.rglob("metrics.csv")).open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["exchange/bytes_received"]]
-    assert [float(row["exchange/bytes_received"]) for row in rows] == [4.0 * received[0]] * 2
+    assert [float(row["exchange/bytes_received"]) for row in rows] == [float(received[0])] * 2
     assert received[0] > 0
     assert {f"worker_norm/{worker}" for worker in range(3)} <= set(rows[0])
 

@@ -78,9 +78,7 @@ class MemoryFile:
         like = torch.empty(layout.total, dtype=layout.dtype, device=self._device)
         template = aggregation.round.remembered(like)
         rules = {
-            stage: {
-                name: self._rules(values, aggregation) for name, values in sorted(memory.rules[stage].values.items())
-            }
+            stage: {name: self._rules(values, aggregation) for name, values in memory.rules[stage].values.items()}
             for stage in sorted(memory.rules)
         }
         return {
@@ -124,10 +122,9 @@ class MemoryFile:
     def _rules(self, values: Tensor, aggregation: Aggregation) -> Tensor:
         """Bring a vector, or a table row by row, of the rules' side to rank 0; others keep nothing of it."""
         first = self._placement.rank == 0
-        rows = [
-            whole.cpu() if first else whole[:0] for whole in map(aggregation.whole, values.view(-1, values.shape[-1]))
-        ]
-        return rows[0] if values.ndim == 1 else torch.stack(rows)
+        rows = [values] if values.ndim == 1 else list(values)
+        wholes = [whole.cpu() if first else whole[:0] for whole in map(aggregation.whole, rows)]
+        return wholes[0] if values.ndim == 1 else torch.stack(wholes)
 
     def _points(self, memory: Memory, like: Tensor) -> dict[int, Tensor]:
         """Bring each point that some worker refers to to rank 0, from the rank of the lowest such worker."""

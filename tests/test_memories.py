@@ -1,4 +1,4 @@
-"""What the rules' side carries from step to step: the last aggregate, and the rows that attackers would have sent."""
+"""What the rules' side remembers from step to step: the last aggregate, and the rows that attackers would have sent."""
 
 from dataclasses import dataclass, replace
 
@@ -8,9 +8,10 @@ import torch
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.attacks import Attack
 from lightning_byz.exchange import Local
-from lightning_byz.pipeline import Pipeline, PipelineState
+from lightning_byz.memory import Memory
+from lightning_byz.rounds import Aggregation
 from lightning_byz.stack import Stack
-from lightning_byz.strategies.aggregation import Aggregation
+from tests.rounds import robust, take
 from tests.scenarios import Fit, Options, attempt, fit, same_bits
 from tests.test_lightning_life import Adversaries, OnlyTrainable, with_callbacks
 
@@ -32,12 +33,14 @@ class Stale(Attack):
     """Send the opposite of the oldest row that is kept."""
 
     @property
-    def keeps(self):
-        return 2
+    def remembers(self):
+        return 3
 
-    def replace(self, stack, attackers, *, generator, defence=None, past):
-        assert set(attackers) <= set(past)
-        return torch.stack([-3 * past[worker][0] if past[worker] else stack.vectors[worker] for worker in attackers])
+    def replace(self, sight):
+        assert set(sight.attackers) <= set(sight.past)
+        return torch.stack(
+            [-3 * (sight.past[worker] or [sight.stack.vectors[worker]])[0] for worker in sight.attackers]
+        )
 
 
 STRATEGY = {"workers": 4, "f": 1, "aggregator": TowardsMedian(), "attackers": [0, 3], "attack": Stale()}
@@ -61,23 +64,22 @@ def test_any_layout_and_any_resume_train_the_same(ranks, tmp_path, first, then):
     assert same_bits(half["parameters"], whole["parameters"]), "the second half trains nothing"
     (entry,) = saved_by(path).values()
     total = sum(value.numel() for value in half["parameters"].values())
-    assert entry["reference"].shape == (total,)
-    assert {worker: [row.shape for row in rows] for worker, rows in entry["past"].items()} == {
-        0: [(total,)] * 2,
-        3: [(total,)] * 2,
-    }
+    assert entry["rules"]["reference"]["aggregate"].shape == (total,)
+    past = entry["rules"]["attack"]
+    assert sorted(past) == [f"worker {worker} step {step}" for worker in (0, 3) for step in (10, 11, 9)]
+    assert {row.shape for row in past.values()} == {(total,)}
     for result in ranks(then).run(fit, job(4, seed=99, checkpoint=path), then):
         assert not same_bits(result["parameters"], whole["parameters"])
     for result in ranks(then).run(fit, job(4), then):
         assert not same_bits(result["parameters"], whole["parameters"])
 
 
-@pytest.mark.parametrize("forgotten", ["reference", "past"])
-def test_what_the_file_carries_matters_and_old_files_start_without(ranks, tmp_path, forgotten):
+@pytest.mark.parametrize("forgotten", ["reference", "attack"])
+def test_what_the_file_holds_of_the_rules_side_matters(ranks, tmp_path, forgotten):
     path, older = str(tmp_path / "half.ckpt"), str(tmp_path / "older.ckpt")
     ranks(1).run(fit, job(2, save=path), 1)
     file = torch.load(path, weights_only=True)
-    del file["lightning_byz"]["optimizers"][0][forgotten]
+    del file["lightning_byz"]["optimizers"][0]["rules"][forgotten]
     torch.save(file, older)
     kept, lost = (ranks(1).run(fit, job(3, checkpoint=name), 1)[0] for name in (path, older))
     assert same_bits(kept["parameters"], lost["parameters"])
@@ -95,11 +97,8 @@ def test_a_step_that_is_not_taken_carries_nothing_over(ranks, tmp_path):
     assert not survived["report"].taken
     after, before = (saved_by(path)[0] for path in paths)
     assert after["step"] == before["step"] + 2
-    assert torch.equal(after["reference"], before["reference"])
-    for worker in (0, 3):
-        assert all(
-            torch.equal(one, other) for one, other in zip(after["past"][worker], before["past"][worker], strict=True)
-        )
+    assert not same_bits(after["rules"]["reference"], before["rules"]["reference"])
+    assert not same_bits(after["rules"]["attack"], before["rules"]["attack"])
 
 
 def test_trained_parameters_may_change(ranks):
@@ -114,21 +113,16 @@ def test_each_optimizer_carries_its_own(ranks, tmp_path):
     strategy = {**STRATEGY, "workers": None, "attackers": [1], "f": 0}
     whole = ranks(2).run(fit, Fit(strategy=strategy, module=Adversaries), 2)[0]
     ranks(2).run(fit, Fit(strategy=strategy, module=Adversaries, trainer={"max_epochs": 1}, save=path), 2)
-    assert [entry["reference"].numel() for entry in saved_by(path).values()] == [8 * 16 + 16, 12 * 2 + 2]
+    assert [entry["rules"]["reference"]["aggregate"].numel() for entry in saved_by(path).values()] == [
+        8 * 16 + 16,
+        12 * 2 + 2,
+    ]
     for result in ranks(2).run(fit, Fit(strategy=strategy, module=Adversaries, checkpoint=path), 2):
         assert not same_bits(result["parameters"], whole["parameters"])
 
 
-def rows(*values: float) -> Stack:
-    return Stack(torch.tensor([[value, -value] for value in values], dtype=torch.float32), f=1)
-
-
-def step(
-    pipeline: Pipeline, state: PipelineState, stack: Stack, absent: tuple[int, ...] = ()
-) -> tuple[PipelineState, torch.Tensor | None]:
-    present = torch.tensor([worker not in absent for worker in range(pipeline.workers)])
-    vector, report, carried = pipeline.combine(state, stack, present)
-    return pipeline.advance(state, {}, report, carried), vector
+def rows(*values: float) -> torch.Tensor:
+    return torch.tensor([[value, -value] for value in values], dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -144,17 +138,17 @@ class Remembers(Aggregator):
 
 
 class TriesTheDefence(Stale):
-    def replace(self, stack, attackers, *, generator, defence=None, past):
-        defence(Stack(stack.vectors, f=stack.f))
-        return super().replace(stack, attackers, generator=generator, past=past)
+    def replace(self, sight):
+        sight.defence(Stack(sight.stack.vectors, f=sight.stack.f))
+        return super().replace(sight)
 
 
 def test_the_reference_is_the_last_aggregate_and_the_attack_tries_the_same():
     seen: list = []
-    pipeline, state = Pipeline(4, 1, Remembers(seen), attackers=[3], attack=TriesTheDefence()), PipelineState()
-    state, first = step(pipeline, state, rows(1, 2, 3, 4))
-    state, second = step(pipeline, state, rows(5, 6, 7, 8))
-    step(pipeline, state, rows(5, 6, 7, 8))
+    round, memory = robust(4, 1, Remembers(seen), attackers=[3], attack=TriesTheDefence()), Memory()
+    first, memory, _ = take(round, memory, rows(1, 2, 3, 4))
+    second, memory, _ = take(round, memory, rows(5, 6, 7, 8))
+    take(round, memory, rows(5, 6, 7, 8))
     assert seen[:2] == [None, None]
     assert [value.tolist() for value in seen[2:]] == [first.tolist()] * 2 + [second.tolist()] * 2
     assert first.tolist() != second.tolist()
@@ -166,26 +160,27 @@ def test_a_rule_that_does_not_ask_is_shown_nothing():
         uses_reference = False
 
     seen: list = []
-    pipeline, state = Pipeline(4, 1, Silent(seen), attackers=[3]), PipelineState()
+    round, memory = robust(4, 1, Silent(seen), attackers=[3]), Memory()
     for _ in range(2):
-        state, _ = step(pipeline, state, rows(1, 2, 3, 4))
+        _, memory, _ = take(round, memory, rows(1, 2, 3, 4))
     assert seen == [None, None]
-    assert (state.carried.reference, state.carried.past) == (None, {})
+    assert memory.rules == {}
 
 
 def test_the_past_holds_usable_rows_of_taken_steps_only():
-    pipeline, state = Pipeline(4, 1, CoordinateMedian(), attackers=[2, 3], attack=Stale()), PipelineState()
+    round, memory = robust(4, 1, CoordinateMedian(), attackers=[2, 3], attack=Stale()), Memory()
     nan = float("nan")
-    for stack, absent, expected in [
+    for sent, absent, expected in [
         (rows(1, 2, 3, 4), (), {2: [3], 3: [4]}),
         (rows(1, 2, nan, 5), (), {2: [3], 3: [4, 5]}),
         (rows(1, nan, nan, 6), (), {2: [3], 3: [4, 5]}),
         (rows(1, 2, 7, 8), (3,), {2: [3, 7], 3: [4, 5]}),
-        (rows(1, 2, 9, 10), (), {2: [7, 9], 3: [5, 10]}),
+        (rows(1, 2, 9, 10), (), {2: [3, 7, 9], 3: [4, 5, 10]}),
+        (rows(1, 2, 11, 12), (), {2: [7, 9, 11], 3: [5, 10, 12]}),
     ]:
-        state, _ = step(pipeline, state, stack, absent)
-        assert {worker: [float(row[0]) for row in kept] for worker, kept in state.carried.past.items()} == expected
-        stack.vectors.fill_(-1.0)  # the next step writes over these rows
+        _, memory, _ = take(round, memory, sent, absent=absent)
+        past = round.attackers.past(memory)
+        assert {worker: [float(row[0]) for row in kept] for worker, kept in past.items()} == expected
 
 
 def test_the_reference_outlives_the_rows_it_was_a_view_of():
@@ -193,42 +188,46 @@ def test_the_reference_outlives_the_rows_it_was_a_view_of():
         def __call__(self, stack, *, generator=None):
             return stack.vectors[0]
 
-    stack = rows(1, 2, 3, 4)
-    state, _ = step(Pipeline(4, 1, First()), PipelineState(), stack)
-    stack.vectors.fill_(-1.0)
-    assert state.carried.reference.tolist() == [1.0, -1.0]
+    vector, memory, _ = take(robust(4, 1, First()), Memory(), rows(1, 2, 3, 4))
+    assert memory.rules["reference"].values["aggregate"].tolist() == [1.0, -1.0]
+    assert vector.tolist() == [1.0, -1.0], "nor does what becomes .grad lie in a row"
+    vector.fill_(7.0)
+    assert memory.rules["reference"].values["aggregate"].tolist() == [1.0, -1.0]
 
 
-def test_what_is_carried_is_nobodys_to_write_to():
+def test_what_is_remembered_is_nobodys_to_write_to():
     class Writes(Stale):
-        def replace(self, stack, attackers, *, generator, defence=None, past):
-            return torch.stack(
-                [row.mul_(2) for worker in attackers for row in past[worker][:1] or [stack.vectors[worker].clone()]]
-            )
+        def replace(self, sight):
+            own = {
+                worker: sight.past[worker][:1] or [sight.stack.vectors[worker].clone()] for worker in sight.attackers
+            }
+            return torch.stack([row.mul_(2) for rows in own.values() for row in rows])
 
     class WritesReference(TowardsMedian):
         def __call__(self, stack, *, generator=None):
             return stack.centre() if stack.reference is None else stack.reference.add_(stack.centre())
 
-    for pipeline, sentence in [
-        (Pipeline(4, 1, CoordinateMedian(), attackers=[3], attack=Writes()), "Writes wrote to past"),
-        (Pipeline(4, 1, WritesReference()), r"WritesReference wrote to stack\.reference"),
+    for round, sentence in [
+        (robust(4, 1, CoordinateMedian(), attackers=[3], attack=Writes()), "Writes wrote to past"),
+        (robust(4, 1, WritesReference()), r"WritesReference wrote to stack\.reference"),
     ]:
-        state, _ = step(pipeline, PipelineState(), rows(1, 2, 3, 4))
+        _, memory, _ = take(round, Memory(), rows(1, 2, 3, 4))
         with pytest.raises(ValueError, match=sentence):
-            step(pipeline, state, rows(1, 2, 3, 4))
+            take(round, memory, rows(1, 2, 3, 4))
 
 
 def test_the_reference_follows_its_parameters_by_name():
-    aggregation = Aggregation(Pipeline(2, 0, TowardsMedian()), Local(), Local().place(2), device=torch.device("cpu"))
+    aggregation = Aggregation(robust(2, 0, TowardsMedian()), Local(), Local().place(2), device=torch.device("cpu"))
     one, other, late = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     gradients = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
-    aggregation.step(0, [("one", one), ("other", other)], {0: gradients, 1: gradients})
-    before = aggregation.whole(0).reference
+    aggregation.fit([("one", one), ("other", other)])
+    aggregation.step({worker: aggregation.collect(worker, gradients) for worker in range(2)})
+    before = aggregation.memory.rules["reference"].values["aggregate"]
     assert before.tolist() == torch.cat([one.grad, other.grad]).tolist()
-    state, layout = aggregation._prepare(0, [("late", late), ("other", other)])
-    assert layout.total == 4
-    assert state.carried.reference.tolist() == [0.0, 0.0, *before[2:].tolist()]
+    assert before.any()
+    aggregation.fit([("late", late), ("other", other)])
+    assert aggregation.layout.total == 4
+    assert aggregation.memory.rules["reference"].values["aggregate"].tolist() == [0.0, 0.0, *before[2:].tolist()]
 
 
 class BreaksLater(TowardsMedian):
@@ -279,6 +278,6 @@ def test_in_the_modules_own_dtype(ranks, tmp_path):
     narrow = Fit(Options(), STRATEGY, {"max_epochs": 2, "precision": "bf16-true"})
     alone = ranks(1).run(fit, narrow, 1)[0]
     ranks(1).run(fit, replace(narrow, trainer={**narrow.trainer, "max_epochs": 1}, save=path), 1)
-    assert saved_by(path)[0]["reference"].dtype == torch.bfloat16
+    assert saved_by(path)[0]["rules"]["reference"]["aggregate"].dtype == torch.bfloat16
     for result in ranks(2).run(fit, replace(narrow, checkpoint=path), 2):
         assert not same_bits(result["parameters"], alone["parameters"])
