@@ -32,12 +32,15 @@ class Stale(Attack):
     """Send the opposite of the oldest row that is kept."""
 
     @property
-    def keeps(self):
+    def remembers(self):
         return 2
 
-    def replace(self, stack, attackers, *, generator, defence=None, past):
-        assert set(attackers) <= set(past)
-        return torch.stack([-3 * past[worker][0] if past[worker] else stack.vectors[worker] for worker in attackers])
+    def replace(self, sight):
+        past = sight.past
+        assert set(sight.attackers) <= set(past)
+        return torch.stack(
+            [-3 * past[worker][0] if past[worker] else sight.stack.vectors[worker] for worker in sight.attackers]
+        )
 
 
 STRATEGY = {"workers": 4, "f": 1, "aggregator": TowardsMedian(), "attackers": [0, 3], "attack": Stale()}
@@ -144,9 +147,9 @@ class Remembers(Aggregator):
 
 
 class TriesTheDefence(Stale):
-    def replace(self, stack, attackers, *, generator, defence=None, past):
-        defence(Stack(stack.vectors, f=stack.f))
-        return super().replace(stack, attackers, generator=generator, past=past)
+    def replace(self, sight):
+        sight.defence(Stack(sight.stack.vectors, f=sight.stack.f))
+        return super().replace(sight)
 
 
 def test_the_reference_is_the_last_aggregate_and_the_attack_tries_the_same():
@@ -201,9 +204,13 @@ def test_the_reference_outlives_the_rows_it_was_a_view_of():
 
 def test_what_is_carried_is_nobodys_to_write_to():
     class Writes(Stale):
-        def replace(self, stack, attackers, *, generator, defence=None, past):
+        def replace(self, sight):
             return torch.stack(
-                [row.mul_(2) for worker in attackers for row in past[worker][:1] or [stack.vectors[worker].clone()]]
+                [
+                    row.mul_(2)
+                    for worker in sight.attackers
+                    for row in sight.past[worker][:1] or [sight.stack.vectors[worker].clone()]
+                ]
             )
 
     class WritesReference(TowardsMedian):

@@ -14,6 +14,7 @@ from lightning_byz.attacks.non_finite import NonFinite
 from lightning_byz.attacks.optimized import Optimized
 from lightning_byz.attacks.replay import Replay
 from lightning_byz.attacks.reverse_gradient import ReverseGradient
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.attacks.sign_flip import SignFlip
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "Optimized",
     "Replay",
     "ReverseGradient",
+    "Sight",
     "SignFlip",
 ]

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence, honest_weights
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.kernels import SLIVER, saturate
-from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class ALIE(Attack):
         Baruch, Baruch, Goldberg. A Little Is Enough: Circumventing Defenses For Distributed Learning. NeurIPS 2019, arXiv 1902.06156.
 
     Example:
+        >>> from lightning_byz.stack import Stack
         >>> rows = torch.tensor([[1.0], [4.0], [7.0], [100.0]])
-        >>> ALIE(z=1.5).replace(Stack(rows), [3], generator=torch.Generator())
+        >>> ALIE(z=1.5).replace(Sight(Stack(rows), [3], torch.Generator()))
         tensor([[-0.5000]])
     """
 
@@ -49,19 +50,17 @@ class ALIE(Attack):
         if self.z is not None and not math.isfinite(self.z):
             raise ValueError(f"z must be None or a finite number, not {self.z}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
-        honest = honest_weights(stack, attackers)
+        honest = sight.honest_weights
         if not bool(honest.any()):
-            return stack.vectors[list(attackers)]
-        mean, variance = stack.moments(honest)
+            return sight.own
+        mean, variance = sight.stack.moments(honest)
         # the divisor that makes the variance unbiased: (h - 1) / h for h equal weights
         freedom = 1 - float(honest.square().sum())
         deviation = (variance / freedom).sqrt_() if freedom > 1e-9 else torch.zeros_like(variance)
-        z = _largest_z(stack.weights, honest, attackers) if self.z is None else self.z
-        return saturate(mean - z * deviation, stack.vectors.dtype).repeat(len(attackers), 1)
+        z = _largest_z(sight.stack.weights, honest, sight.attackers) if self.z is None else self.z
+        return saturate(mean - z * deviation, sight.stack.vectors.dtype).repeat(len(sight.attackers), 1)
 
 
 def _largest_z(weights: Float64[Tensor, " n"], honest: Float64[Tensor, " n"], attackers: Sequence[int]) -> float:

@@ -1,16 +1,15 @@
 """The interface of attacks: what Byzantine workers send, and what they do to their data."""
 
+import inspect
 from abc import ABC
-from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.stack import Stack
-
-Defence = Callable[[Stack], Tensor]
+from lightning_byz.attacks.sight import Sight
 
 
 class Attack(ABC):  # noqa: B024 an attack overrides either door
@@ -20,34 +19,37 @@ class Attack(ABC):  # noqa: B024 an attack overrides either door
     """The field, a number, that says how strong the attack is, for :class:`Optimized`; None where there is none."""
 
     @property
-    def keeps(self) -> int:
-        """For how many steps the rows that attackers would have sent are kept; where positive, ``replace`` gets them as ``past=``."""
+    def remembers(self) -> int:
+        """For how many steps the rows that attackers would have sent are kept; they come as ``sight.past``."""
         return 0
 
     def poison(self, batch: Any, *, generator: torch.Generator) -> Any:
         """The batch on which an attacker computes, from the one it was given."""
         return batch
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """What the attackers send instead of their rows.
 
         Args:
-            stack: All rows, usable ones only; perhaps one slice of them, so coordinates must be treated alike wherever the slice is cut.
-            attackers: The rows under control.
-            generator: The only source of randomness.
-            defence: What will make the aggregate of a stack, for attacks that try it out.
+            sight: What they see. Nothing in it is to be written to.
 
-        An attack whose ``keeps`` is positive takes ``past=`` too: a dict from worker ids to the rows that this worker would have sent in the last
-        ``keeps`` steps, oldest first, shorter at the start of a run.
+        Returns:
+            One row for each of ``sight.attackers``, in that order, of the dtype of ``sight.stack.vectors``.
         """
-        return stack.vectors[list(attackers)]
+        return sight.own
 
 
-def honest_weights(stack: Stack, attackers: Sequence[int]) -> Float64[Tensor, " n"]:
-    """The weights of the stack, zero for attackers, as parts of their sum; all zero where no honest row has weight."""
-    weights = stack.weights.clone()
-    weights[list(attackers)] = 0.0
-    total = weights.sum()
-    return weights / total if bool(total > 0) else weights
+def check_signature(attack: Attack) -> None:
+    """Refuse an attack whose ``replace`` cannot be called with a :class:`Sight` and nothing else.
+
+    Raises:
+        TypeError: If it asks for other arguments.
+    """
+    signature = inspect.signature(attack.replace)
+    try:
+        signature.bind(object())
+    except TypeError:
+        asked, offered = ", ".join(signature.parameters), ", ".join(f"sight.{field.name}" for field in fields(Sight))
+        raise TypeError(
+            f"{type(attack).__name__}.replace takes ({asked}), but it is given one argument, a Sight: write replace(self, sight), and read {offered}"
+        ) from None

@@ -1,15 +1,33 @@
 """Directions away from the honest mean, for attacks that go as far as they dare."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from lightning_byz.attacks.sight import Sight
+from lightning_byz.kernels import saturate
 from lightning_byz.stack import Stack
 
 Deviation = Literal["unit", "std", "sign"]
 DEVIATIONS = ("unit", "std", "sign")
+Reach = Callable[[Stack, Tensor, Tensor, Tensor], float]
+"""How far to go: of a stack, which rows are honest and have weight, their mean, and a direction of length 1."""
+
+
+def as_far_as(reach: Reach, sight: Sight, deviation: Deviation) -> Float[Tensor, "m d"]:
+    """The mean of the honest rows and, from there, as far as ``reach`` says: the same row for every attacker.
+
+    Their own rows where no honest row has weight.
+    """
+    honest = sight.honest_weights
+    if not bool(honest.any()):
+        return sight.own
+    mean, direction = away(sight.stack, honest, deviation)
+    distance = reach(sight.stack, honest > 0, mean, direction)
+    return saturate(mean + distance * direction, sight.stack.vectors.dtype).repeat(len(sight.attackers), 1)
 
 
 def away(

@@ -1,15 +1,14 @@
 """Flipped bits."""
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.random import distinct
-from lightning_byz.stack import Stack
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -37,7 +36,8 @@ class BitFlip(Attack):
         Modeling Guidance. DSN 2026, arXiv 2605.04213.
 
     Example:
-        >>> sent = BitFlip(flips=32, coordinates=2).replace(Stack(torch.ones(3, 5)), [2], generator=torch.Generator().manual_seed(0))
+        >>> from lightning_byz.stack import Stack
+        >>> sent = BitFlip(flips=32, coordinates=2).replace(Sight(Stack(torch.ones(3, 5)), [2], torch.Generator().manual_seed(0)))
         >>> int((sent == 1.0).sum()), sent.unique()
         (3, tensor([-4.0000,  1.0000]))
     """
@@ -52,11 +52,9 @@ class BitFlip(Attack):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, not {value}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The attackers' rows with bits flipped."""
-        rows = stack.vectors[list(attackers)]
+        stack, generator, rows = sight.stack, sight.generator, sight.own
         bits = rows.view(_WHOLE[rows.element_size()])
         start = 0 if stack.slice is None else stack.slice.start
         for row in bits:

@@ -1,16 +1,15 @@
 """The same number everywhere."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.kernels import saturate
-from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class Constant(Attack):
         Chen, Wang, Charles, Papailiopoulos. DRACO: Byzantine-resilient Distributed Training via Redundant Gradients. ICML 2018, arXiv 1803.09877.
 
     Example:
-        >>> Constant(value=-5.0).replace(Stack(torch.ones(3, 2)), [2], generator=torch.Generator())
+        >>> from lightning_byz.stack import Stack
+        >>> Constant(value=-5.0).replace(Sight(Stack(torch.ones(3, 2)), [2], torch.Generator()))
         tensor([[-5., -5.]])
     """
 
@@ -39,11 +39,8 @@ class Constant(Attack):
         if not math.isfinite(self.value):
             raise ValueError(f"value must be finite, not {self.value}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker."""
-        number = saturate(
-            torch.tensor(self.value, dtype=torch.float64, device=stack.vectors.device), stack.vectors.dtype
-        )
-        return number.repeat(len(attackers), stack.vectors.shape[1])
+        vectors = sight.stack.vectors
+        number = saturate(torch.tensor(self.value, dtype=torch.float64, device=vectors.device), vectors.dtype)
+        return number.repeat(len(sight.attackers), vectors.shape[1])

@@ -1,17 +1,16 @@
 """Gaussian noise."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.kernels import block_size, saturate
 from lightning_byz.random import by_block
-from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Gaussian(Attack):
         arXiv 1703.02757.
 
     Example:
-        >>> rows = Gaussian(deviation=3.0).replace(Stack(torch.ones(9, 10000)), [7, 8], generator=torch.Generator().manual_seed(0))
+        >>> from lightning_byz.stack import Stack
+        >>> rows = Gaussian(deviation=3.0).replace(Sight(Stack(torch.ones(9, 10000)), [7, 8], torch.Generator().manual_seed(0)))
         >>> rows.std(dim=1).round(), bool((rows[0] == rows[1]).any())
         (tensor([3., 3.]), False)
     """
@@ -45,13 +45,12 @@ class Gaussian(Attack):
         if not 0 < self.deviation < math.inf:
             raise ValueError(f"deviation must be finite and positive, not {self.deviation}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """Noise; the same numbers wherever the coordinates are cut."""
+        stack, attackers = sight.stack, sight.attackers
         rows = stack.vectors.new_empty(len(attackers), stack.vectors.shape[1])
         start = 0 if stack.slice is None else stack.slice.start
-        for low, high, source in by_block(generator, start, stack.blocks(), block_size(stack.total)):
+        for low, high, source in by_block(sight.generator, start, stack.blocks(), block_size(stack.total)):
             noise = torch.randn(len(attackers), high - low, generator=source, dtype=torch.float64, device=source.device)
             rows[:, low:high] = saturate(noise.mul_(self.deviation), rows.dtype)
         return rows

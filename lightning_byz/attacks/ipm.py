@@ -1,15 +1,13 @@
 """Inner product manipulation."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence, honest_weights
-from lightning_byz.stack import Stack
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,10 @@ class IPM(Attack):
         Xie, Koyejo, Gupta. Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation. UAI 2019, arXiv 1903.03936.
 
     Example:
+        >>> import torch
+        >>> from lightning_byz.stack import Stack
         >>> rows = torch.tensor([[1.0], [3.0], [100.0]])
-        >>> IPM(epsilon=0.5).replace(Stack(rows), [2], generator=torch.Generator())
+        >>> IPM(epsilon=0.5).replace(Sight(Stack(rows), [2], torch.Generator()))
         tensor([[-1.]])
     """
 
@@ -39,11 +39,9 @@ class IPM(Attack):
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be finite and positive, not {self.epsilon}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
-        honest = honest_weights(stack, attackers)
+        honest = sight.honest_weights
         if not bool(honest.any()):
-            return stack.vectors[list(attackers)]
-        return stack.combination(honest * -self.epsilon).repeat(len(attackers), 1)
+            return sight.own
+        return sight.stack.combination(honest * -self.epsilon).repeat(len(sight.attackers), 1)

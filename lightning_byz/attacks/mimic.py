@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence, honest_weights
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.kernels import principal_spread
 from lightning_byz.stack import Stack
 
@@ -36,8 +36,9 @@ class Mimic(Attack):
         Karimireddy, He, Jaggi. Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing. ICLR 2022, arXiv 2006.09365.
 
     Example:
+        >>> import torch
         >>> rows = torch.tensor([[0.0, 5.0], [1.0, 5.0], [7.0, 5.5], [2.0, 4.5], [100.0, 100.0]])
-        >>> Mimic().replace(Stack(rows), [4], generator=torch.Generator())
+        >>> Mimic().replace(Sight(Stack(rows), [4], torch.Generator()))
         tensor([[7.0000, 5.5000]])
     """
 
@@ -47,17 +48,16 @@ class Mimic(Attack):
         if self.worker is not None and self.worker < 0:
             raise ValueError(f"worker must be None or a worker id >= 0, not {self.worker}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where there is none to copy."""
-        honest = honest_weights(stack, attackers)
+        honest = sight.honest_weights
         worker = self.worker
         if worker is not None:
-            self._check(worker, len(honest), attackers)
+            self._check(worker, len(honest), sight.attackers)
         if not bool(honest.any()) or (worker is not None and not bool(honest[worker] > 0)):
-            return stack.vectors[list(attackers)]
-        return stack.vectors[_furthest(stack, honest) if worker is None else worker].repeat(len(attackers), 1)
+            return sight.own
+        copied = _furthest(sight.stack, honest) if worker is None else worker
+        return sight.stack.vectors[copied].repeat(len(sight.attackers), 1)
 
     def _check(self, worker: int, workers: int, attackers: Sequence[int]) -> None:
         if worker >= workers:

@@ -1,15 +1,13 @@
 """Min-Max."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence, honest_weights
-from lightning_byz.attacks.away import Deviation, away, check
-from lightning_byz.kernels import saturate
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.away import Deviation, as_far_as, check
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.stack import Stack
 
 
@@ -34,11 +32,12 @@ class MinMax(Attack):
         Shejwalkar, Houmansadr. Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated Learning. NDSS 2021.
 
     Example:
+        >>> import torch
         >>> rows = torch.tensor([[2.0], [3.0], [7.0], [100.0]])
-        >>> MinMax().replace(Stack(rows), [3], generator=torch.Generator())
+        >>> MinMax().replace(Sight(Stack(rows), [3], torch.Generator()))
         tensor([[2.]])
         >>> rows = torch.tensor([[3.0, 0.0], [3.0, 4.0], [100.0, 0.0]])
-        >>> MinMax(deviation="unit").replace(Stack(rows), [2], generator=torch.Generator())
+        >>> MinMax(deviation="unit").replace(Sight(Stack(rows), [2], torch.Generator()))
         tensor([[0.8966, 0.5977]])
     """
 
@@ -47,19 +46,12 @@ class MinMax(Attack):
     def __post_init__(self) -> None:
         check(self.deviation)
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
-        honest = honest_weights(stack, attackers)
-        if not bool(honest.any()):
-            return stack.vectors[list(attackers)]
-        mean, direction = away(stack, honest, self.deviation)
-        distance = _distance(stack, honest > 0, mean, direction)
-        return saturate(mean + distance * direction, stack.vectors.dtype).repeat(len(attackers), 1)
+        return as_far_as(_within_the_widest, sight, self.deviation)
 
 
-def _distance(
+def _within_the_widest(
     stack: Stack, present: Bool[Tensor, " n"], mean: Float64[Tensor, " d"], direction: Float64[Tensor, " d"]
 ) -> float:
     """How far to go from ``mean`` along ``direction``, which has length 1."""

@@ -1,15 +1,13 @@
 """Min-Sum."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence, honest_weights
-from lightning_byz.attacks.away import Deviation, away, check
-from lightning_byz.kernels import saturate
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.away import Deviation, as_far_as, check
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.stack import Stack
 
 
@@ -35,8 +33,9 @@ class MinSum(Attack):
         Shejwalkar, Houmansadr. Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated Learning. NDSS 2021.
 
     Example:
+        >>> import torch
         >>> rows = torch.tensor([[0.0], [1.0], [5.0], [100.0]])
-        >>> MinSum().replace(Stack(rows), [3], generator=torch.Generator())
+        >>> MinSum().replace(Sight(Stack(rows), [3], torch.Generator()))
         tensor([[-1.]])
     """
 
@@ -45,13 +44,13 @@ class MinSum(Attack):
     def __post_init__(self) -> None:
         check(self.deviation)
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker; their own rows where no honest row has weight."""
-        honest = honest_weights(stack, attackers)
-        if not bool(honest.any()):
-            return stack.vectors[list(attackers)]
-        mean, direction = away(stack, honest, self.deviation)
-        distance = float(stack.squared_distances_to(mean)[honest > 0].max()) ** 0.5
-        return saturate(mean + distance * direction, stack.vectors.dtype).repeat(len(attackers), 1)
+        return as_far_as(_as_the_furthest, sight, self.deviation)
+
+
+def _as_the_furthest(
+    stack: Stack, present: Bool[Tensor, " n"], mean: Float64[Tensor, " d"], direction: Float64[Tensor, " d"]
+) -> float:
+    """How far the furthest row is from ``mean``, whatever the ``direction``."""
+    return float(stack.squared_distances_to(mean)[present].max()) ** 0.5

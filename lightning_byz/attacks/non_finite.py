@@ -1,15 +1,13 @@
 """Messages that are not numbers."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
-from lightning_byz.stack import Stack
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,9 @@ class NonFinite(Attack):
         ValueError: If ``value`` is finite.
 
     Example:
-        >>> NonFinite(float("-inf")).replace(Stack(torch.ones(3, 2)), [2], generator=torch.Generator())
+        >>> import torch
+        >>> from lightning_byz.stack import Stack
+        >>> NonFinite(float("-inf")).replace(Sight(Stack(torch.ones(3, 2)), [2], torch.Generator()))
         tensor([[-inf, -inf]])
     """
 
@@ -33,8 +33,6 @@ class NonFinite(Attack):
         if math.isfinite(self.value):
             raise ValueError(f"value must be nan, inf or -inf, not {self.value}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The same row for every attacker."""
-        return stack.vectors.new_full((len(attackers), stack.vectors.shape[1]), self.value)
+        return sight.own.fill_(self.value)

@@ -1,7 +1,7 @@
 """A search for the strength at which an attack hurts most."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, is_dataclass, replace
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence, honest_weights
+from lightning_byz.attacks.attack import Attack, check_signature
+from lightning_byz.attacks.sight import Defence, Sight
 from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.stack import Stack
 
@@ -33,7 +34,7 @@ class Optimized(Attack):
         evaluations: How many strengths are tried at most, the given one included; 20 as in ByzFL.
 
     Raises:
-        TypeError: If ``attack`` is not an attack with a strength.
+        TypeError: If ``attack`` is not an attack with a strength, or its ``replace`` does not take a :class:`Sight`.
         ValueError: If the bounds are not ``0 < low < high``, or ``evaluations`` is below 3, or the defence is not known.
 
     References:
@@ -45,7 +46,7 @@ class Optimized(Attack):
         >>> from lightning_byz.attacks import ALIE
         >>> rows, rule = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [0.0], [0.0]]), CTMA(CoordinateMedian())
         >>> for attack in (ALIE(), ALIE(z=5.0), Optimized(ALIE())):
-        ...     sent = attack.replace(Stack(rows, f=2), [5, 6], generator=torch.Generator(), defence=rule)
+        ...     sent = attack.replace(Sight(Stack(rows, f=2), [5, 6], torch.Generator(), defence=rule))
         ...     print(rule(Stack(torch.cat([rows[:5], sent]), f=2)))
         tensor([2.8398])
         tensor([3.])
@@ -63,47 +64,38 @@ class Optimized(Attack):
             raise TypeError(
                 f"attack must be one whose class names a field as its strength, such as ALIE() or IPM(), not {self.attack!r}"
             )
+        check_signature(self.attack)
         if not 0 < self.low < self.high < math.inf:
             raise ValueError(f"low and high must be finite with 0 < low < high, not {self.low} and {self.high}")
         if not isinstance(self.evaluations, int) or self.evaluations < 3:
             raise ValueError(f"evaluations must be a whole number >= 3, not {self.evaluations}")
 
     @property
-    def keeps(self) -> int:
+    def remembers(self) -> int:
         """As many steps as the attack."""
-        return self.attack.keeps
+        return self.attack.remembers
 
     def poison(self, batch: Any, *, generator: torch.Generator) -> Any:
         """The batch as the attack poisons it."""
         return self.attack.poison(batch, generator=generator)
 
-    def replace(
-        self,
-        stack: Stack,
-        attackers: Sequence[int],
-        *,
-        generator: torch.Generator,
-        defence: Defence | None = None,
-        past: Mapping[int, Sequence[Tensor]] | None = None,
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """What the attack sends at its best strength; the attackers' own rows where no honest row has weight."""
+        defence = sight.defence
         if defence is None:
             raise ValueError(
-                "Optimized tries attacks out on the defence and needs to know it: replace(..., defence=rule)"
+                "Optimized tries attacks out on the defence and needs to know it: Sight(..., defence=rule)"
             )
-        honest = honest_weights(stack, attackers)
+        honest = sight.honest_weights
         if not bool(honest.any()):
-            return stack.vectors[list(attackers)]
-        mean, _ = stack.moments(honest)
-        kept = {"past": past} if self.attack.keeps else {}
+            return sight.own
+        mean, _ = sight.stack.moments(honest)
 
         def sent(strength: float | None) -> Tensor:
-            return self._with(strength).replace(
-                stack, attackers, generator=generator.clone_state(), defence=defence, **kept
-            )
+            return self._with(strength).replace(replace(sight, generator=sight.generator.clone_state()))
 
         def damage(strength: float | None) -> float:
-            return _damage(stack, attackers, sent(strength), mean, defence)
+            return _damage(sight, sent(strength), mean, defence)
 
         return sent(self._best(damage))
 
@@ -133,10 +125,10 @@ class Optimized(Attack):
         return strongest if tried[strongest] > given else None
 
 
-def _damage(stack: Stack, attackers: Sequence[int], rows: Tensor, mean: Tensor, defence: Defence) -> float:
+def _damage(sight: Sight, rows: Tensor, mean: Tensor, defence: Defence) -> float:
     """How far the defence's result is from ``mean``; the same on every slice."""
-    vectors = stack.vectors.clone()
-    vectors[list(attackers)] = rows
+    stack, vectors = sight.stack, sight.stack.vectors.clone()
+    vectors[list(sight.attackers)] = rows
     try:
         result = defence(replace(stack, vectors=vectors))
     except (ToleranceError, TooManyFaults):

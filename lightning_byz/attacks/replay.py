@@ -1,14 +1,12 @@
 """Old messages."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
-from lightning_byz.stack import Stack
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,10 @@ class Replay(Attack):
         ValueError: If ``delay`` is not a whole number >= 1.
 
     Example:
+        >>> import torch
+        >>> from lightning_byz.stack import Stack
         >>> stack, past = Stack(torch.tensor([[1.0], [9.0]])), {1: [torch.tensor([6.0]), torch.tensor([7.0]), torch.tensor([8.0])]}
-        >>> Replay(delay=2).replace(stack, [1], generator=torch.Generator(), past=past)
+        >>> Replay(delay=2).replace(Sight(stack, [1], torch.Generator(), past=past))
         tensor([[7.]])
     """
 
@@ -38,23 +38,15 @@ class Replay(Attack):
             raise ValueError(f"delay must be a whole number of steps >= 1, not {self.delay}")
 
     @property
-    def keeps(self) -> int:
+    def remembers(self) -> int:
         """``delay`` steps."""
         return self.delay
 
-    def replace(
-        self,
-        stack: Stack,
-        attackers: Sequence[int],
-        *,
-        generator: torch.Generator,
-        defence: Defence | None = None,
-        past: Mapping[int, Sequence[Tensor]] | None = None,
-    ) -> Float[Tensor, "m d"]:
-        """For each attacker the row of ``past`` from ``delay`` steps ago."""
-        rows = stack.vectors[list(attackers)]
-        for place, worker in enumerate(attackers):
-            kept = (past or {}).get(worker, ())
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
+        """For each attacker its row from ``delay`` steps ago."""
+        rows = sight.own
+        for place, worker in enumerate(sight.attackers):
+            kept = sight.past.get(worker, ())
             if len(kept):
                 rows[place] = kept[max(len(kept) - self.delay, 0)]
         return rows

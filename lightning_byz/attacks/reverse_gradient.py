@@ -1,16 +1,15 @@
 """Reversed and scaled gradients."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 from lightning_byz.kernels import saturate
-from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,9 @@ class ReverseGradient(Attack):
         Chen, Wang, Charles, Papailiopoulos. DRACO: Byzantine-resilient Distributed Training via Redundant Gradients. ICML 2018, arXiv 1803.09877.
 
     Example:
+        >>> from lightning_byz.stack import Stack
         >>> rows = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
-        >>> ReverseGradient(factor=10.0).replace(Stack(rows), [1], generator=torch.Generator())
+        >>> ReverseGradient(factor=10.0).replace(Sight(Stack(rows), [1], torch.Generator()))
         tensor([[-30.,  40.]])
     """
 
@@ -40,9 +40,7 @@ class ReverseGradient(Attack):
         if not 0 < self.factor < math.inf:
             raise ValueError(f"factor must be finite and positive, not {self.factor}")
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The attackers' rows times ``-factor``."""
-        rows = stack.vectors[list(attackers)]
+        rows = sight.own
         return saturate(rows.to(torch.float64) * -self.factor, rows.dtype)

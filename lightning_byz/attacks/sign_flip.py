@@ -1,14 +1,12 @@
 """Sign flipping."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.attacks.attack import Attack, Defence
-from lightning_byz.stack import Stack
+from lightning_byz.attacks.attack import Attack
+from lightning_byz.attacks.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -19,13 +17,13 @@ class SignFlip(Attack):
         Allen-Zhu, Ebrahimianghazani, Li, Alistarh. Byzantine-Resilient Non-Convex Stochastic Gradient Descent. ICLR 2021, arXiv 2012.14368.
 
     Example:
+        >>> import torch
+        >>> from lightning_byz.stack import Stack
         >>> rows = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
-        >>> SignFlip().replace(Stack(rows), [1], generator=torch.Generator())
+        >>> SignFlip().replace(Sight(Stack(rows), [1], torch.Generator()))
         tensor([[-3.,  4.]])
     """
 
-    def replace(
-        self, stack: Stack, attackers: Sequence[int], *, generator: torch.Generator, defence: Defence | None = None
-    ) -> Float[Tensor, "m d"]:
+    def replace(self, sight: Sight) -> Float[Tensor, "m d"]:
         """The attackers' rows with their signs changed."""
-        return -stack.vectors[list(attackers)]
+        return -sight.own

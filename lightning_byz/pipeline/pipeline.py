@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_byz.aggregators import Aggregator
-from lightning_byz.attacks import Attack
+from lightning_byz.attacks import Attack, Sight
 from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.estimators.estimator import Memory
@@ -216,15 +216,13 @@ class Pipeline:
                 tried if tried.reference is not None else replace(tried, reference=stack.reference), step=state.step
             )[0]
 
-        past = {worker: list(state.carried.past.get(worker, ())) for worker in self.attackers}
+        past = {worker: list(state.carried.past.get(worker, ())) for worker in self.attackers if self.attack.remembers}
         draw = generator(self.seed, "attack", state.step, device=stack.vectors.device)
         with unwritten(
             type(self.attack).__name__,
             {"stack.vectors": [stack.vectors], "past": [row for rows in past.values() for row in rows]},
         ):
-            rows = self.attack.replace(
-                stack, attackers, generator=draw, defence=defence, **({"past": past} if self.attack.keeps else {})
-            )
+            rows = self.attack.replace(Sight(stack, attackers, draw, defence, past, [0] * self.workers, state.step))
         expected = (len(attackers), stack.vectors.shape[1])
         if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
             raise ValueError(
@@ -236,11 +234,11 @@ class Pipeline:
 
     def _carry(self, carried: Carried, honest: Stack, usable: Bool[Tensor, " n"], vector: Tensor) -> Carried:
         """Return what the next step reads of this one; a worker without a usable row adds none."""
-        keeps = 0 if self.attack is None else self.attack.keeps
-        past = {worker: carried.past.get(worker, ()) for worker in self.attackers if keeps}
+        remembers = 0 if self.attack is None else self.attack.remembers
+        past = {worker: carried.past.get(worker, ()) for worker in self.attackers if remembers}
         for worker in past:
             new = [honest.vectors[worker].clone()] if bool(usable[worker]) else []
-            past[worker] = (*past[worker], *new)[-keeps:]
+            past[worker] = (*past[worker], *new)[-remembers:]
         return Carried(vector.clone() if self.refers else None, past)
 
     def _report(self, state: PipelineState, taken: bool, accepted: Tensor, present: Tensor) -> Report:

@@ -14,7 +14,7 @@ class Carried:
 
     Args:
         reference: The last committed aggregate, where a rule reads it; ``None`` before the first step that was taken.
-        past: Per attacker the last rows that it would have sent, oldest first, where the attack keeps them.
+        past: Per attacker the last rows that it would have sent, oldest first, where the attack remembers them.
 
     """
 
