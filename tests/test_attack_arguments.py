@@ -17,6 +17,7 @@ from lightning_byz.attacks import (
     NonFinite,
     Replay,
     ReverseGradient,
+    Sight,
     SignFlip,
 )
 from lightning_byz.attacks.away import check
@@ -38,11 +39,11 @@ def test_old_rows_are_sent_again() -> None:
     stack, old = Stack(example()), [example(d=300)[0] + step for step in range(5)]
     generator = torch.Generator()
 
-    def again(delay: int, past: dict | None) -> Tensor:
-        return Replay(delay).replace(stack, [2, 7], generator=generator, past=past)
+    def again(delay: int, past: dict) -> Tensor:
+        return Replay(delay).replace(Sight(stack, [2, 7], generator, past=past))
 
-    assert (Replay(3).keeps, SignFlip().keeps) == (3, 0)
-    assert torch.equal(again(3, None), stack.vectors[[2, 7]])
+    assert (Replay(3).remembers, SignFlip().remembers) == (3, 0)
+    assert torch.equal(again(3, {}), stack.vectors[[2, 7]])
     assert torch.equal(again(3, {2: old[:3]}), torch.stack([old[0], stack.vectors[7]]))
     assert torch.equal(again(3, {2: old[:2], 7: []}), torch.stack([old[0], stack.vectors[7]]))
     assert torch.equal(again(3, {7: old, 2: old[1:]}), torch.stack([old[2], old[2]]))

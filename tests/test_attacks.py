@@ -20,6 +20,7 @@ from lightning_byz.attacks import (
     NonFinite,
     Replay,
     ReverseGradient,
+    Sight,
     SignFlip,
 )
 from lightning_byz.stack import Stack
@@ -29,7 +30,7 @@ TOP = torch.finfo(torch.float32).max
 
 
 def sent(attack: Attack, stack: Stack, attackers: list[int]) -> Tensor:
-    return attack.replace(stack, attackers, generator=torch.Generator().manual_seed(0))
+    return attack.replace(Sight(stack, attackers, torch.Generator().manual_seed(0)))
 
 
 def example(n: int = 9, d: int = 300) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_byz.attacks import BitFlip, Gaussian
+from lightning_byz.attacks import BitFlip, Gaussian, Sight
 from lightning_byz.kernels import block_size
 from lightning_byz.random import by_block
 from lightning_byz.stack import Slice, Stack
@@ -65,7 +65,7 @@ def test_a_slice_draws_what_the_whole_draws(attack, dtype) -> None:
     for ends in ([0, 64, 512, 1000], [0, 0, 960, 1000, 1000]):
         pieces = [sent(attack, cut(rows, start, stop), [3, 1]) for start, stop in pairwise(ends)]
         assert torch.equal(torch.cat(pieces, dim=1).view(torch.uint8), whole.view(torch.uint8))
-    assert not torch.equal(attack.replace(Stack(rows), [3, 1], generator=torch.Generator().manual_seed(9)), whole)
+    assert not torch.equal(attack.replace(Sight(Stack(rows), [3, 1], torch.Generator().manual_seed(9))), whole)
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)

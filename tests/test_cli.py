@@ -230,8 +230,8 @@ class Faulty(DigitsClassifier):
 
 
 class Shout(Attack):
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return -100 * stack.vectors[list(attackers)]
+    def replace(self, sight):
+        return -100 * sight.own
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_byz.attacks import LabelFlip
+from lightning_byz.attacks import LabelFlip, Sight
 from lightning_byz.stack import Stack
 
 Pair = namedtuple("Pair", ["inputs", "labels"])
@@ -174,4 +174,4 @@ def test_where_there_are_none_it_says_so(batch: Any, place: Any, message: str) -
 
 def test_rows_are_left_alone() -> None:
     rows = torch.randn(4, 3)
-    assert torch.equal(LabelFlip(10).replace(Stack(rows), [1, 3], generator=torch.Generator()), rows[[1, 3]])
+    assert torch.equal(LabelFlip(10).replace(Sight(Stack(rows), [1, 3], torch.Generator())), rows[[1, 3]])

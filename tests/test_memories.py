@@ -34,12 +34,13 @@ class Stale(Attack):
 
     @property
     def remembers(self):
-        return 3
+        return 2
 
     def replace(self, sight):
-        assert set(sight.attackers) <= set(sight.past)
+        past = sight.past
+        assert set(sight.attackers) <= set(past)
         return torch.stack(
-            [-3 * (sight.past[worker] or [sight.stack.vectors[worker]])[0] for worker in sight.attackers]
+            [-3 * past[worker][0] if past[worker] else sight.stack.vectors[worker] for worker in sight.attackers]
         )
 
 
@@ -198,10 +199,13 @@ def test_the_reference_outlives_the_rows_it_was_a_view_of():
 def test_what_is_remembered_is_nobodys_to_write_to():
     class Writes(Stale):
         def replace(self, sight):
-            own = {
-                worker: sight.past[worker][:1] or [sight.stack.vectors[worker].clone()] for worker in sight.attackers
-            }
-            return torch.stack([row.mul_(2) for rows in own.values() for row in rows])
+            return torch.stack(
+                [
+                    row.mul_(2)
+                    for worker in sight.attackers
+                    for row in sight.past[worker][:1] or [sight.stack.vectors[worker].clone()]
+                ]
+            )
 
     class WritesReference(TowardsMedian):
         def __call__(self, stack, *, generator=None):

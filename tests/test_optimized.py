@@ -1,7 +1,6 @@
 """The search for the strength that hurts most."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from lightning_byz.attacks import (
     Optimized,
     Replay,
     ReverseGradient,
+    Sight,
     SignFlip,
 )
 from lightning_byz.errors import TooManyFaults
@@ -49,23 +49,15 @@ class Along(Attack):
     strength = "size"
 
     @property
-    def keeps(self) -> int:
+    def remembers(self) -> int:
         return 2
 
     def poison(self, batch: Any, *, generator: torch.Generator) -> Any:
         return [batch]
 
-    def replace(
-        self,
-        stack: Stack,
-        attackers: Sequence[int],
-        *,
-        generator: torch.Generator,
-        defence: Any = None,
-        past: Mapping[int, Sequence[Tensor]] | None = None,
-    ) -> Tensor:
-        assert past == {1: ()}
-        return torch.full((len(attackers), stack.vectors.shape[1]), float(self.size), dtype=stack.vectors.dtype)
+    def replace(self, sight: Sight) -> Tensor:
+        assert (sight.past, sight.ages, sight.step) == ({1: ()}, [3] * 9, 7)
+        return torch.full_like(sight.own, float(self.size))
 
 
 def example(dtype: torch.dtype = torch.float64) -> Stack:
@@ -74,7 +66,7 @@ def example(dtype: torch.dtype = torch.float64) -> Stack:
 
 
 def sent(attack: Attack, stack: Stack, defence: Any) -> Tensor:
-    return attack.replace(stack, ATTACKERS, generator=torch.Generator().manual_seed(7), defence=defence)
+    return attack.replace(Sight(stack, ATTACKERS, torch.Generator().manual_seed(7), defence))
 
 
 def distance(stack: Stack, rows: Tensor, defence: Any) -> float:
@@ -176,21 +168,18 @@ def test_the_sign_of_the_attack_is_kept() -> None:
 def test_every_strength_sees_the_same_draws() -> None:
     stack, generator = example(), torch.Generator().manual_seed(7)
     before = generator.get_state()
-    noise = Optimized(Gaussian(1.0)).replace(
-        stack, ATTACKERS, generator=generator, defence=lambda stack: stack.vectors[1]
-    )
+    noise = Optimized(Gaussian(1.0)).replace(Sight(stack, ATTACKERS, generator, lambda stack: stack.vectors[1]))
     torch.testing.assert_close(noise / 10, sent(Gaussian(1.0), stack, None))
     assert torch.equal(generator.get_state(), before)
 
 
-def test_past_and_batches_are_handed_on() -> None:
+def test_all_that_attackers_see_and_batches_are_handed_on() -> None:
     attack = Optimized(Along())
-    assert attack.keeps == 2
-    assert Optimized(ALIE()).keeps == 0
+    assert attack.remembers == 2
+    assert Optimized(ALIE()).remembers == 0
     assert attack.poison(3, generator=torch.Generator()) == [3]
-    rows = attack.replace(
-        example(), ATTACKERS, generator=torch.Generator(), defence=lambda stack: stack.vectors[1], past={1: ()}
-    )
+    sight = Sight(example(), ATTACKERS, torch.Generator(), lambda stack: stack.vectors[1], {1: ()}, [3] * 9, 7)
+    rows = attack.replace(sight)
     assert float(rows.max()) == 10.0
 
 
@@ -205,7 +194,7 @@ def test_slices_send_the_bits_of_the_whole(defence) -> None:
 
 def test_nobody_to_hurt() -> None:
     stack = example()
-    alone = Optimized(ALIE()).replace(stack, list(range(9)), generator=torch.Generator(), defence=CoordinateMedian())
+    alone = Optimized(ALIE()).replace(Sight(stack, list(range(9)), torch.Generator(), CoordinateMedian()))
     assert torch.equal(alone, stack.vectors)
     assert sent(Optimized(ALIE()), Stack(torch.ones(9, 0), f=2), CoordinateMedian()).shape == (2, 0)
 
@@ -221,7 +210,7 @@ def test_only_attacks_with_a_strength_are_taken(attack: Attack) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"needs to know it: replace\(..., defence=rule\)"):
+    with pytest.raises(ValueError, match=r"needs to know it: Sight\(..., defence=rule\)"):
         sent(Optimized(ALIE()), example(), None)
     for low, high in ((0.0, 1.0), (2.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (1.0, math.inf)):
         with pytest.raises(ValueError, match=rf"low and high must be finite with 0 < low < high, not {low} and {high}"):

@@ -112,6 +112,7 @@ def test_names_are_the_packages_names() -> None:
         "PreAggregator",
         "Estimator",
         "Attack",
+        "Sight",
         "Exchange",
         "Delivery",
         "Placement",

@@ -56,8 +56,8 @@ class Unmoved(PreAggregator):
 class Shout(Attack):
     """Send the opposite of the gradient, a hundredfold."""
 
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return -100 * stack.vectors[list(attackers)]
+    def replace(self, sight):
+        return -100 * sight.own
 '''
 
 

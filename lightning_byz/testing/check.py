@@ -7,6 +7,7 @@ import torch
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.attacks import Attack
+from lightning_byz.attacks.attack import check_signature
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.testing.chain import Chain
 from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, PREAGGREGATOR_LAWS, Law
@@ -119,15 +120,15 @@ def check_attack(
 
     Raises:
         AssertionError: For the first case that breaks a law.
-        TypeError: If ``attack`` is no attack.
+        TypeError: If ``attack`` is no attack, or its ``replace`` takes something else than a :class:`Sight`.
         ValueError: If ``cases`` is not positive, or ``laws`` names none of them.
 
     Example:
         >>> from lightning_byz.attacks import SignFlip
         >>> check_attack(SignFlip(), cases=5)
         >>> class Noise(Attack):
-        ...     def replace(self, stack, attackers, *, generator, defence=None):
-        ...         return stack.vectors[list(attackers)].normal_()
+        ...     def replace(self, sight):
+        ...         return sight.own.normal_()
         >>> check_attack(Noise(), cases=5, laws=["attack_randomness"])
         Traceback (most recent call last):
         ...
@@ -137,6 +138,7 @@ def check_attack(
           this case alone: laws=['attack_randomness'], cases=1, seed=0
     """
     _require_kind(attack, Attack, cases)
+    check_signature(attack)
     for law in _chosen(ATTACK_LAWS, laws):
         law.hold(attack, cases, seed, settings={"batch": batch, "attackers": attackers, "dtypes": dtypes})
 

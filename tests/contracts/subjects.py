@@ -17,7 +17,7 @@ from lightning_byz.aggregators import (
     Mean,
     MultiKrum,
 )
-from lightning_byz.attacks import ALIE, IPM, Attack
+from lightning_byz.attacks import ALIE, IPM, Attack, Sight
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import derive
 from lightning_byz.testing.chain import Chain
@@ -39,7 +39,9 @@ def build(rule: type) -> Any:
 def exported(family: ModuleType) -> list[Any]:
     classes = [getattr(family, name) for name in family.__all__]
     return [
-        build(rule) for rule in classes if inspect.isclass(rule) and not inspect.isabstract(rule) and rule is not Attack
+        build(rule)
+        for rule in classes
+        if inspect.isclass(rule) and not inspect.isabstract(rule) and rule not in (Attack, Sight)
     ]
 
 

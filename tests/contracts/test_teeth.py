@@ -89,28 +89,28 @@ def test_wrong_preaggregators_are_caught(rule: Any, law: str) -> None:
 
 
 class Noise(Attack):
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return stack.vectors[list(attackers)] + torch.randn(()).to(stack.vectors.dtype)
+    def replace(self, sight):
+        return sight.own + torch.randn(()).to(sight.stack.vectors.dtype)
 
 
 class TurnsInPlace(Attack):
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return stack.vectors.mul_(-1)[list(attackers)]
+    def replace(self, sight):
+        return sight.stack.vectors.mul_(-1)[list(sight.attackers)]
 
 
 class OneForAll(IPM):
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return super().replace(stack, attackers, generator=generator)[:1]
+    def replace(self, sight):
+        return super().replace(sight)[:1]
 
 
 class PeeksAtItsSlice(Attack):
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return -stack.vectors[list(attackers)] / stack.vectors.double().norm().clamp(min=1).to(stack.vectors.dtype)
+    def replace(self, sight):
+        return -sight.own / sight.stack.vectors.double().norm().clamp(min=1).to(sight.stack.vectors.dtype)
 
 
 class CountsTheAbsent(Attack):
-    def replace(self, stack, attackers, *, generator, defence=None):
-        return -stack.vectors.mean(0, keepdim=True).repeat(len(attackers), 1)
+    def replace(self, sight):
+        return -sight.stack.vectors.mean(0, keepdim=True).repeat(len(sight.attackers), 1)
 
 
 class ShiftsLabelsInPlace(SignFlip):

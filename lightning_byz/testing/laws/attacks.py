@@ -1,13 +1,14 @@
 """What every attack keeps to: rows out of rows, wherever coordinates lie, from its arguments alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_byz.aggregators import CoordinateMedian
-from lightning_byz.attacks import Attack
+from lightning_byz.attacks import Attack, Sight
 from lightning_byz.random import Streams
 from lightning_byz.stack import Stack
 from lightning_byz.testing.case import Case, require, require_close, require_equal
@@ -18,31 +19,24 @@ from lightning_byz.testing.rows import DTYPES
 from lightning_byz.testing.running import Watch
 
 
-def _past(
-    attack: Attack, case: Case, attackers: Sequence[int], d: int, dtype: torch.dtype
-) -> dict[int, list[Tensor]] | None:
-    """Where the attack keeps rows: those of the last steps, fewer at the start of a run."""
-    if not attack.keeps:
-        return None
-    count = case.whole(0, attack.keeps)
+def _past(attack: Attack, case: Case, attackers: Sequence[int], d: int, dtype: torch.dtype) -> dict[int, list[Tensor]]:
+    """Where the attack remembers rows: those of the last steps, fewer at the start of a run."""
+    if not attack.remembers:
+        return {}
+    count = case.whole(0, attack.remembers)
     case.note(past=count)
     return {worker: list(case.normal(count, d).to(dtype)) for worker in attackers}
 
 
-def _sent(attack: Attack, stack: Stack, attackers: Sequence[int], past: dict[int, list[Tensor]] | None) -> Tensor:
-    """What the attack sends; its past cut as the stack is."""
-    more: dict[str, Any] = {}
-    if past is not None:
-        low, high = (0, stack.vectors.shape[1]) if stack.slice is None else (stack.slice.start, stack.slice.stop)
-        more["past"] = {worker: [row[low:high] for row in rows] for worker, rows in past.items()}
-    return attack.replace(
-        stack, attackers, generator=torch.Generator().manual_seed(1), defence=CoordinateMedian(), **more
-    )
+def _sent(attack: Attack, sight: Sight) -> Tensor:
+    """What the attack sends; its past cut as the stack is, its draws the same every time."""
+    stack = sight.stack
+    low, high = (0, stack.vectors.shape[1]) if stack.slice is None else (stack.slice.start, stack.slice.stop)
+    past = {worker: [row[low:high] for row in rows] for worker, rows in sight.past.items()}
+    return attack.replace(replace(sight, past=past, generator=torch.Generator().manual_seed(1)))
 
 
-def _example(
-    attack: Attack, case: Case, d: int, dtype: torch.dtype
-) -> tuple[Stack, list[int], dict[int, list[Tensor]] | None]:
+def _example(attack: Attack, case: Case, d: int, dtype: torch.dtype) -> Sight:
     fixed, dtypes = case.settings.get("attackers"), case.settings.get("dtypes") or DTYPES
     n = case.whole(2, 13) if fixed is None else max(fixed) + case.whole(2, 8)
     attackers = sorted(case.order(n)[: case.whole(1, n - 1)].tolist()) if fixed is None else sorted(fixed)
@@ -50,70 +44,71 @@ def _example(
     weights = case.one_of([None, (torch.rand(n, generator=case.generator) + 0.1).double()])
     case.note(n=n, attackers=attackers, d=d, dtype=dtype, weights=1 if weights is None else weights.tolist())
     f = 0.49 * float(n if weights is None else weights.sum())
-    return (
-        Stack(spread_out(case, n, d, dtype), weights, min(f, len(attackers))),
-        attackers,
-        _past(attack, case, attackers, d, dtype),
-    )
+    stack = Stack(spread_out(case, n, d, dtype), weights, min(f, len(attackers)))
+    past = _past(attack, case, attackers, d, dtype)
+    step = case.seed + max(map(len, past.values()), default=0)
+    case.note(step=step)
+    return Sight(stack, attackers, torch.Generator(), CoordinateMedian(), past, ages=[0] * n, step=step)
 
 
 @law("slices of whole blocks, however they are cut, give the bits of the whole", part=0.2)
 def attack_slices(attack: Attack, case: Case) -> None:
     """1 to 12 slices."""
-    stack, attackers, past = _example(attack, case, LENGTHS[case.seed % len(LENGTHS)], DTYPES[case.seed % len(DTYPES)])
-    ends = cuts_of(stack.vectors.shape[1], case.one_of([1, 2, 3, 12]), case.generator)
+    sight = _example(attack, case, LENGTHS[case.seed % len(LENGTHS)], DTYPES[case.seed % len(DTYPES)])
+    ends = cuts_of(sight.stack.vectors.shape[1], case.one_of([1, 2, 3, 12]), case.generator)
     case.note(cuts=ends)
-    whole = _sent(attack, stack, attackers, past)
-    pieces = on_slices(lambda part: _sent(attack, part, attackers, past), stack, ends)
+    whole = _sent(attack, sight)
+    pieces = on_slices(lambda part: _sent(attack, replace(sight, stack=part)), sight.stack, ends)
     require_equal(torch.cat(pieces, dim=1), whole, "the slices together")
 
 
 @law("an attack sends one row per attacker, of the rows' dtype, and writes to nothing", part=0.3)
 def attack_rows(attack: Attack, case: Case) -> None:
     """The rows it sends may be rows of the stack."""
-    stack, attackers, past = _example(attack, case, 70, DTYPES[case.seed % len(DTYPES)])
-    before, past_before = stack.vectors.clone(), [row.clone() for rows in (past or {}).values() for row in rows]
-    rows = _sent(attack, stack, attackers, past)
-    expected = f"a tensor of {len(attackers)} rows of 70 coordinates is expected of {len(attackers)} attackers"
+    sight = _example(attack, case, 70, DTYPES[case.seed % len(DTYPES)])
+    past = [row for rows in sight.past.values() for row in rows]
+    before, past_before, attackers = sight.stack.vectors.clone(), [row.clone() for row in past], len(sight.attackers)
+    rows = _sent(attack, sight)
+    expected = f"a tensor of {attackers} rows of 70 coordinates is expected of {attackers} attackers"
     require(
-        isinstance(rows, Tensor) and rows.shape == (len(attackers), 70),
+        isinstance(rows, Tensor) and rows.shape == (attackers, 70),
         f"{expected}, not {getattr(rows, 'shape', type(rows).__name__)}",
     )
     require(
         rows.dtype == before.dtype and rows.device == before.device, f"the rows sent are {rows.dtype} on {rows.device}"
     )
-    require_equal(stack.vectors, before, "the rows of the stack afterwards")
-    for row, kept in zip([row for rows in (past or {}).values() for row in rows], past_before, strict=True):
+    require_equal(sight.stack.vectors, before, "the rows of the stack afterwards")
+    for row, kept in zip(past, past_before, strict=True):
         require_equal(row, kept, "the past afterwards")
 
 
 @law("an attack draws from its generator only", part=0.2)
 def attack_randomness(attack: Attack, case: Case) -> None:
     """Equal seeds give equal bits, and global random state is left alone."""
-    stack, attackers, past = _example(attack, case, 70, torch.float32)
-    watch = Watch()
-    first = _sent(attack, stack, attackers, past).clone()
+    sight = _example(attack, case, 70, torch.float32)
+    stack, watch = sight.stack, Watch()
+    first = _sent(attack, sight).clone()
     watch.require_untouched()
     with Streams(torch.device("cpu")).inside(case.seed):
-        require_equal(
-            _sent(attack, Stack(stack.vectors, stack.weights, stack.f), attackers, past), first, "a second time"
-        )
+        again = replace(sight, stack=Stack(stack.vectors, stack.weights, stack.f))
+        require_equal(_sent(attack, again), first, "a second time")
 
 
 @law("weights times a factor change nothing, and rows without weight tell the attackers nothing", part=0.2)
 def attack_weights(attack: Attack, case: Case) -> None:
     """For honest rows; attackers keep theirs."""
-    stack, attackers, past = _example(attack, case, 70, torch.float64)
-    silent = [row for row in range(len(stack.weights)) if row not in attackers and case.chance(0.3)]
+    sight = _example(attack, case, 70, torch.float64)
+    stack = sight.stack
+    silent = [row for row in range(len(stack.weights)) if row not in sight.attackers and case.chance(0.3)]
     weights = stack.weights.clone()
     weights[silent] = 0.0
     f = min(stack.f, 0.49 * float(weights.sum()))
     case.note(absent=silent)
-    first = _sent(attack, Stack(stack.vectors, weights, f), attackers, past)
-    larger = _sent(attack, Stack(stack.vectors, weights * 8, f * 8), attackers, past)
+    first = _sent(attack, replace(sight, stack=Stack(stack.vectors, weights, f)))
+    larger = _sent(attack, replace(sight, stack=Stack(stack.vectors, weights * 8, f * 8)))
     other = stack.vectors.clone()
     other[silent] = 5.0
-    unseen = _sent(attack, Stack(other, weights, f), attackers, past)
+    unseen = _sent(attack, replace(sight, stack=Stack(other, weights, f)))
     for rows, what in (
         (larger, "with weights eight times as large"),
         (unseen, "with other values in rows without weight"),
