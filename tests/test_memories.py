@@ -34,7 +34,7 @@ class Stale(Attack):
 
     @property
     def remembers(self):
-        return 2
+        return 3
 
     def replace(self, sight):
         past = sight.past

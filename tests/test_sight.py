@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_byz.pipeline import Pipeline, PipelineState
 
 from lightning_byz.aggregators import CoordinateMedian
 from lightning_byz.attacks import Attack, LabelFlip, Optimized, Replay, Sight, SignFlip
 from lightning_byz.attacks.attack import check_signature
-from lightning_byz.pipeline import Pipeline, PipelineState
 from lightning_byz.stack import Stack
 from lightning_byz.testing import check_attack
 

@@ -19,6 +19,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
+from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
@@ -124,6 +125,8 @@ class RobustStrategy(WorkerStrategy):
         )
         check_several("preaggregators", preaggregators, PreAggregator)
         check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
+        if attack is not None:
+            check_signature(attack)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
         check_weights(weights, max_share, trust_heavy, workers)
