@@ -74,6 +74,9 @@ class Samples(Dataset):
 class Line(pl.LightningModule):
     """Knows nothing of workers, but writes down whose step it runs."""
 
+    exact = True
+    """Whether its gradients are multiples of (1, 2, ..., d)."""
+
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
@@ -122,7 +125,7 @@ class Notes(pl.Callback):
     def __init__(self, save: Mapping[int, str]) -> None:
         self.save = save
         self.steps: list[dict[str, Any]] = []
-        self.gradient: float | None = None
+        self.gradient: Any = None
         self.batches = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -130,7 +133,8 @@ class Notes(pl.Callback):
             getattr(rule, "seen", []).clear()  # what was tried before the first step
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        self.gradient = None if pl_module.weight.grad is None else number(pl_module.weight.grad)
+        gradient = pl_module.weight.grad
+        self.gradient = None if gradient is None else number(gradient) if pl_module.exact else gradient.tolist()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         report = trainer.strategy.report
@@ -193,6 +197,10 @@ def by_worker(record: Mapping[str, Any], name: str) -> dict[int, list[Any]]:
     """Return one entry of each training step, per worker."""
     workers = sorted({seen["worker"] for seen in record["seen"]})
     return {worker: [seen[name] for seen in record["seen"] if seen["worker"] == worker] for worker in workers}
+
+
+def joined(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    return [item for items in lists for item in items]
 
 
 def number(vector: Tensor) -> float:

@@ -9,10 +9,9 @@ from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import Gaussian, LabelFlip, Replay
 from lightning_byz.data import Sizes
 from lightning_byz.estimators import WorkerMomentum
-from tests.ranks import RankFailure
 from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, number, train
 from tests.test_bites import Unused, file_of
-from tests.test_bites_workers import MEAN, kept, shared
+from tests.test_bites_workers import kept, shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine", "ignore:.*workers attack in this")
 SQUARES = sum(place**2 for place in range(1, 71))
@@ -66,9 +65,10 @@ def test_faults_are_counted_alike_and_named_on_every_rank(ranks):
     for result in ranks(2).run(train, plan((bad, good, bad, bad, good), may_fail=True), 2):
         assert column(result, "taken") == [False, True, False, False, True]
         assert result["weight"] == -4
-    with pytest.raises(RankFailure, match=r"workers \[1, 4\] sent values that are not finite") as caught:
-        ranks(2).run(train, plan((good, bad, bad, bad)), 2)
-    assert len(caught.value.failures) == 2
+    for result in ranks(2).run(train, plan((good, bad, bad, bad), may_fail=True), 2):
+        assert column(result, "taken") == [True, False, False]
+        assert result["error"].startswith("TooManyFaults")
+        assert "workers [1, 4] sent values that are not finite" in result["error"]
 
 
 def test_buffers_and_momenta_of_all_workers_are_in_the_file(ranks, tmp_path):
@@ -83,10 +83,12 @@ def test_buffers_and_momenta_of_all_workers_are_in_the_file(ranks, tmp_path):
     for result in results:
         assert result["mean"] == pytest.approx(4.9)
     assert results[1]["buffers"] == results[0]["buffers"]
-    again = train(plan(((0,) * 5,), estimator=WorkerMomentum(0.5), checkpoint=paths[2], trainer={"max_epochs": 3}))
+    again = train(plan(((0,) * 5,), estimator=WorkerMomentum(0.5), checkpoint=paths[2], trainer={"max_epochs": 2}))
     assert shown(again, "rows")[0] == [1.25, 1.5, 1.5, 4.5, 3.5], "in one process, from the file of two"
     assert by_worker(again, "mean") == {0: [2.5], 1: [3], 2: [3], 3: [9], 4: [7]}
-    back = ranks(2).run(train, plan(rows[:1], estimator=WorkerMomentum(0.5), checkpoint=paths[2], trainer={"max_epochs": 3}), 2)
+    back = ranks(2).run(
+        train, plan(rows[:1], estimator=WorkerMomentum(0.5), checkpoint=paths[2], trainer={"max_epochs": 2}), 2
+    )
     assert shown(back[0], "rows")[0] == [2.25, 3.5, 4.5, 18.5, 13.5]
     assert by_worker(back[1], "mean") == {3: [9], 4: [7]}
 
@@ -163,13 +165,12 @@ def test_attackers_are_workers_wherever_they_live(ranks):
 
 
 class Ragged(Line):
-    """Takes any weights: rows that an attack sends are no multiples of (1, 2, ..., 70), and neither is what they come to."""
+    """Does not train: rows that an attack sends are no multiples of (1, 2, ..., 70), and neither is what they come to."""
 
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
+    exact = False
 
     def on_before_optimizer_step(self, optimizer):
-        self.weight.grad.zero_()
+        self.weight.grad = None
 
 
 class Averages(Line):
@@ -212,8 +213,9 @@ def test_what_a_worker_of_another_rank_used_has_a_gradient(ranks):
 
 
 def draws_of(results: list) -> dict:
+    """Draws by worker and place, without those of python's own stream in a step, from which the tests' checker of types draws, too."""
     return {
-        (seen["worker"], seen["key"]): [seen["index"], *seen["fetch"], *seen["transfer"], *seen["step"]]
+        (seen["worker"], seen["key"]): [seen["index"], *seen["fetch"], *seen["transfer"], *seen["step"][:2]]
         for result in results
         for seen in result["seen"]
     }
@@ -229,18 +231,9 @@ def test_a_workers_draws_are_its_own_wherever_it_runs(ranks, processes):
     assert len({tuple(draws[1:]) for draws in alone.values()}) == 2 * 3 * 2
 
 
-class LastGradient(Line):
-    """Keeps the whole gradient of its last step."""
-
-    def on_before_optimizer_step(self, optimizer):
-        self.seen[-1]["whole"] = self.weight.grad.tolist()
-        self.weight.grad.zero_()
-
-
 def test_noise_is_the_same_wherever_the_coordinates_are_cut(ranks):
-    noisy = plan(((1, 2, 3, 4, 5),) * 2, attackers=[3], attack=Gaussian(1.0), module=LastGradient)
-    alone = train(noisy)["seen"]
-    for result in ranks(2).run(train, noisy, 2):
-        assert result["seen"][-1]["whole"] == alone[-1]["whole"]
-    assert alone[4]["whole"] != alone[9]["whole"]
-    assert len(set(alone[9]["whole"])) == 70
+    noisy = plan(((1, 2, 3, 4, 5),) * 2, attackers=[3], attack=Gaussian(1.0), module=Ragged)
+    first, second = column(train(noisy), "gradient")
+    assert [column(result, "gradient") for result in ranks(2).run(train, noisy, 2)] == [[first, second]] * 2
+    assert first != second
+    assert len(set(second)) == 70
