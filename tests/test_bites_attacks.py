@@ -1,0 +1,110 @@
+"""One process, numbers computed by hand: what attackers see and send, and how much each worker counts."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_byz.aggregators import CoordinateMedian, Krum, Mean
+from lightning_byz.attacks import ALIE, LabelFlip, NonFinite, Optimized
+from lightning_byz.data import Sizes
+from tests.recording import ABSENT, NAN, Noting, Plan, Referring, Sends, column, train
+from tests.test_bites import noted, shown
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine", "ignore:.*workers attack in this")
+
+
+# ---------------------------------------------------------------------- attacks
+
+
+def test_an_attacker_sees_usable_rows_and_sends_in_its_own_place():
+    attack = Sends(lambda stack, attackers, generator: torch.tensor([[10.0 * worker] for worker in attackers]))
+    rows = ((1, 2, 3, 4), (NAN, 2, 3, 4), (1, NAN, 3, 4), (1, 2, 3, ABSENT), (1, NAN, 3, ABSENT))
+    record = train(noted(rows, f=1.5, attackers=[3, 1], attack=attack))
+    seen = {name: [step[name] for step in attack.seen] for name in attack.seen[0]}
+    assert seen["rows"] == [[1, 2, 3, 4], [0, 2, 3, 4], [1, 0, 3, 4], [1, 2, 3, 0]]
+    assert seen["weights"] == [[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0]]
+    assert seen["attackers"] == [[3, 1], [3, 1], [3], [1]]
+    assert seen["f"] == [1.5, 0.5, 0.5, 1.5]
+    assert shown(record, "rows") == [[1, 10, 3, 30], [0, 10, 3, 30], [1, 0, 3, 30], [1, 10, 3, 0], [1, 0, 3, 0]]
+    assert column(record, "weight")[:2] == pytest.approx([-44 / 4, -11 - 43 / 3])
+
+
+def test_an_attackers_broken_row_counts_as_one():
+    plan = noted(((1, 2, 3, 4),) * 2, Mean, attackers=[2], attack=NonFinite())
+    record = train(plan)
+    assert column(record, "coefficients") == [pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])] * 2
+    assert train(plan.under(aggregator=Noting()))["rule"][0]["f"] == 0
+    stopped = train(plan.but(rows=((NAN, 2, 3, 4),) * 4, may_fail=True))
+    assert stopped["error"].startswith("TooManyFaults")
+
+
+def test_what_the_attack_tries_out_is_what_will_happen():
+    more = {"attackers": [3], "attack": Optimized(ALIE(), evaluations=5)}
+    record = train(noted(((1, 2, 3, 6), (2, 3, 4, 7)), Referring, **more))
+    tried, draws = record["rule"], list(dict.fromkeys(shown(record, "draw")))
+    by_step = [[seen for seen in tried if seen["draw"] == draw] for draw in draws]
+    assert [len(step) > 3 for step in by_step] == [True, True], "trials, and the aggregate itself"
+    aggregate = column(record, "gradient")[0]
+    assert [{seen["reference"] for seen in step} for step in by_step] == [{None}, {aggregate}]
+    assert all(seen["rows"][:3] == [2, 3, 4] for seen in by_step[1])
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_attack_that_returns_other_rows_is_named(workers):
+    attack = Sends(lambda stack, attackers, generator: stack.vectors[attackers].repeat(2, 1))
+    rows = ((1, 2, 3, 4)[:workers],)
+    record = train(noted(rows, workers=workers, attackers=[0], attack=attack, may_fail=True))
+    assert "Sends.replace must return 1 rows of 1 coordinates" in record["error"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_only_attackers_learn_from_wrong_labels(workers):
+    attackers = [0] if workers == 1 else [3, 1]
+    rows = ((1, 2, 3, 4)[:workers], (5, 6, 7, 8)[:workers])
+    more = {"workers": workers, "attackers": attackers, "attack": LabelFlip(20)}
+    for seen in train(noted(rows, **more))["seen"]:
+        assert seen["label"] == ([19 - seen["index"][0]] if seen["worker"] in attackers else seen["index"])
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"weights": [9, 4, 1, 1], "max_share": 0.5, "f": 2}, ([6, 4, 1, 1], 6)),
+        ({"weights": [2, 2, 2, 2], "f": 1.5}, ([1, 1, 1, 1], 1.5)),
+        ({"weights": [9, 1, 1, 1], "f": 1, "trust_heavy": True}, ([9, 1, 1, 1], 3)),
+        ({"weights": "samples", "partition": Sizes([1, 2, 2, 3]), "f": 1.5}, ([1, 2, 2, 3], 3)),
+    ],
+)
+def test_weights_are_those_asked_for(more, expected):
+    record = train(noted(((1, 2, 3, 4), (5, 6, 7, 8)), **more))
+    assert (record["rule"][0]["weights"], record["rule"][0]["f"]) == expected
+
+
+def test_max_is_what_the_rules_tolerate():
+    for rule, f in ((CoordinateMedian(), 1), (Krum(neighbors="paper"), 0)):
+        plan = noted(((1, 2, 3, 4),), f="max").under(aggregator=rule)
+        assert fitted(plan).f == f
+
+
+def fitted(plan: Plan):
+    """The strategy of a fit."""
+    found = []
+
+    class Looks(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            found.append(trainer.strategy)
+
+    train(plan.but(callbacks=[Looks()]))
+    return found[0]
+
+
+def test_a_heavy_worker_is_refused_unless_it_is_trusted():
+    heavy = noted(((1, 2, 3, 4),), weights=[2, 1, 1, 1], may_fail=True)
+    assert "worker 0 alone has 0.4" in train(heavy)["error"]
+    assert train(heavy.under(f=1.6))["error"] == ""
+    assert math.isclose(train(heavy.under(trust_heavy=True))["weight"], -11 / 5, rel_tol=1e-6)
