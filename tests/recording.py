@@ -147,7 +147,7 @@ class Notes(pl.Callback):
             trainer.save_checkpoint(self.save[self.batches])
 
 
-REPORTED = ("step", "taken", "reason", "coefficients", "norms", "distances", "received")
+REPORTED = ("step", "taken", "reason", "coefficients", "norms", "distances", "bytes_received")
 
 
 def train(plan: Plan, devices: int = 1) -> dict[str, Any]:
@@ -260,7 +260,8 @@ class Sends(Attack):
         self.poisoned.append(torch.rand((), generator=generator).item())
         return batch
 
-    def replace(self, stack, attackers, *, generator, defence=None):
-        shown = {"rows": stack.vectors[:, 0].tolist(), "weights": stack.weights.tolist(), "attackers": list(attackers)}
-        self.seen.append({**shown, "f": stack.f, "draw": torch.rand((), generator=generator).item()})
-        return stack.vectors[list(attackers)] if self.make is None else self.make(stack, list(attackers), generator)
+    def replace(self, sight):
+        stack, attackers = sight.stack, list(sight.attackers)
+        shown = {"rows": stack.vectors[:, 0].tolist(), "weights": stack.weights.tolist(), "attackers": attackers}
+        self.seen.append({**shown, "f": stack.f, "draw": torch.rand((), generator=sight.generator).item()})
+        return sight.own if self.make is None else self.make(stack, attackers, sight.generator)

@@ -31,7 +31,7 @@ def file_of(path) -> dict:
 def momenta(path) -> list[float]:
     """The momentum of each worker, in the order of their ids."""
     memories = file_of(path)["optimizers"][0]["memories"]
-    return [memories[worker]["momentum"].item() for worker in range(len(memories))]
+    return [memories[worker]["estimator"]["momentum"].item() for worker in range(len(memories))]
 
 
 # ---------------------------------------------------------------------- what the rule is shown, and what comes of it
@@ -47,7 +47,7 @@ def test_rows_weights_and_f_reach_the_rule_and_the_aggregate_the_optimizer():
     assert column(record, "weight") == pytest.approx([-12 / 5, -44 / 5])
     assert column(record, "step") == [0, 1]
     assert column(record, "taken") == [True, True]
-    assert column(record, "received") == [0, 0]
+    assert column(record, "bytes_received") == [0, 0]
     assert by_worker(record, "index") == {worker: [[worker], [4 + worker]] for worker in range(4)}
 
 
@@ -299,7 +299,7 @@ def test_memories_follow_their_parameters_by_name(tmp_path):
     paths = {count: str(tmp_path / f"{count}.ckpt") for count in (1, 2, 3)}
     plan = noted(((4, 8, 8, 8),), Mean, estimator=WorkerMomentum(0.5), module=Thaws, save=paths)
     train(plan.but(trainer={"max_epochs": 3}))
-    kept = [file_of(path)["optimizers"][0]["memories"][0]["momentum"].tolist() for path in paths.values()]
+    kept = [file_of(path)["optimizers"][0]["memories"][0]["estimator"]["momentum"].tolist() for path in paths.values()]
     assert kept == [[20, 2], [3], [20, 3.5]]
     assert file_of(paths[3])["optimizers"][0]["names"] == ["other", "weight"]
 
@@ -328,6 +328,9 @@ def test_each_optimizer_has_memories_of_its_own(tmp_path):
     plan = noted(((4,), (8,)), workers=1, f=0, estimator=WorkerMomentum(0.5), module=ByHand, save={2: path})
     record = train(plan)
     assert shown(record, "rows") == [[2], [20], [5], [50]]
-    kept = {index: entry["memories"][0]["momentum"].item() for index, entry in file_of(path)["optimizers"].items()}
+    kept = {
+        index: entry["memories"][0]["estimator"]["momentum"].item()
+        for index, entry in file_of(path)["optimizers"].items()
+    }
     assert kept == {0: 5, 1: 50}
     assert record["parameters"] == {"weight": [-7], "other": [-70]}

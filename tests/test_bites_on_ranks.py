@@ -38,14 +38,14 @@ def test_rows_weights_f_and_the_aggregate(ranks):
     results = ranks(2).run(train, plan(rows, weights=[1, 1, 1, 2, 1], f=2, start=1.0), 2)
     weights = [[1, 1, 1, 2, 1], [1, 1, 1, 2, 0], [0, 1, 1, 2, 1]]
     means = [19 / 6, 14 / 5, 18 / 5]
-    for first, received, result in zip((1, 65), (2 * 64 + 6, 3 * 6 + 64), results, strict=True):
+    for first, received, result in zip((1, 65), (4 * (2 * 64 + 6), 4 * (3 * 6 + 64)), results, strict=True):
         scaled = [[first * value for value in row] for row in ((1, 2, 3, 4, 5), (1, 2, 3, 4, 0), (0, 2, 3, 4, 5))]
         assert shown(result, "rows") == scaled, "a slice of each row, in the order of the workers"
         assert shown(result, "weights") == weights
         assert shown(result, "f") == pytest.approx([2.4, 1.4, 2.4])
         assert column(result, "gradient") == pytest.approx(means)
         assert result["weight"] == pytest.approx(1 - sum(means), rel=1e-5)
-        assert column(result, "received") == [received] * 3
+        assert column(result, "bytes_received") == [received] * 3
     assert [result["steps"][0]["loss"] for result in results] == pytest.approx([2 * SQUARES, 4.5 * SQUARES])
     workers = [{seen["worker"] for seen in result["seen"]} for result in results]
     assert workers == [{0, 1, 2}, {3, 4}]
@@ -79,7 +79,9 @@ def test_buffers_and_momenta_of_all_workers_are_in_the_file(ranks, tmp_path):
     for path, expected, average in ((paths[1], [1, 2, 3, 14, 10], 6), (paths[2], [2.5, 3, 3, 9, 7], 4.9)):
         assert number(shared(path)) == pytest.approx(average)
         memories = file_of(path)["optimizers"][0]["memories"]
-        assert {worker: number(memory["momentum"]) for worker, memory in memories.items()} == dict(enumerate(expected))
+        assert {worker: number(memory["estimator"]["momentum"]) for worker, memory in memories.items()} == dict(
+            enumerate(expected)
+        )
     for result in results:
         assert result["mean"] == pytest.approx(4.9)
     assert results[1]["buffers"] == results[0]["buffers"]
@@ -123,7 +125,7 @@ def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
     assert kept(path, "norm.num_batches_tracked") == [2, 2]
     assert number(shared(path)) == 3.75
     memories = file_of(path)["optimizers"][0]["memories"]
-    assert [number(memories[worker]["momentum"]) for worker in (0, 1)] == [1.5, 6]
+    assert [number(memories[worker]["estimator"]["momentum"]) for worker in (0, 1)] == [1.5, 6]
     assert shown(results[0], "rows") == [[1, 4], [1.5, 0], [0, 6], [1.75, 5]]
     for result in results:
         assert column(result, "taken") == [True, True, False, True, True]
@@ -137,8 +139,8 @@ def test_reference_and_past_are_whole_in_the_file(ranks, tmp_path):
     results = ranks(2).run(train, plan(((1, 2, 3, 4, 5), (6, 7, 8, 9, 10)), Referring, **more, save={2: path}), 2)
     assert [shown(result, "reference") for result in results] == [[None, 3], [None, 195]]
     entry = file_of(path)["optimizers"][0]
-    assert number(entry["reference"]) == 7
-    assert {worker: [number(row) for row in rows] for worker, rows in entry["past"].items()} == {4: [5, 10]}
+    assert number(entry["rules"]["reference"]["aggregate"]) == 7
+    assert [(name.split()[1], number(row)) for name, row in entry["rules"]["attack"].items()] == [("4", 5), ("4", 10)]
     again = ranks(2).run(train, plan(((0,) * 5,) * 2, Referring, **more, checkpoint=path, trainer={"max_epochs": 2}), 2)
     assert [shown(result, "rows")[0][4] for result in again] == [5, 325]
     assert [shown(result, "reference")[0] for result in again] == [7, 455]

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_byz.pipeline import Pipeline, PipelineState
 
 from lightning_byz.aggregators import CoordinateMedian
 from lightning_byz.attacks import Attack, LabelFlip, Optimized, Replay, Sight, SignFlip
 from lightning_byz.attacks.attack import check_signature
+from lightning_byz.memory import Memory
 from lightning_byz.stack import Stack
 from lightning_byz.testing import check_attack
+from tests.rounds import robust, take
 
 ROWS = torch.arange(10.0).reshape(5, 2)
 
@@ -77,11 +78,9 @@ def test_a_step_shows_itself_to_the_attackers(remembers: int) -> None:
             seen.append(sight)
             return sight.own
 
-    pipeline, state = Pipeline(4, 1, CoordinateMedian(), attackers=[3, 1], attack=Watches()), PipelineState()
+    round, memory = robust(4, 1, CoordinateMedian(), attackers=[3, 1], attack=Watches()), Memory()
     for step in range(4):
-        present = torch.tensor([True, step != 2, True, True])
-        _, report, carried = pipeline.combine(state, Stack(torch.full((4, 2), float(step))), present)
-        state = pipeline.advance(state, {}, report, carried)
+        _, memory, _ = take(round, memory, torch.full((4, 2), float(step)), absent=[1] if step == 2 else [])
     assert [sight.step for sight in seen] == [0, 1, 2, 3]
     assert [list(sight.ages) for sight in seen] == [[0] * 4] * 4
     assert [list(sight.attackers) for sight in seen] == [[3, 1], [3, 1], [3], [3, 1]]
