@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-copy_each = torch._foreach_copy_
+copy_each = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 """Copy many tensors in one call: targets, sources."""
 
-zero_each = torch._foreach_zero_
+zero_each = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 """Set many tensors to zero in one call."""
 
 

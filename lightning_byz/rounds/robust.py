@@ -113,7 +113,7 @@ class Robust(Round):
                 wire.row(worker).zero_()
                 continue
             row = own.gradients[0]
-            for gradient in own.gradients if scale not in (None, 1.0) else ():
+            for gradient in own.gradients if scale is not None else ():
                 gradient.mul_(1.0 / scale)
             known = memory.workers[worker]["estimator"] if worker in memory.workers else self.estimator.init(row)
             estimate, left = self.estimator.update(known, own.gradients, count=adopted[worker])
