@@ -95,6 +95,13 @@ def test_each_pass_over_a_loader_draws_anew():
     assert len(set(short)) == len(set(long)) == 2 * 3 * 2
 
 
+def test_weights_are_sizes_of_shards_over_all_loaders():
+    rule = Noting()
+    more = {"partition": Sizes([1, 3]), "weights": "samples", "aggregator": rule, "f": 0}
+    train(plan(((1, 2, 3, 4), (5, 6, 7, 8)), workers=2, module=TwoLoaders, shuffled=True, **more))
+    assert rule.seen[0]["weights"] == [2 + 1, 6 + 3]
+
+
 def test_loader_processes_draw_for_their_worker_and_epoch():
     rows = ((1, 2), (3, 4))
     record = train(plan(rows, workers=2, loader={"num_workers": 1}, shuffled=True, trainer={"max_epochs": 2}))
