@@ -1,5 +1,7 @@
 """One process, numbers computed by hand: what rules and attacks are shown, what is remembered, and what of it is in the file."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -226,6 +228,10 @@ def test_a_scaler_that_searches_makes_no_faults_until_its_scale_is_one():
     assert column(train(scaled((BAD,) * 5, 64.0, may_fail=True)), "taken") == [False] * 5
     stopped = train(scaled((BAD,) * 5, 1.0, may_fail=True))
     assert (len(stopped["steps"]), stopped["error"][:13]) == (2, "TooManyFaults")
+    searching, alone = scaled((BAD,), 64.0), scaled((AWAY,) * 2, 64.0)
+    assert column(train(searching), "gradient") == [math.inf]
+    assert column(train(alone), "gradient") == [None, None]
+    assert [fit.trainer["plugins"][0].scaler.get_scale() for fit in (searching, alone)] == [32, 64]
     late = train(scaled((BAD,) * 6, 4.0, may_fail=True))
     assert (len(late["steps"]), late["error"][:13]) == (4, "TooManyFaults")
 
@@ -248,6 +254,22 @@ def test_only_accepted_rows_of_taken_steps_are_remembered(tmp_path):
         noted(((0, 0, 0, 8),), estimator=WorkerMomentum(0.5), checkpoint=paths[4], trainer={"max_epochs": 2})
     )
     assert shown(resumed, "rows") == [[1.375, 1.75, 1.75, 6]]
+
+
+def test_who_never_sent_anything_has_an_empty_memory(tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    train(noted(((2, 4, ABSENT, NAN),), estimator=WorkerMomentum(0.5), save={1: path}))
+    assert momenta(path) == [1, 2, 0, 0]
+
+
+def test_a_narrow_module_is_resumed_in_its_own_dtype(tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    more = {"estimator": WorkerMomentum(0.5), "trainer": {"precision": "bf16-true", "max_epochs": 2}}
+    train(noted(((2, 4, 6, 8),), Referring, **more, save={1: path}))
+    entry = file_of(path)["optimizers"][0]
+    assert (entry["reference"].dtype, entry["memories"][0]["momentum"].dtype) == (torch.bfloat16, torch.float32)
+    resumed = train(noted(((2, 4, 6, 8),), Referring, **more, checkpoint=path))
+    assert (shown(resumed, "rows"), shown(resumed, "reference")) == ([[1.5, 3, 4.5, 6]], [2.5])
 
 
 def test_an_attackers_memory_is_of_what_it_computed_not_of_what_it_sent(tmp_path):
@@ -318,7 +340,8 @@ class ByHand(Line):
     def training_step(self, batch, batch_idx):
         for factor, parameter, optimizer in zip((1, 10), (self.weight, self.other), self.optimizers(), strict=True):
             optimizer.zero_grad()
-            self.manual_backward((factor * batch["x"] * parameter).sum())
+            loss = (factor * batch["x"] * parameter).sum()
+            self.manual_backward(loss) if factor == 1 else loss.backward()
             optimizer.step()
         return {"loss": torch.zeros(())}
 

@@ -9,9 +9,9 @@ from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import Gaussian, LabelFlip, Replay
 from lightning_byz.data import Sizes
 from lightning_byz.estimators import WorkerMomentum
-from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, number, train
+from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, joined, number, train
 from tests.test_bites import Unused, file_of
-from tests.test_bites_workers import kept, shared
+from tests.test_bites_workers import Validates, kept, shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine", "ignore:.*workers attack in this")
 SQUARES = sum(place**2 for place in range(1, 71))
@@ -119,7 +119,8 @@ def test_a_buffer_that_changes_on_the_other_rank_only(ranks, tmp_path):
 def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
     path = str(tmp_path / "four.ckpt")
     rows = ((2, 8), (2, NAN), (NAN, NAN), (ABSENT, 8), (2, 4))
-    results = ranks(2).run(train, pair(rows, estimator=WorkerMomentum(0.5), save={4: path}), 2)
+    more = {"module": Validates, "trainer": {"val_check_interval": 1}, "save": {4: path}}
+    results = ranks(2).run(train, pair(rows, estimator=WorkerMomentum(0.5), **more), 2)
     assert [by_worker(result, "mean") for result in results] == [{0: [0, 1, 1.5, 1.5, 1.5]}, {1: [0, 4, 4, 4, 6]}]
     assert kept(path) == [1.5, 6]
     assert kept(path, "norm.num_batches_tracked") == [2, 2]
@@ -128,9 +129,10 @@ def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
     assert [number(memories[worker]["estimator"]["momentum"]) for worker in (0, 1)] == [1.5, 6]
     assert shown(results[0], "rows") == [[1, 4], [1.5, 0], [0, 6], [1.75, 5]]
     for result in results:
+        assert [mean for mean, _ in result["validated"][::2]] == [2.5, 2.75, 2.75, 3.75, 3.375]
         assert column(result, "taken") == [True, True, False, True, True]
         assert column(result, "weight") == [-2.5, -4, -4, -10, -13.375]
-        assert result["mean"] == (1.75 + 5) / 2
+        assert result["mean"] == 3.375
 
 
 def test_reference_and_past_are_whole_in_the_file(ranks, tmp_path):
@@ -185,8 +187,9 @@ class Averages(Line):
 
 
 def test_a_step_reduces_over_ranks_only_where_each_has_one_worker(ranks):
-    results = ranks(2).run(train, plan(((1, 2, 3, 4, 5),), module=Averages), 2)
-    assert [[seen["reduced"] for seen in result["seen"]] for result in results] == [[1, 2, 3], [4, 5]]
+    results = ranks(2).run(train, plan(((1, 2, 3, 4, 5),) * 2, module=Averages), 2)
+    assert [[seen["reduced"] for seen in result["seen"]] for result in results] == [[1, 2, 3] * 2, [4, 5] * 2]
+    assert [result["metrics"]["first"] for result in results] == [3, 3]
     for result in ranks(2).run(train, pair(((1, 5),), module=Averages), 2):
         assert result["seen"][0]["reduced"] == 3
         assert result["metrics"]["first"] == 3
@@ -206,6 +209,15 @@ def test_weights_are_sizes_of_shards_wherever_they_lie(ranks):
     more = {"partition": Sizes([1, 2, 3, 2, 2]), "weights": "samples", "f": 2, "shuffled": True}
     for result in ranks(2).run(train, plan(((1, 2, 3, 4, 5), (6, 7, 8, 9, 10)), **more), 2):
         assert [(seen["weights"], seen["f"]) for seen in result["rule"]] == [([1, 2, 3, 2, 2], 4)] * 2
+
+
+def test_a_partition_holds_with_one_worker_per_rank(ranks):
+    parted = pair(((1, 2, 3, 4), (5, 6, 7, 8)), partition=Sizes([2, 6]), shuffled=True, trainer={"max_epochs": 3})
+    seen = [by_worker(result, "index") for result in ranks(2).run(train, parted, 2)]
+    assert [list(workers) for workers in seen] == [[0], [1]]
+    small, large = (joined(workers[worker]) for worker, workers in enumerate(seen))
+    assert [len(small), len(large), len(set(small)), len(set(large))] == [12, 12, 2, 6]
+    assert sorted({*small, *large}) == list(range(8))
 
 
 def test_what_a_worker_of_another_rank_used_has_a_gradient(ranks):

@@ -148,6 +148,7 @@ def test_every_way_to_write_a_buffer_is_noticed(tmp_path, workers):
     assert "unsaved" not in state
     expected = sum([1.5, 3][:workers]) / workers + 1.5e-12
     assert (state["wide"].dtype, state["wide"].item()) == (torch.float64, pytest.approx(expected, rel=1e-15))
+    assert state["long"].dtype == state["hidden"].dtype == torch.float32
     assert (state["idle"].item(), state["quiet.running_mean"].shape) == (0, (70_000,))
 
 
@@ -219,6 +220,19 @@ def test_hooks_around_the_transfer_run_once(workers):
     record = train(plan(((1, 2, 3, 4)[:workers],), workers=workers, module=Scales).under(aggregator=rule))
     assert rule.seen[0]["rows"] == [6, 12, 18, 24][:workers]
     assert [x for _, x in record["validated"]] == [60]
+
+
+class Logs(Line):
+    def loss(self, x):
+        self.log("mean", x.mean(), on_step=False, on_epoch=True)
+        return super().loss(x)
+
+
+def test_a_logged_mean_is_over_the_samples_of_all_workers():
+    rows = ((1, 2), (3, 4), (5, 6), (70, 8))
+    record = train(plan(rows, workers=2, module=Logs, loader={"batch_size": 3}, shuffled=True))
+    assert [len(seen["index"]) for seen in record["seen"]] == [3, 3, 1, 1]
+    assert record["metrics"]["mean"] == pytest.approx(99 / 8)
 
 
 def test_only_a_training_step_is_a_workers():
