@@ -69,7 +69,7 @@ def test_when_values_are_logged_and_under_which_step(fitted) -> None:
     assert isinstance(type(trainer._logger_connector).should_update_logs, property), moved("should_update_logs")
     assert hasattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped"), moved("epoch_loop._batches_that_stepped")
     assert looks.seen["logged_step"] == [0, 0, 0, 1, 1, 1, 2, 2], moved("the meaning of _batches_that_stepped")
-    assert looks.seen["logs_now"] == [step % 2 == 0 for step in looks.seen["logged_step"]]
+    assert looks.seen["logs_now"] == [step % 2 == 1 for step in looks.seen["logged_step"]]
 
 
 def test_the_loss_of_a_step(fitted) -> None:
