@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from images import read
 from jsonargparse import auto_cli
-from rich.console import Console
 from rich.table import Table
+from tables import console
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
@@ -277,7 +277,7 @@ def main(
         table = Table(*HEADER, title=title)
         for line in lines:
             table.add_row(*line)
-        Console(width=120).print(table)
+        console().print(table)
     refusals = sorted(
         {
             f"`{name}`, {partition}, f = {f}: {cell.refusal}"
