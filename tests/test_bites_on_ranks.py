@@ -116,7 +116,7 @@ def test_a_buffer_that_changes_on_the_other_rank_only(ranks, tmp_path):
 
 def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
     path = str(tmp_path / "four.ckpt")
-    rows = ((2, 8), (2, NAN), (NAN, NAN), (ABSENT, 8), (2, 4))
+    rows = ((2, 8), (2, NAN), (NAN, NAN), (ABSENT, 8), (2, NAN))
     more = {"module": Validates, "trainer": {"val_check_interval": 1}, "save": {4: path}}
     results = ranks(2).run(train, pair(rows, estimator=WorkerMomentum(0.5), **more), 2)
     assert [by_worker(result, "mean") for result in results] == [{0: [0, 1, 1.5, 1.5, 1.5]}, {1: [0, 4, 4, 4, 6]}]
@@ -125,12 +125,13 @@ def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
     assert number(shared(path)) == 3.75
     memories = file_of(path)["optimizers"][0]["memories"]
     assert [number(memories[worker]["momentum"]) for worker in (0, 1)] == [1.5, 6]
-    assert shown(results[0], "rows") == [[1, 4], [1.5, 0], [0, 6], [1.75, 5]]
+    assert shown(results[0], "rows") == [[1, 4], [1.5, 0], [0, 6], [1.75, 0]]
     for result in results:
-        assert [mean for mean, _ in result["validated"][::2]] == [2.5, 2.75, 2.75, 3.75, 3.375]
+        assert [mean for mean, _ in result["validated"][::2]] == [2.5, 2.75, 2.75, 3.75, 3.875]
         assert column(result, "taken") == [True, True, False, True, True]
-        assert column(result, "weight") == [-2.5, -4, -4, -10, -13.375]
-        assert result["mean"] == 3.375
+        assert column(result, "weight") == [-2.5, -4, -4, -10, -11.75]
+        assert result["mean"] == 3.875
+        assert result["buffers"]["norm.num_batches_tracked"] == 3, "worker 0's"
 
 
 def test_reference_and_past_are_whole_in_the_file(ranks, tmp_path):
