@@ -1,5 +1,6 @@
 """Two real ranks, numbers computed by hand: slices of 64 and of 6 coordinates, workers shared out in unequal numbers, one worker per rank."""
 
+import math
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import Gaussian, LabelFlip, Replay
+from lightning_byz.callbacks import WorkerMonitor
 from lightning_byz.data import Sizes
 from lightning_byz.estimators import WorkerMomentum
 from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, joined, number, train
@@ -54,10 +56,15 @@ def test_rows_weights_f_and_the_aggregate(ranks):
             assert indices == [[worker], [5 + worker], [10 + worker]]
 
 
-def test_coefficients_are_those_of_all_workers(ranks):
-    for result in ranks(2).run(train, plan(((1, 2, 3, NAN, 5),), Mean), 2):
+def test_the_report_is_of_all_workers_and_all_coordinates(ranks):
+    length = math.sqrt(SQUARES)
+    watched = plan(((1, 2, 3, NAN, 6),), Mean, callbacks=[WorkerMonitor()])
+    for result in ranks(2).run(train, watched, 2):
+        norms, distances = ([value / length for value in result["steps"][0][name]] for name in ("norms", "distances"))
+        assert norms == pytest.approx([1, 2, 3, NAN, 6], nan_ok=True)
+        assert distances == pytest.approx([2, 1, 0, NAN, 3], nan_ok=True, abs=1e-6)
         assert result["steps"][0]["coefficients"] == pytest.approx([1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
-        assert result["weight"] == pytest.approx(-11 / 4)
+        assert result["weight"] == -3
 
 
 def test_faults_are_counted_alike_and_named_on_every_rank(ranks):
