@@ -173,6 +173,7 @@ def test_a_partition_goes_over_its_shards_across_epochs():
 def test_workers_go_through_shards_of_one_size_in_orders_of_their_own():
     halves = plan(((1,) * 12,), workers=2, partition=Sizes([6, 6]), loader={"batch_size": 6})
     shards = [joined(seen) for seen in by_worker(train(halves), "index").values()]
+    assert joined(by_worker(train(halves.under(seed=1)), "index")[0]) != shards[0]
     shuffled = by_worker(train(halves.but(shuffled=True)), "index")
     places = [[shard.index(index) for index in joined(shuffled[worker])] for worker, shard in enumerate(shards)]
     assert sorted(places[0]) == sorted(places[1]) == list(range(6))
