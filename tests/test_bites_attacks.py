@@ -68,6 +68,13 @@ def test_only_attackers_learn_from_wrong_labels(workers):
         assert seen["label"] == ([19 - seen["index"][0]] if seen["worker"] in attackers else seen["index"])
 
 
+@pytest.mark.parametrize("outside", [4, -1])
+def test_an_attacker_that_is_no_worker_is_refused(outside):
+    record = train(noted(((1, 2, 3, 4),), attackers=[outside], attack=Sends(), may_fail=True))
+    assert record["error"].startswith(f"ValueError: attackers=[{outside}]: [{outside}] are no worker ids")
+    assert record["seen"] == []
+
+
 # ---------------------------------------------------------------------- weights
 
 

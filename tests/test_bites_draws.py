@@ -170,13 +170,24 @@ def test_a_partition_goes_over_its_shards_across_epochs():
         assert len({tuple(one) for one in passes}) > 1
 
 
+def test_workers_go_through_shards_of_one_size_in_orders_of_their_own():
+    halves = plan(((1,) * 12,), workers=2, partition=Sizes([6, 6]), loader={"batch_size": 6})
+    shards = [joined(seen) for seen in by_worker(train(halves), "index").values()]
+    assert joined(by_worker(train(halves.under(seed=1)), "index")[0]) != shards[0]
+    shuffled = by_worker(train(halves.but(shuffled=True)), "index")
+    places = [[shard.index(index) for index in joined(shuffled[worker])] for worker, shard in enumerate(shards)]
+    assert sorted(places[0]) == sorted(places[1]) == list(range(6))
+    assert places[0] != places[1]
+
+
 @pytest.mark.parametrize(("drop_last", "steps"), [(False, 3), (True, 2)])
 def test_an_epoch_is_as_long_as_the_samples_last(drop_last, steps):
     loader = {"batch_size": 2, "drop_last": drop_last}
-    for partition in ({}, {"partition": Sizes([4, 5])}):
+    for partition, last in (({}, 1), ({"partition": Sizes([4, 5])}, 2)):
         record = train(plan(((1,) * 9,), workers=2, loader=loader, shuffled=True, **partition))
         assert len(record["steps"]) == steps
-        assert [len(seen["index"]) for seen in record["seen"]][: 2 * (steps - 1)] == [2] * 2 * (steps - 1)
+        lengths = [2] * 4 if drop_last else [2] * 4 + [last] * 2
+        assert [len(seen["index"]) for seen in record["seen"]] == lengths
 
 
 def test_an_epoch_ends_for_all_workers_at_once():
