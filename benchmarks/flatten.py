@@ -22,10 +22,10 @@ from lightning_byz.flat import Layout
 def ours(parameters: Sequence[Tensor], gradients: Sequence[Tensor], row: Tensor) -> tuple[Callable, Callable]:
     """Return how the library flattens and writes back."""
     layout = Layout.of((f"parameter {place}", parameter) for place, parameter in enumerate(parameters))
-    used = [True] * len(parameters)
+    used, views = [1] * len(parameters), layout.views(row)
 
     def flatten() -> None:
-        layout.flatten(gradients, out=row)
+        layout.flatten(gradients, out=views)
 
     def write() -> None:
         layout.write(row, parameters, used=used)

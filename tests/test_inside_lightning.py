@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 import lightning_byz
 from lightning_byz.aggregators import Mean
-from lightning_byz.inside_torch import buffers_of, copy_each, keeps_running_statistics, version, zero_each
+from lightning_byz.inside_torch import buffers_of, copy_each, keeps_running_statistics, parts_like, version, zero_each
 from lightning_byz.strategies import RobustStrategy, inside_lightning
 from tests.scenarios import Classifier, Options
 
@@ -113,6 +113,8 @@ def test_names_of_torch() -> None:
     assert all(bool(value.all()) for value in values), "torch has moved _foreach_copy_"
     zero_each(values)
     assert not any(bool(value.any()) for value in values), "torch has moved _foreach_zero_"
+    parts = parts_like(torch.arange(5.0), values)
+    assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4]], "torch has moved _unflatten_dense_tensors"
     assert [version(value) for value in values] > before, "torch has moved Tensor._version"
     norm = nn.BatchNorm1d(2)
     assert [name for name, _ in buffers_of(norm)] == ["running_mean", "running_var", "num_batches_tracked"]
