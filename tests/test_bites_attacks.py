@@ -1,6 +1,7 @@
 """One process, numbers computed by hand: what attackers see and send, and how much each worker counts."""
 
 import math
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -66,6 +67,15 @@ def test_only_attackers_learn_from_wrong_labels(workers):
     more = {"workers": workers, "attackers": attackers, "attack": LabelFlip(20)}
     for seen in train(noted(rows, **more))["seen"]:
         assert seen["label"] == ([19 - seen["index"][0]] if seen["worker"] in attackers else seen["index"])
+
+
+def test_as_many_attackers_as_f_are_no_reason_to_warn():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(noted(((1, 2, 3, 4),), attackers=[1], attack=Sends()))
+    assert not [warning for warning in caught if "attack in this experiment" in str(warning.message)]
+    with pytest.warns(UserWarning, match="2 workers attack in this experiment and f = 1 are tolerated"):
+        train(noted(((1, 2, 3, 4),), attackers=[1, 2], attack=Sends()))
 
 
 @pytest.mark.parametrize("outside", [4, -1])

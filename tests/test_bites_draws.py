@@ -69,6 +69,14 @@ def test_the_argument_goes_before_the_environment_and_the_file_before_both(tmp_p
     assert again == {name: numbers[len(numbers) // 2 :] for name, numbers in five.items()}, "its second epoch"
 
 
+def test_the_files_seed_orders_the_samples_of_the_only_worker_of_a_rank(tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    alone = plan(((1,),) * 12, workers=1, shuffled=True, seed=5, trainer={"max_epochs": 2})
+    order = by_worker(train(alone.but(save={12: path})), "index")[0]
+    again = train(alone.under(seed=6).but(checkpoint=path))
+    assert by_worker(again, "index")[0] == order[12:] != order[:12]
+
+
 @pytest.mark.parametrize("more", [{"attackers": [3], "attack": Gaussian(1.0)}, {"preaggregators": [Bucketing()]}])
 def test_random_attacks_and_rules_draw_anew_in_each_step(more):
     rows = ((1, 20, 300, 4000),) * 6
@@ -170,14 +178,19 @@ def test_a_partition_goes_over_its_shards_across_epochs():
         assert len({tuple(one) for one in passes}) > 1
 
 
-def test_workers_go_through_shards_of_one_size_in_orders_of_their_own():
-    halves = plan(((1,) * 12,), workers=2, partition=Sizes([6, 6]), loader={"batch_size": 6})
+def shards_and_places(seed: int) -> tuple[list, list]:
+    """Two workers' shards of six samples, and the orders in which a shuffled pass goes through them."""
+    halves = plan(((1,) * 12,), workers=2, partition=Sizes([6, 6]), loader={"batch_size": 6}, seed=seed)
     shards = [joined(seen) for seen in by_worker(train(halves), "index").values()]
-    assert joined(by_worker(train(halves.under(seed=1)), "index")[0]) != shards[0]
     shuffled = by_worker(train(halves.but(shuffled=True)), "index")
-    places = [[shard.index(index) for index in joined(shuffled[worker])] for worker, shard in enumerate(shards)]
-    assert sorted(places[0]) == sorted(places[1]) == list(range(6))
-    assert places[0] != places[1]
+    return shards, [[shard.index(index) for index in joined(shuffled[k])] for k, shard in enumerate(shards)]
+
+
+def test_shards_and_the_orders_within_are_the_workers_and_the_seeds():
+    (shards, places), (other_shards, other_places) = shards_and_places(0), shards_and_places(1)
+    assert all(sorted(order) == list(range(6)) for order in places + other_places)
+    assert len({tuple(order) for order in places + other_places}) == 4
+    assert shards[0] != other_shards[0]
 
 
 @pytest.mark.parametrize(("drop_last", "steps"), [(False, 3), (True, 2)])
@@ -188,6 +201,13 @@ def test_an_epoch_is_as_long_as_the_samples_last(drop_last, steps):
         assert len(record["steps"]) == steps
         lengths = [2] * 4 if drop_last else [2] * 4 + [last] * 2
         assert [len(seen["index"]) for seen in record["seen"]] == lengths
+
+
+def test_a_sampler_ends_where_its_epoch_does():
+    for sampler in Sizes([2, 6]).samplers(range(8), workers=2, shuffle=True, seed=0):
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            assert len(list(sampler)) == len(sampler) == 4
 
 
 def test_an_epoch_ends_for_all_workers_at_once():

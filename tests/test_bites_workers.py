@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
@@ -190,6 +191,21 @@ def test_a_file_that_does_not_fit_is_refused_before_any_step(tmp_path, entry, va
     record = train(plan(((2, 4, 6, 8),), checkpoint=path, may_fail=True, trainer={"max_epochs": 2}))
     assert record["error"].startswith(sentence)
     assert record["seen"] == []
+
+
+class SavesWeights(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.path, weights_only=True)
+
+
+def test_a_file_of_weights_has_the_consensus_and_no_memories(tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    train(plan(((2, 4, 6, 28),), callbacks=[SavesWeights(path)]))
+    assert shared(path).item() == 2.5
+    assert "lightning_byz" not in torch.load(path, weights_only=True)
 
 
 def test_a_file_without_memories_is_read_with_a_warning(tmp_path):
