@@ -113,7 +113,7 @@ class Stack:
 
     def centre(self) -> Float[Tensor, " d"]:
         """The coordinate-wise weighted median: it lies in the honest range when f is below half of the weight. Not to be written to."""
-        return self._once("centre", lambda: kernels.coordinate_median(self.vectors, self.weights))
+        return self._once("centre", lambda: kernels.coordinate_median(self.vectors, self.masses))
 
     def gram(self) -> Float64[Tensor, "n n"]:
         """Inner products of the rows about ``centre()``: common parts, however large, cost no digits."""
@@ -134,7 +134,7 @@ class Stack:
             own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)
         ).tolist()
         rows = self.vectors[:, own]
-        origin = kernels.coordinate_median(rows, self.weights)
+        origin = kernels.coordinate_median(rows, self.masses)
         return self._summed(kernels.cross_products(rows, origin, list(pairwise(ends)), self._width, together=False))
 
     def _summed(self, partials: Tensor) -> Tensor:

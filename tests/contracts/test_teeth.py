@@ -136,7 +136,8 @@ def test_wrong_attacks_are_caught(attack: Any, law: str) -> None:
         check_attack(attack, laws=[law])
 
 
-def mean_of(vectors: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+def mean_of(vectors: Tensor, weights: Any, *rest: Any) -> Tensor:
+    weights = torch.as_tensor(weights, dtype=torch.float64)
     total = weights.sum().clamp(min=1e-300)
     return kernels.saturate((weights / total) @ vectors.double(), vectors.dtype)
 
