@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from lightning_byz.blocks import Blocks
 from lightning_byz.kernels import (
     block_size,
     coordinate_median,
@@ -245,9 +246,9 @@ def test_unusable_numbers_are_counted() -> None:
 def test_sums_of_rows(dtype: torch.dtype) -> None:
     rows = torch.randn(5, 1000, generator=torch.Generator().manual_seed(4)).to(dtype)
     matrix = torch.randn(3, 5, generator=torch.Generator().manual_seed(5)).double()
-    bounds = [(low, min(low + 64, 1000)) for low in range(0, 1000, 64)]
-    torch.testing.assert_close(weighted_rows(rows, matrix, bounds, 64), (matrix @ rows.double()).to(dtype))
-    torch.testing.assert_close(weighted_rows(rows, matrix[:1], bounds, 64), (matrix[:1] @ rows.double()).to(dtype))
+    blocks = Blocks.of(1000, 64)
+    torch.testing.assert_close(weighted_rows(rows, matrix, blocks), (matrix @ rows.double()).to(dtype))
+    torch.testing.assert_close(weighted_rows(rows, matrix[:1], blocks), (matrix[:1] @ rows.double()).to(dtype))
 
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

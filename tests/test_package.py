@@ -25,7 +25,7 @@ EVERYWHERE = sorted(
 )
 
 FLOORS = {
-    0: {"stack", "slice", "errors", "random", "flat", "kernels", "rule", "versions"},
+    0: {"stack", "slice", "blocks", "facts", "errors", "random", "flat", "kernels", "rule", "versions"},
     1: {"aggregators", "preaggregators", "attacks", "compressors", "codes", "estimators", "links", "arrivals"},
     2: {"pipeline"},
     3: {"exchange"},

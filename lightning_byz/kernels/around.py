@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_byz.facts import total_of
 from lightning_byz.kernels.blocks import saturate
 from lightning_byz.kernels.medians import present
 from lightning_byz.kernels.ordering import by_network, chunks, ranked
 from lightning_byz.kernels.shares import SLIVER, without_slivers
-from lightning_byz.kernels.weighted import median_of_line, total_of
+from lightning_byz.kernels.weighted import median_of_line
 
 
 def mean_around_median(vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float) -> Float[Tensor, " d"]:

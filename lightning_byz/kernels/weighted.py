@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_byz.facts import total_of
 from lightning_byz.kernels.blocks import saturate
 from lightning_byz.kernels.ordering import chunks, ranked_with_rows
 from lightning_byz.kernels.shares import without_slivers
@@ -28,11 +29,6 @@ def median_of_line(vectors: Tensor, rows: Sequence[int], weights: Sequence[float
     upper = _last(starts, half * (1 + _TOLERANCE))
     middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
     return (middles[0] + middles[1]).div_(2).add_(0.0)  # no negative zero
-
-
-def total_of(weights: Sequence[float]) -> float:
-    """The sum of ``weights`` as a tensor of them is added up."""
-    return float(torch.tensor(weights, dtype=torch.float64).sum())
 
 
 def _last(starts: Sequence[Tensor], limit: float) -> Tensor:

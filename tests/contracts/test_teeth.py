@@ -158,11 +158,11 @@ REPLACEMENTS = {
     "neighbour_scores": (lambda distances, weights, f, *, published: all_alike(distances).sum(1), [Krum()]),
     "mixed_distances": (lambda gram, mixing: all_alike(gram).abs(), [NNM()]),
     "cross_products": (
-        lambda vectors, origin, bounds, *rest: torch.ones(len(bounds), *[len(vectors)] * 2).double(),
+        lambda vectors, origin, blocks, **rest: torch.ones(len(blocks), *[len(vectors)] * 2).double(),
         [Krum(), GeometricMedian()],
     ),
     "square_sums": (
-        lambda vectors, origin, bounds, width: torch.ones(len(bounds), len(vectors)).double(),
+        lambda vectors, origin, blocks: torch.ones(len(blocks), len(vectors)).double(),
         [CTMA(CoordinateMedian())],
     ),
     "symmetric": (all_alike, [Krum()]),
