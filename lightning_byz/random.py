@@ -1,12 +1,14 @@
 """Randomness is an argument: every draw is keyed by a seed and by words that say what it is for."""
 
 import random as python_random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 
 import numpy as np
 import torch
+
+from lightning_byz.blocks import Blocks
 
 
 def derive(seed: int, *key: int | str) -> int:
@@ -26,21 +28,17 @@ def generator(seed: int, *key: int | str, device: torch.device | str = "cpu") ->
     return torch.Generator(device=device).manual_seed(derive(seed, *key))
 
 
-def by_block(
-    source: torch.Generator, start: int, bounds: Sequence[tuple[int, int]], width: int
-) -> Iterator[tuple[int, int, torch.Generator]]:
+def by_block(source: torch.Generator, blocks: Blocks) -> Iterator[tuple[int, int, torch.Generator]]:
     """Each block of coordinates with a generator of its own, so that a slice draws the numbers that the whole would.
 
     Args:
         source: What every draw follows from; one number is taken from it. In the same state wherever a slice is held.
-        start: Where the slice begins among all coordinates, a multiple of ``width``.
-        bounds: ``(low, high)`` of each of its blocks, counted from there.
-        width: Coordinates per block.
+        blocks: Those of the slice, or of the whole; yielded are ``(low, high)`` of each, counted from where they start.
 
     """
     base = int(torch.randint(2**62, (), generator=source, device=source.device))
-    for low, high in bounds:
-        yield low, high, generator(base, "block", (start + low) // width, device=source.device)
+    for (low, high), number in zip(blocks.bounds, blocks.numbers(), strict=True):
+        yield low, high, generator(base, "block", number, device=source.device)
 
 
 def distinct(count: int, total: int, generator: torch.Generator) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """The messages of one step, and the arithmetic across their coordinates that every rule shares."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +9,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 import lightning_byz.kernels as kernels
+from lightning_byz.blocks import Blocks, block_size
 from lightning_byz.errors import TooManyFaults
+from lightning_byz.facts import counted, fact, total_of, weights_of
 from lightning_byz.slice import Slice
 
 
@@ -55,9 +56,7 @@ class Stack:
         mixing: Float64[Tensor, "n n"] | None = None,
     ) -> None:
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
-            given = (
-                f"{tuple(vectors.shape)} of {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
-            )
+            given = f"{(*vectors.shape,)} of {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ValueError(f"vectors must be a floating point tensor with one row per worker (n, d), not {given}")
         if not 0 <= f < float("inf"):
             raise ValueError(f"f must be a finite weight >= 0, not {f}")
@@ -65,14 +64,15 @@ class Stack:
             raise ValueError(f"reference must have {vectors.shape[1]} coordinates, not shape {tuple(reference.shape)}")
         if slice is not None and slice.stop - slice.start != vectors.shape[1]:
             raise ValueError(f"the slice {slice.start}..{slice.stop} does not have {vectors.shape[1]} coordinates")
-        values = {
-            "vectors": vectors.detach(),
-            "weights": _weights(weights, vectors),
-            "f": float(f),
-            "reference": reference,
-        }
-        for name, value in {**values, "slice": slice, "mixing": mixing, "_cache": {}}.items():
-            object.__setattr__(self, name, value)
+        beside, masses = weights_of(weights, vectors)
+        values = {"vectors": vectors.detach(), "weights": beside, "f": float(f), "reference": reference}
+        self.__dict__.update(values, slice=slice, mixing=mixing, _cache={"masses": masses})
+
+    def _with(self, facts: Mapping[str, Any], **changes: Any) -> "Stack":
+        """The stack with ``changes``, which are known to fit, and the ``facts`` that are known of it then."""
+        stack = object.__new__(type(self))
+        stack.__dict__.update({**self.__dict__, **changes, "_cache": dict(facts)})
+        return stack
 
     # ---- shape and blocks
 
@@ -82,28 +82,19 @@ class Stack:
         return self.vectors.shape[1] if self.slice is None else self.slice.total
 
     @property
+    def masses(self) -> tuple[float, ...]:
+        """The weights as numbers, which no reading of ``weights`` by the host costs."""
+        return self._cache["masses"]
+
+    @property
     def total_weight(self) -> float:
         """The sum of the weights."""
-        return self._once("total_weight", lambda: float(torch.tensor(self.masses, dtype=torch.float64).sum()))
+        return total_of(self.masses)
 
-    @property
-    def masses(self) -> tuple[float, ...]:
-        """The weights as numbers, read from their device once."""
-        return self._once("masses", lambda: tuple(self.weights.tolist()))
-
-    @property
-    def _width(self) -> int:
-        return kernels.block_size(self.total)
-
-    def blocks(self) -> list[tuple[int, int]]:
-        """``(low, high)`` of each block of coordinates, counted from the start of this slice."""
-        length = self.vectors.shape[1]
-        return [(low, min(low + self._width, length)) for low in range(0, length, self._width)]
-
-    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
-        if key not in self._cache:
-            self._cache[key] = compute()
-        return self._cache[key]
+    @fact
+    def blocks(self) -> Blocks:
+        """The blocks of coordinates of this slice."""
+        return Blocks.of(self.total, block_size(self.total)) if self.slice is None else self.slice.blocks
 
     def _across(self, partials: Tensor) -> Tensor:
         """Sum block partials over all coordinates, in block order, so that slices add up to the bits of the whole."""
@@ -111,55 +102,51 @@ class Stack:
 
     # ---- arithmetic across coordinates; every rank that holds a slice must call these in the same order
 
+    @fact
     def centre(self) -> Float[Tensor, " d"]:
         """The coordinate-wise weighted median: it lies in the honest range when f is below half of the weight. Not to be written to."""
-        return self._once("centre", lambda: kernels.coordinate_median(self.vectors, self.weights))
+        return kernels.coordinate_median(self.vectors, self.masses)
 
+    @fact
     def gram(self) -> Float64[Tensor, "n n"]:
         """Inner products of the rows about ``centre()``: common parts, however large, cost no digits."""
-        return self._once("gram", self._gram)
-
-    def _gram(self) -> Tensor:
         return self.gram_about(self.centre())
 
     def gram_about(self, point: Float[Tensor, " d"]) -> Float64[Tensor, "n n"]:
         """Inner products of the rows about ``point``."""
-        return self._summed(kernels.cross_products(self.vectors, point, self.blocks(), self._width))
+        return self._summed(kernels.cross_products(self.vectors, point, self.blocks()))
 
     def sampled_gram(self, columns: Int64[Tensor, " k"]) -> Float64[Tensor, "n n"]:
-        """Inner products over some coordinates, ascending and counted over the whole, about their median."""
-        own = columns - (0 if self.slice is None else self.slice.start)
+        """Inner products over some coordinates, ascending and counted over the whole, about their median; best told on the CPU."""
+        blocks = self.blocks()
+        own = columns.cpu() - blocks.start
         own = own[(own >= 0) & (own < self.vectors.shape[1])]
-        ends = torch.searchsorted(
-            own, torch.tensor([0, *(high for _, high in self.blocks())], device=own.device)
-        ).tolist()
-        rows = self.vectors[:, own]
-        origin = kernels.coordinate_median(rows, self.weights)
-        return self._summed(kernels.cross_products(rows, origin, list(pairwise(ends)), self._width, together=False))
+        ends = torch.searchsorted(own, torch.tensor([high for _, high in blocks.bounds], dtype=own.dtype)).tolist()
+        rows = self.vectors[:, own.to(self.vectors.device)]
+        origin = kernels.coordinate_median(rows, self.masses)
+        return self._summed(kernels.cross_products(rows, origin, blocks.holding(ends), together=False))
 
     def _summed(self, partials: Tensor) -> Tensor:
         gram = self._across(partials)
         return (gram + gram.T) / 2
 
+    @fact
     def squared_distances(self) -> Float64[Tensor, "n n"]:
         """Squared distances between rows: symmetric, zero on the diagonal."""
-        return self._once(
-            "squared_distances", self._cache.get("squared_distances of mixtures", self._squared_distances)
-        )
-
-    def _squared_distances(self) -> Tensor:
+        if "mixed" in self._cache:
+            parts, matrix = self._cache["mixed"]
+            return kernels.mixed_distances(parts.gram(), matrix)
         squares = self.gram().diagonal()
         return kernels.symmetric(squares[:, None] + squares - 2 * self.gram())
 
     def squared_distances_to(self, point: Float[Tensor, " d"]) -> Float64[Tensor, " n"]:
         """Squared distance of each row from ``point``."""
-        return self._across(kernels.square_sums(self.vectors, point, self.blocks(), self._width))
+        return self._across(kernels.square_sums(self.vectors, point, self.blocks()))
 
+    @fact
     def squared_norms(self) -> Float64[Tensor, " n"]:
         """Squared length of each row."""
-        return self._once(
-            "squared_norms", lambda: self._across(kernels.square_sums(self.vectors, None, self.blocks(), self._width))
-        )
+        return self._across(kernels.square_sums(self.vectors, None, self.blocks()))
 
     # ---- sums of rows
 
@@ -170,70 +157,78 @@ class Stack:
 
         Where ``about`` is given, it is taken off each row and added to the sum.
         """
-        counted = coefficients.nonzero()[:, 0].tolist()
-        if about is None and len(counted) == 1 and float(coefficients[counted[0]]) == 1.0:
-            return self.vectors[counted[0]].clone()
-        return kernels.weighted_rows(self.vectors, coefficients[None], self.blocks(), self._width, about)[0]
+        numbers = coefficients.tolist()
+        kept = [row for row, number in enumerate(numbers) if number != 0]
+        if about is None and len(kept) == 1 and numbers[kept[0]] == 1:
+            return self.vectors[kept[0]].clone()
+        return kernels.weighted_rows(self.vectors, coefficients[None], self.blocks(), about)[0]
 
     def majority_signs(self) -> Float[Tensor, " d"]:
         """The sign for which more of the weight votes, at each coordinate; zero where they balance."""
-        return kernels.majority_signs(self.vectors, self.weights, self.blocks(), self._width)
+        return kernels.majority_signs(self.vectors, self.weights, self.blocks())
 
     def moments(self, coefficients: Float64[Tensor, " n"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
         """Mean and variance of each coordinate over the rows, which count by ``coefficients`` (they sum to 1)."""
-        return kernels.moments(self.vectors, coefficients, self.blocks(), self._width)
+        return kernels.moments(self.vectors, coefficients, self.blocks())
 
     def mix(self, matrix: Float64[Tensor, "n n"], *, f: float | None = None, hand_on: bool = True) -> "Stack":
         """The stack of ``matrix @ vectors``, with another ``f`` if given.
 
         Where each line of weight averages (sums to 1), distances are handed on: not to be done where huge rows may cancel in a line.
         """
-        vectors = kernels.weighted_rows(self.vectors, matrix, self.blocks(), self._width)
-        mixed = self._mixture(vectors, matrix, self.f if f is None else f)
-        if hand_on and bool(((matrix.sum(1) - 1).abs() < 1e-9)[self.weights > 0].all()):
-            mixed._cache["squared_distances of mixtures"] = lambda: kernels.mixed_distances(self.gram(), matrix)
+        vectors = kernels.weighted_rows(self.vectors, matrix, self.blocks())
+        sums, sizes = torch.stack([matrix.sum(1), matrix.abs().sum(1)]).tolist()
+        mixed = self._mixture(vectors, matrix, self.f if f is None else f, short=all(size < 1 + 1e-9 for size in sizes))
+        if hand_on and all(abs(line - 1) < 1e-9 for line, mass in zip(sums, self.masses, strict=True) if mass > 0):
+            mixed._cache["mixed"] = self, matrix
         return mixed
 
     def shrink(self, factors: Float64[Tensor, " n"]) -> "Stack":
         """The stack of each row times its factor, from 0 to 1."""
-        short = (factors < 1).nonzero()[:, 0].tolist()
-        return (
-            self._mixture(kernels.scaled_rows(self.vectors, factors, short), factors.diag(), self.f) if short else self
-        )
+        short = [row for row, factor in enumerate(factors.tolist()) if factor < 1]
+        if not short:
+            return self
+        return self._mixture(kernels.scaled_rows(self.vectors, factors, short), factors.diag(), self.f, short=True)
 
-    def _mixture(self, vectors: Tensor, matrix: Tensor, f: float) -> "Stack":
-        mixed = replace(self, vectors=vectors, f=f, mixing=matrix if self.mixing is None else matrix @ self.mixing)
-        if bool((matrix.abs().sum(1) < 1 + 1e-9).all()) and not bool(self.nonfinite().any()):
-            mixed._cache["nonfinite"] = self.nonfinite()
-        return mixed
+    def _mixture(self, vectors: Tensor, matrix: Tensor, f: float, *, short: bool) -> "Stack":
+        """Where lines are ``short``, usable rows stay usable."""
+        usable = {"nonfinite": self.nonfinite(), "broken": ()} if short and not self.broken() else {}
+        mixing = matrix if self.mixing is None else matrix @ self.mixing
+        return self._with({"masses": self.masses, **usable}, vectors=vectors, f=f, mixing=mixing)
 
     # ---- leaving rows out
 
+    @fact
     def nonfinite(self) -> Int64[Tensor, " n"]:
         """How many coordinates of each whole row no rule can use: not finite, or beyond 2**480 in float64."""
-        return self._once("nonfinite", self._nonfinite)
-
-    def _nonfinite(self) -> Tensor:
         counts = kernels.unusable(self.vectors)
         return counts if self.slice is None else self.slice.add(counts)
 
+    @fact
+    def broken(self) -> tuple[int, ...]:
+        """The rows that no rule can use: those of which ``nonfinite()`` counts anything."""
+        return counted(self.nonfinite())
+
     def inspected(self, counts: Int64[Tensor, " n"]) -> "Stack":
         """The same stack, told what ``nonfinite()`` would find."""
-        stack = replace(self)
-        stack._cache.update(self._cache, nonfinite=counts.to(self.vectors.device))
-        return stack
+        told = {"nonfinite": counts.to(self.vectors.device), "broken": counted(counts)}
+        return self._with({**self._cache, **told})
 
     def excluding(self, rows: Bool[Tensor, " n"], *, faulty: bool) -> "Stack":
         """The stack with ``rows`` zeroed and without weight; ``f`` is lowered by that weight only if they are ``faulty``."""
-        rows = rows.to(self.vectors.device)
-        if not bool(rows.any()):
+        out = counted(rows)
+        if not out:
             return self
-        removed = float(self.weights[rows].sum()) if faulty else 0.0
-        return replace(
-            self,
+        rows = rows.to(self.vectors.device)
+        facts: dict[str, Any] = {"masses": tuple(0.0 if row in out else own for row, own in enumerate(self.masses))}
+        if "nonfinite" in self._cache:
+            facts["nonfinite"] = self.nonfinite().masked_fill(rows, 0)
+            facts["broken"] = tuple(row for row in self.broken() if row not in out)
+        return self._with(
+            facts,
             vectors=self.vectors.masked_fill(rows[:, None], 0.0),
             weights=self.weights.masked_fill(rows, 0.0),
-            f=max(self.f - removed, 0.0),
+            f=max(self.f - total_of([self.masses[row] for row in out]), 0.0) if faulty else self.f,
             mixing=None if self.mixing is None else self.mixing.masked_fill(rows[:, None], 0.0),
         )
 
@@ -243,24 +238,13 @@ class Stack:
         Raises:
             TooManyFaults: If they weigh more than ``f``.
         """
-        broken = self.nonfinite() > 0
-        clean = self.excluding(broken, faulty=True)
-        if clean is self:
+        broken = self.broken()
+        if not broken:
             return self
-        weight = float(self.weights[broken].sum())
+        weight = total_of([self.masses[row] for row in broken])
         if weight > self.f + 1e-9 * self.total_weight:
             raise TooManyFaults(
-                f"rows {broken.nonzero()[:, 0].tolist()} hold numbers that are not finite or not usable and weigh {weight:g} together, "
+                f"rows {list(broken)} hold numbers that are not finite or not usable and weigh {weight:g} together, "
                 f"but at most f = {self.f:g} of the weight {self.total_weight:g} may be faulty"
             )
-        return clean.inspected(torch.zeros_like(self.nonfinite()))
-
-
-def _weights(weights: Tensor | Sequence[float] | None, vectors: Tensor) -> Tensor:
-    count = vectors.shape[0]
-    if weights is None:
-        return torch.ones(count, dtype=torch.float64, device=vectors.device)
-    result = torch.as_tensor(weights, dtype=torch.float64, device=vectors.device).detach()
-    if result.shape != (count,) or not bool((result.isfinite() & (result >= 0)).all()):
-        raise ValueError(f"weights must be {count} finite numbers >= 0, one per row, not {result.tolist()}")
-    return result
+        return self.excluding(self.nonfinite() > 0, faulty=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_byz.attacks import BitFlip, Gaussian, Sight
-from lightning_byz.kernels import block_size
+from lightning_byz.blocks import Blocks, block_size
 from lightning_byz.random import by_block
 from lightning_byz.stack import Slice, Stack
 from tests.attack_reference import different_bits
@@ -30,7 +30,7 @@ def cut(rows: Tensor, start: int, stop: int) -> Stack:
 def test_blocks_have_generators_of_their_own() -> None:
     def numbers(start: int, bounds: list[tuple[int, int]], seed: int = 3) -> list[tuple[int, int, int]]:
         source = torch.Generator().manual_seed(seed)
-        return [(low, high, block.initial_seed()) for low, high, block in by_block(source, start, bounds, 64)]
+        return [(low, high, block.initial_seed()) for low, high, block in by_block(source, Blocks(start, bounds, 64))]
 
     whole = numbers(0, [(0, 64), (64, 128), (128, 150)])
     assert len({seed for *_, seed in whole}) == 3
@@ -39,7 +39,9 @@ def test_blocks_have_generators_of_their_own() -> None:
         seed for *_, seed in whole
     }
     source = torch.Generator().manual_seed(3)
-    first, second = ([block.initial_seed() for *_, block in by_block(source, 0, [(0, 64)], 64)] for _ in range(2))
+    first, second = (
+        [block.initial_seed() for *_, block in by_block(source, Blocks(0, [(0, 64)], 64))] for _ in range(2)
+    )
     assert first != second
 
 

@@ -1,22 +1,28 @@
 """Sorting networks, weighted order statistics, shares, block sums."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
+from lightning_byz.blocks import Blocks
 from lightning_byz.kernels import (
     block_size,
     coordinate_median,
+    mean_around_median,
     mixed_distances,
     nearest_shares,
     network,
+    ordering,
     saturate,
     trimmed_mean,
     unusable,
     weighted_rows,
 )
 from lightning_byz.kernels.ordering import chunks, ordered, ordered_with_rows
+from lightning_byz.stack import Stack
+from lightning_byz.testing.cutting import on_slices
 from tests import reference
 
 INF = float("inf")
@@ -97,12 +103,12 @@ def test_medians_of_whole_vectors(n: int) -> None:
     rows = torch.randn(n, 40_001, generator=torch.Generator().manual_seed(n))
     ranked = rows.sort(dim=0).values.double()
     expected = ((ranked[(n - 1) // 2] + ranked[n // 2]) / 2).float()
-    assert torch.equal(coordinate_median(rows, torch.ones(n).double()), expected)
+    assert torch.equal(coordinate_median(rows, [1.0] * n), expected)
     weights = torch.ones(n + 2).double()
     weights[[1, n]] = 0.0
     padded = torch.full((n + 2, 40_001), 1e30)
     padded[weights > 0] = rows
-    assert torch.equal(coordinate_median(padded, weights), expected)
+    assert torch.equal(coordinate_median(padded, weights.tolist()), expected)
 
 
 def test_the_median_of_an_even_count_neither_overflows_nor_underflows() -> None:
@@ -113,7 +119,7 @@ def test_the_median_of_an_even_count_neither_overflows_nor_underflows() -> None:
             [[limits.max, limits.max, tiny, -limits.max], [limits.max, -limits.max, tiny, 0.0]], dtype=torch.float64
         ).to(dtype)
         for weights in ([1, 1], [0.1, 0.1], [2, 2]):
-            result = coordinate_median(rows, torch.tensor(weights, dtype=torch.float64))
+            result = coordinate_median(rows, weights)
             assert result.tolist() == [limits.max, 0.0, tiny, -limits.max / 2]
 
 
@@ -121,9 +127,9 @@ def test_half_of_the_weight_is_half_whatever_the_scale() -> None:
     rows = torch.tensor([[1.0], [2.0], [5.0], [7.0]])
     for scale in (1.0, 0.1, 1 / 7, 1e-3, 1e9):
         weights = torch.tensor([1, 2, 1, 2], dtype=torch.float64) * scale  # 1 and 2 weigh as much as 5 and 7
-        assert coordinate_median(rows, weights).item() == 3.5
+        assert coordinate_median(rows, weights.tolist()).item() == 3.5
         assert (
-            coordinate_median(rows, weights + torch.tensor([0, 0, 0, scale * 1e-3], dtype=torch.float64)).item() == 5.0
+            coordinate_median(rows, (weights + torch.tensor([0, 0, 0, scale * 1e-3]).double()).tolist()).item() == 5.0
         )
 
 
@@ -141,18 +147,18 @@ def test_weighted_order_statistics_agree_with_their_definitions(seed: int) -> No
     rows[:, 0] = rows[:, 0].round()  # ties
     expected = reference.coordinate_median(rows.tolist(), weights.tolist(), 0)
     torch.testing.assert_close(
-        coordinate_median(rows, weights), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        coordinate_median(rows, weights.tolist()), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
     )
     f = float(weights.sum()) * float(torch.rand(1, generator=generator)) * 0.49
     expected = reference.trimmed_mean(rows.tolist(), weights.tolist(), float(reference.exact(f)))
     torch.testing.assert_close(
-        trimmed_mean(rows, weights, f), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4
+        trimmed_mean(rows, weights.tolist(), f), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4
     )
 
 
 def test_trimming_by_a_fraction() -> None:
     rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [1e30]])
-    ones = torch.ones(5).double()
+    ones = [1.0] * 5
     assert trimmed_mean(rows, ones, 1.0).item() == 2.0
     assert trimmed_mean(rows, ones, 2.0).item() == 2.0
     # half of the ranks 1 and 3 stay
@@ -162,9 +168,8 @@ def test_trimming_by_a_fraction() -> None:
     )
     # what rounding leaves of the huge value is nothing
     assert trimmed_mean(rows, ones, 1 - 1e-12).item() == 2.0
-    assert trimmed_mean(rows, ones * 0.1, 0.1 - 1e-14).item() == 2.0
-    weights = torch.tensor([1, 1, 1, 1, 1 + 1e-12], dtype=torch.float64)
-    assert trimmed_mean(rows, weights, 1.0).item() == pytest.approx(2.0)
+    assert trimmed_mean(rows, [0.1] * 5, 0.1 - 1e-14).item() == 2.0
+    assert trimmed_mean(rows, [1, 1, 1, 1, 1 + 1e-12], 1.0).item() == pytest.approx(2.0)
 
 
 def test_chunks_cover_all_coordinates_once() -> None:
@@ -241,6 +246,140 @@ def test_unusable_numbers_are_counted() -> None:
 def test_sums_of_rows(dtype: torch.dtype) -> None:
     rows = torch.randn(5, 1000, generator=torch.Generator().manual_seed(4)).to(dtype)
     matrix = torch.randn(3, 5, generator=torch.Generator().manual_seed(5)).double()
-    bounds = [(low, min(low + 64, 1000)) for low in range(0, 1000, 64)]
-    torch.testing.assert_close(weighted_rows(rows, matrix, bounds, 64), (matrix @ rows.double()).to(dtype))
-    torch.testing.assert_close(weighted_rows(rows, matrix[:1], bounds, 64), (matrix[:1] @ rows.double()).to(dtype))
+    blocks = Blocks.of(1000, 64)
+    torch.testing.assert_close(weighted_rows(rows, matrix, blocks), (matrix @ rows.double()).to(dtype))
+    torch.testing.assert_close(weighted_rows(rows, matrix[:1], blocks), (matrix[:1] @ rows.double()).to(dtype))
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def many(n: int, d: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Rows with ties, both zeros, and the largest and smallest numbers."""
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    rows[:, 1::4] = rows[:, 1::4].round()
+    rows[::2, 2::4] = 0.0
+    rows[1::2, 2::4] = -0.0
+    rows[: n // 3, 3] = torch.finfo(dtype).max if dtype != torch.float64 else 2.0**480
+    rows[n // 3 : n // 2, 3] = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    return rows
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers with the signs of their zeros."""
+    return tensor.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.itemsize])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 33, 64])
+def test_a_sort_gives_what_a_network_gives(n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: order statistics are exact; where every rank is told apart, sums are taken in the order of the ranks."""
+    rows, f = many(n, 200, dtype), 0.3 * n
+    fractions = [1.0 + (row % 3) / 4 for row in range(n)]  # whose sums are exact in any order
+    small = rows[:, [place for place in range(200) if place != 3]]  # the sum of the largest numbers and others rounds
+
+    def results() -> list[torch.Tensor]:
+        return [
+            coordinate_median(rows, [0.1] * n),
+            coordinate_median(rows, fractions),
+            trimmed_mean(rows, fractions, f),
+            coordinate_median(rows, [1 + row / 7 for row in range(n)]),
+        ]
+
+    def sums() -> list[torch.Tensor]:
+        return [
+            trimmed_mean(small, [1.0] * n, f),
+            mean_around_median(small, [1.0] * n, f),
+            mean_around_median(small, fractions, f),
+        ]
+
+    networks, sums_of_networks = results(), sums()
+    monkeypatch.setattr(ordering, "_NETWORK", 0)
+    for by_sort, by_network in zip(results(), networks, strict=True):
+        assert torch.equal(bits(by_sort), bits(by_network))
+    for by_sort, by_network in zip(sums(), sums_of_networks, strict=True):
+        torch.testing.assert_close(
+            by_sort,
+            by_network,
+            **({"rtol": 1e-14, "atol": 1e-14} if dtype == torch.float64 else {}),
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [257, 1000, 5000])
+def test_many_rows(n: int, dtype: torch.dtype) -> None:
+    """Against a sort of plain numbers."""
+    rows, trimmed = many(n, 30, dtype), n // 5
+    columns = [sorted(column) for column in rows.double().T.tolist()]
+    middles = [(column[(n - 1) // 2] + column[n // 2]) / 2 for column in columns]
+    assert torch.equal(coordinate_median(rows, [0.7] * n), torch.tensor(middles, dtype=torch.float64).to(dtype))
+    means = [math.fsum(column[trimmed : n - trimmed]) / (n - 2 * trimmed) for column in columns]
+    torch.testing.assert_close(
+        trimmed_mean(rows, [1.0] * n, trimmed), saturate(torch.tensor(means, dtype=torch.float64), dtype)
+    )
+    nearest = [
+        sorted(column, key=lambda value, middle=middle: (abs(value - middle), value))[: n - trimmed]
+        for column, middle in zip(columns, middles, strict=True)
+    ]
+    means = [math.fsum(column) / (n - trimmed) for column in nearest]
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    torch.testing.assert_close(
+        mean_around_median(rows, [1.0] * n, trimmed), saturate(torch.tensor(means, dtype=torch.float64), dtype), **close
+    )
+
+
+@pytest.mark.parametrize("n", [257, 400])
+def test_many_rows_of_unequal_weights(n: int) -> None:
+    rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    rows[:, 0] = rows[:, 0].round()
+    weights = [0.5 + (row * 7 % 11) / 8 for row in range(n)]
+    f = 0.2 * sum(weights)
+    for kernel, slow, first in (
+        (lambda: coordinate_median(rows, weights), reference.coordinate_median, 0),
+        (lambda: trimmed_mean(rows, weights, f), reference.trimmed_mean, 0),
+        (
+            lambda: mean_around_median(rows, weights, f),
+            reference.mean_around_median,
+            1,
+        ),  # of ties it takes the first row, not the lower value
+    ):
+        expected = torch.tensor(slow(rows[:, first:].tolist(), weights, f), dtype=torch.float64)
+        torch.testing.assert_close(kernel()[first:], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_chunks_and_slices_of_many_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, weights = many(300, 300, torch.float32), [1 + row / 7 for row in range(300)]
+
+    def results(part: Stack) -> torch.Tensor:
+        own = part.vectors
+        return torch.stack(
+            [
+                kernel(own, mass, *rest)
+                for kernel, *rest in ((coordinate_median,), (trimmed_mean, 50.0), (mean_around_median, 50.0))
+                for mass in ([1.0] * 300, weights)
+            ]
+        )
+
+    whole = results(Stack(rows))
+    assert torch.equal(torch.cat(on_slices(results, Stack(rows), [0, 64, 64, 192, 300]), dim=1), whole)
+    monkeypatch.setattr(ordering, "_SORTED", 300 * 7)
+    assert torch.equal(results(Stack(rows)), whole)
+
+
+def test_networks_of_thousands_are_built() -> None:
+    """Without deep recursion, and without trying all ways to split them."""
+    rows = torch.randint(0, 1000, (2000, 3), generator=torch.Generator().manual_seed(0)).float()
+    groups = tuple(int(rank == 700) for rank in range(2000))
+    assert torch.equal(ordered(rows.unbind(), network(groups), [])[700], rows.sort(dim=0).values[700])
+
+
+def test_of_two_values_the_lower_is_nearer_to_their_median() -> None:
+    for rows in (torch.tensor([[1.0], [4.0]]), torch.tensor([[4.0], [1.0]])):
+        assert mean_around_median(rows, [1.0, 1.0], 0.5).item() == 2.0
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_a_zero_is_never_negative(n: int) -> None:
+    for weights in ([1.0] * n, [1.0 + row for row in range(n)]):
+        for kernel, *rest in ((coordinate_median,), (trimmed_mean, 0.2), (mean_around_median, 0.2)):
+            assert not bool(kernel(torch.full((n, 2), -0.0), weights, *rest).signbit().any())

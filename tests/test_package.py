@@ -31,6 +31,8 @@ FLOORS = {
     0: {
         "stack",
         "slice",
+        "blocks",
+        "facts",
         "errors",
         "random",
         "flat",

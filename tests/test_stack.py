@@ -63,9 +63,9 @@ def test_slices_are_whole_blocks(ends: tuple[int, int]) -> None:
 def test_blocks_cover_the_slice() -> None:
     stack = Stack(torch.ones(2, 1000))
     assert stack.total == 1000
-    assert stack.blocks()[0] == (0, 64)
-    assert stack.blocks()[-1] == (960, 1000)
-    assert Stack(torch.ones(2, 0)).blocks() == []
+    assert stack.blocks().bounds[0] == (0, 64)
+    assert stack.blocks().bounds[-1] == (960, 1000)
+    assert len(Stack(torch.ones(2, 0)).blocks()) == 0
 
 
 @pytest.mark.parametrize("n", [3, 10, 26, 40])
@@ -196,6 +196,49 @@ def test_what_was_counted_elsewhere_is_believed() -> None:
     stack = Stack(rows, f=1).inspected(torch.tensor([0, 3, 0, 0]))
     assert stack.nonfinite().tolist() == [0, 3, 0, 0]
     assert stack.sanitised().weights.tolist() == [1, 0, 1, 1]
+
+
+def test_what_is_known_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are looked through once, and weights read by the host once, whatever is made of the stack."""
+    rows, looked = seeded(5, 10), []
+    rows[3] = float("nan")
+    unusable = kernels.unusable
+    monkeypatch.setattr(kernels, "unusable", lambda vectors: (looked.append(1), unusable(vectors))[1])
+    stack = Stack(rows, torch.tensor([1.0, 2.0, 1.0, 0.5, 1.0]), f=1)
+    assert stack.broken() == (3,)
+    there = stack.excluding(torch.tensor([True, False, False, False, False]), faulty=False)
+    assert (there.masses, there.total_weight, there.broken()) == ((0.0, 2.0, 1.0, 0.5, 1.0), 4.5, (3,))
+    clean = there.sanitised()
+    assert (clean.masses, clean.f, clean.broken()) == ((0.0, 2.0, 1.0, 0.0, 1.0), 0.5, ())
+    mixed = NNM()(clean)
+    assert (mixed.masses, mixed.broken(), mixed.nonfinite().tolist()) == (clean.masses, (), [0] * 5)
+    assert clean.mix(3 * torch.eye(5).double()).broken() == ()
+    assert looked == [1, 1]
+    for told in (stack, there, clean, mixed):
+        assert told.weights.tolist() == list(told.masses)
+        assert told.nonfinite().tolist() == unusable(told.vectors).tolist()
+
+
+def test_a_slice_of_another_block_width() -> None:
+    """Its blocks, sums and draws are those of the whole in that width."""
+    rows = seeded(4, 1000)
+    whole = Stack(rows, slice=Slice(0, 1000, 1000, torch.Tensor.clone, torch.Tensor.clone, width=256))
+    assert whole.blocks().bounds == ((0, 256), (256, 512), (512, 768), (768, 1000))
+    parts = []
+
+    def gather(partials: torch.Tensor) -> torch.Tensor:
+        parts.append(partials)
+        return torch.cat(parts)
+
+    for start, stop in ((0, 512), (512, 1000)):
+        part = Stack(rows[:, start:stop], slice=Slice(start, stop, 1000, gather, torch.Tensor.clone, width=256))
+        norms = part.squared_norms()
+    assert torch.equal(norms, whole.squared_norms())
+    assert part.blocks().numbers() == [2, 3]
+    with pytest.raises(ValueError, match="multiples of 256"):
+        Slice(0, 128, 1000, torch.Tensor.clone, torch.Tensor.clone, width=256)
+    with pytest.raises(ValueError, match="width must be at least 1"):
+        Slice(0, 128, 1000, torch.Tensor.clone, torch.Tensor.clone, width=-1)
 
 
 def test_combinations_saturate() -> None:

@@ -78,4 +78,4 @@ class Bulyan(Aggregator):
             )
             selected.index_fill_(0, chosen, 1.0)
             left.index_fill_(0, chosen, 0.0)
-        return mean_around_median(stack.vectors, selected, 2.0 * bad)
+        return mean_around_median(stack.vectors, selected.tolist(), 2.0 * bad)

@@ -68,7 +68,7 @@ class DnC(RowAverage):
         draws, kept = self.drawing(generator), stack.weights
         for _ in range(self.iterations):
             columns = distinct(min(self.coordinates, stack.total), stack.total, draws).sort().values
-            gram = stack.sampled_gram(columns.to(stack.vectors.device))
+            gram = stack.sampled_gram(columns.cpu())
             _, distances = principal_spread(gram.cpu(), stack.weights.cpu())
             shares = nearest_shares(
                 distances[None].to(kept.device), stack.weights, stack.total_weight - self.factor * stack.f

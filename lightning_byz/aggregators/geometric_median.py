@@ -63,7 +63,7 @@ class GeometricMedian(RowAverage):
         gram, weights = stack.gram(), stack.weights
         squares = gram.diagonal()
         distances = squares.clamp(min=0.0).sqrt()
-        scale = coordinate_median(distances[:, None], weights)
+        scale = coordinate_median(distances[:, None], stack.masses)
         if not bool(scale > 0):  # half of the weight or more sits on the start, which is then a minimum
             return _normalised(torch.where(distances > 0, 0.0, weights))
         result = _normalised(weights / torch.maximum(distances, self.smoothing * scale))

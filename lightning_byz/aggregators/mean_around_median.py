@@ -47,4 +47,4 @@ class MeanAroundMedian(Aggregator):
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The mean of what is nearest to the median of each coordinate."""
         stack = self.admit(stack)
-        return mean_around_median(stack.vectors, stack.weights, stack.f)
+        return mean_around_median(stack.vectors, stack.masses, stack.f)

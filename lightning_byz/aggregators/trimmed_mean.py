@@ -47,4 +47,4 @@ class TrimmedMean(Aggregator):
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The trimmed mean of each coordinate."""
         stack = self.admit(stack)
-        return trimmed_mean(stack.vectors, stack.weights, stack.f)
+        return trimmed_mean(stack.vectors, stack.masses, stack.f)

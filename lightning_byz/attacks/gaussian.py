@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_byz.attacks.attack import Attack
 from lightning_byz.attacks.sight import Sight
-from lightning_byz.kernels import block_size, saturate
+from lightning_byz.kernels import saturate
 from lightning_byz.random import by_block
 
 
@@ -49,8 +49,7 @@ class Gaussian(Attack):
         """Noise; the same numbers wherever the coordinates are cut."""
         stack, attackers = sight.stack, sight.attackers
         rows = stack.vectors.new_empty(len(attackers), stack.vectors.shape[1])
-        start = 0 if stack.slice is None else stack.slice.start
-        for low, high, source in by_block(sight.generator, start, stack.blocks(), block_size(stack.total)):
+        for low, high, source in by_block(sight.generator, stack.blocks()):
             noise = torch.randn(len(attackers), high - low, generator=source, dtype=torch.float64, device=source.device)
             rows[:, low:high] = saturate(noise.mul_(self.deviation), rows.dtype)
         return rows

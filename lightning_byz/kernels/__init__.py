@@ -1,8 +1,8 @@
 """Arithmetic on the rows of a stack: order statistics along the workers, sums in blocks of coordinates, shares of weight."""
 
+from lightning_byz.blocks import block_size
 from lightning_byz.kernels.around import mean_around_median
 from lightning_byz.kernels.blocks import (
-    block_size,
     cross_products,
     majority_signs,
     moments,

@@ -3,25 +3,25 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
+from lightning_byz.facts import total_of
 from lightning_byz.kernels.blocks import saturate
 from lightning_byz.kernels.medians import present
-from lightning_byz.kernels.networks import network
-from lightning_byz.kernels.ordering import chunks, ordered
+from lightning_byz.kernels.ordering import by_network, chunks, ranked
 from lightning_byz.kernels.shares import SLIVER, without_slivers
 from lightning_byz.kernels.weighted import median_of_line
 
 
-def mean_around_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float) -> Float[Tensor, " d"]:
+def mean_around_median(vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float) -> Float[Tensor, " d"]:
     """The mean of each coordinate over the values nearest to its median, up to all but ``f`` of the weight.
 
     The value that passes this weight is kept in part; of two values equally far from the median the lower one is nearer.
     """
     rows, values = present(weights)
     if len(set(values)) > 1:
-        return _weighted(vectors, rows, weights[rows], f)
+        return _weighted(vectors, rows, values, f)
     kept = len(rows) - f / values[0]
     count = int(kept + SLIVER)
     part = kept - count if kept - count > SLIVER else 0.0
@@ -30,11 +30,10 @@ def mean_around_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, "
 
 def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float) -> Tensor:
     """The mean of the ``count`` nearest values and a ``part`` of the next one."""
-    comparators, buffers = network(_groups(len(rows), count)), []
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors):
-        wires = [wire.to(dtype) for wire in ordered([vectors[row, low:high] for row in rows], comparators, buffers)]
+    for low, high, values in ranked(vectors, rows, _groups(len(rows), count)):
+        wires = [value.to(dtype) for value in values]
         total = _nearest_sum(wires, count)
         if part:
             total.mul_(1 - part).add_(_nearest_sum(wires, count + 1), alpha=part)
@@ -44,7 +43,8 @@ def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float) -
 
 def _groups(total: int, count: int) -> tuple[int, ...]:
     """Ranks in groups within which any order will do: those surely among the ``count`` nearest to the median are only summed."""
-    middles, sure = {(total - 1) // 2, total // 2}, range(total - count, count)
+    middles = {(total - 1) // 2, total // 2} if count > 1 else set()  # of two values one alone is kept: the lower
+    sure = range(total - count, count)
     return tuple(total + 2 if rank in middles else total + 1 if rank in sure else rank + 1 for rank in range(total))
 
 
@@ -72,26 +72,41 @@ def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
     return total
 
 
-def _weighted(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -> Tensor:
+def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float) -> Tensor:
     """For each value, how much weight is nearer to the median than it; what is left of all but ``f`` is how much of it is kept."""
-    budget, masses = float(weights.sum()) - f, weights.tolist()
+    budget, masses = total_of(weights) - f, torch.tensor(weights, dtype=torch.float64, device=vectors.device)
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors):
+    for low, high in chunks(vectors, count=len(rows)):
         values = [vectors[row, low:high].double() for row in rows]
         middle = median_of_line(vectors, rows, weights, low, high)
-        distances = [(value - middle).abs_() for value in values]
-        before = [torch.zeros_like(middle) for _ in rows]
-        for second in range(len(rows)):
-            for first in range(second):
-                nearer = distances[first].lt(distances[second]) | (
-                    distances[first].eq(distances[second]) & values[first].le(values[second])
-                )
-                before[second].add_(nearer, alpha=masses[first])
-                before[first].add_(~nearer, alpha=masses[second])
+        nearer = _nearer_in_pairs(values, middle, weights) if by_network(rows) else _nearer(values, middle, masses)
         kept, total = torch.zeros_like(middle), torch.zeros_like(middle)
-        for value, weight, nearer in zip(values, weights, before, strict=True):
-            share = without_slivers((budget - nearer).clamp_(min=0.0).clamp_(max=weight), weight, budget + f)
+        for value, weight, before in zip(values, masses, nearer, strict=True):
+            share = without_slivers((budget - before).clamp_(min=0.0).clamp_(max=weight), weight, budget + f)
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)
     return result
+
+
+def _nearer_in_pairs(values: Sequence[Tensor], middle: Tensor, weights: Sequence[float]) -> Sequence[Tensor]:
+    """The weight of the values that are nearer to ``middle`` than each one, of equally near ones the lower and then the first; every two compared."""
+    distances = [(value - middle).abs_() for value in values]
+    before = [torch.zeros_like(middle) for _ in values]
+    for second in range(len(values)):
+        for first in range(second):
+            nearer = distances[first].lt(distances[second]) | (
+                distances[first].eq(distances[second]) & values[first].le(values[second])
+            )
+            before[second].add_(nearer, alpha=weights[first])
+            before[first].add_(~nearer, alpha=weights[second])
+    return before
+
+
+def _nearer(values: Sequence[Tensor], middle: Tensor, weights: Tensor) -> Tensor:
+    """The same by sorting, for many values."""
+    ordered, order = torch.stack(list(values)).sort(dim=0, stable=True)
+    places = (ordered - middle).abs_().sort(dim=0, stable=True).indices
+    order = order.gather(0, places)
+    masses = weights[order]
+    return torch.zeros_like(masses).scatter_(0, order, masses.cumsum(0) - masses)

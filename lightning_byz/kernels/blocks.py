@@ -9,19 +9,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-Bounds = Sequence[tuple[int, int]]
+from lightning_byz.blocks import Blocks
+from lightning_byz.facts import counted
 
-_SMALLEST, _LARGEST, _COUNT = 64, 16384, 256
 _CHUNK = 65536
 _CACHED = 8192  # rows of this many float64 numbers, n of them, stay in a core's second-level cache
 _BALANCE = 1e-9  # votes this close to balance, relatively, are balanced
 _SQUARABLE = 2.0**480  # float64 only: squares of larger numbers, summed, can overflow
-
-
-def block_size(total: int) -> int:
-    """Coordinates per block of a vector of ``total``: about 256 blocks, each a multiple of 64 between 64 and 16384."""
-    ideal = -(-total // (_COUNT * _SMALLEST)) * _SMALLEST
-    return min(max(ideal, _SMALLEST), _LARGEST)
 
 
 def saturate(values: Float64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
@@ -31,17 +25,17 @@ def saturate(values: Float64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor
 
 
 def _in_float64(
-    vectors: Tensor, bounds: Bounds, width: int, origin: Tensor | None = None, *, together: bool = True
+    vectors: Tensor, blocks: Blocks, origin: Tensor | None = None, *, together: bool = True
 ) -> Iterator[tuple[int, int, list[tuple[int, int]], Tensor]]:
     """Some blocks of ``vectors - origin`` at a time: the first one's number and start, where each lies in the copy, and the copy.
 
     The copy lives in a buffer that the next one overwrites. Its width depends on that of a block alone, and each block starts at a multiple of it, or
     at the start of the buffer unless ``together``.
     """
-    count = max(_CACHED // width, 1) if together else 1
-    buffer = torch.empty(vectors.shape[0], count * width, dtype=torch.float64, device=vectors.device)
-    for first in range(0, len(bounds), count):
-        some = bounds[first : first + count]
+    count = max(_CACHED // blocks.width, 1) if together else 1
+    buffer = torch.empty(vectors.shape[0], count * blocks.width, dtype=torch.float64, device=vectors.device)
+    for first in range(0, len(blocks), count):
+        some = blocks.bounds[first : first + count]
         low, high = some[0][0], some[-1][1]
         copy = buffer[:, : high - low].copy_(vectors[:, low:high])
         if origin is not None:
@@ -52,15 +46,14 @@ def _in_float64(
 def weighted_rows(
     vectors: Float[Tensor, "n d"],
     matrix: Float64[Tensor, "m n"],
-    bounds: Bounds,
-    width: int,
+    blocks: Blocks,
     about: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "m d"]:
     """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than some blocks."""
     limits = torch.finfo(vectors.dtype)
     result = vectors.new_empty(matrix.shape[0], vectors.shape[1])
-    products = torch.empty(matrix.shape[0], max(_CACHED, width), dtype=torch.float64, device=vectors.device)
-    for _, low, places, copy in _in_float64(vectors, bounds, width, about):
+    products = torch.empty(matrix.shape[0], max(_CACHED, blocks.width), dtype=torch.float64, device=vectors.device)
+    for _, low, places, copy in _in_float64(vectors, blocks, about):
         high = low + copy.shape[1]
         for start, stop in places:
             if (
@@ -88,11 +81,11 @@ def scaled_rows(
 
 
 def majority_signs(
-    vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], bounds: Bounds, width: int
+    vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], blocks: Blocks
 ) -> Float[Tensor, " d"]:
     """The sign of the weighted sum of signs at each coordinate; zero where it is only rounding."""
     result, balance = vectors.new_empty(vectors.shape[1]), _BALANCE * weights.sum()
-    for _, low, places, copy in _in_float64(vectors, bounds, width):
+    for _, low, places, copy in _in_float64(vectors, blocks):
         copy.sign_()
         votes = torch.empty_like(copy[0])
         for start, stop in places:
@@ -102,11 +95,11 @@ def majority_signs(
 
 
 def moments(
-    vectors: Float[Tensor, "n d"], coefficients: Float64[Tensor, " n"], bounds: Bounds, width: int
+    vectors: Float[Tensor, "n d"], coefficients: Float64[Tensor, " n"], blocks: Blocks
 ) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
     """Mean and variance of each coordinate, the rows weighted by ``coefficients``, which sum to 1."""
     mean, variance = torch.empty(2, vectors.shape[1], dtype=torch.float64, device=vectors.device)
-    for _, low, places, copy in _in_float64(vectors, bounds, width):
+    for _, low, places, copy in _in_float64(vectors, blocks):
         for start, stop in places:
             own, block = slice(low + start, low + stop), copy[:, start:stop]
             mean[own] = block.T @ coefficients
@@ -115,15 +108,15 @@ def moments(
 
 
 def cross_products(
-    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], bounds: Bounds, width: int, *, together: bool = True
+    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"], blocks: Blocks, *, together: bool = True
 ) -> Float64[Tensor, "blocks n n"]:
     """Gram matrix of ``vectors - origin``, one partial sum per block.
 
     ``together`` must be false where blocks are not all of one width; any may be empty then.
     """
     count = vectors.shape[0]
-    partials = torch.empty(len(bounds), count, count, dtype=torch.float64, device=vectors.device)
-    for first, _, places, copy in _in_float64(vectors, bounds, width, origin, together=together):
+    partials = torch.empty(len(blocks), count, count, dtype=torch.float64, device=vectors.device)
+    for first, _, places, copy in _in_float64(vectors, blocks, origin, together=together):
         for index, (start, stop) in enumerate(places, first):
             block = copy[:, start:stop]
             torch.mm(block, block.T, out=partials[index])
@@ -131,11 +124,11 @@ def cross_products(
 
 
 def square_sums(
-    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, bounds: Bounds, width: int
+    vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, blocks: Blocks
 ) -> Float64[Tensor, "blocks n"]:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
-    partials = torch.empty(len(bounds), vectors.shape[0], dtype=torch.float64, device=vectors.device)
-    for first, _, places, copy in _in_float64(vectors, bounds, width, origin):
+    partials = torch.empty(len(blocks), vectors.shape[0], dtype=torch.float64, device=vectors.device)
+    for first, _, places, copy in _in_float64(vectors, blocks, origin):
         copy.square_()
         for index, (start, stop) in enumerate(places, first):
             torch.sum(copy[:, start:stop], 1, out=partials[index])
@@ -145,8 +138,7 @@ def square_sums(
 def unusable(vectors: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
     """How many coordinates of each row no rule can use: not finite, or so large that their squares overflow float64."""
     counts = torch.zeros(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    suspects = _suspects(vectors).nonzero()[:, 0].tolist()
-    for row in suspects:
+    for row in counted(_suspects(vectors)):
         for part in vectors[row].split(_CHUNK):
             counts[row] += part.numel() - _usable(part).sum()
     return counts

@@ -8,17 +8,17 @@ ordered.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.kernels.blocks import saturate
-from lightning_byz.kernels.networks import groups_of, network
-from lightning_byz.kernels.ordering import chunks, ordered
+from lightning_byz.kernels.networks import groups_of
+from lightning_byz.kernels.ordering import ranked
 from lightning_byz.kernels.shares import SLIVER
 from lightning_byz.kernels.weighted import weighted_median, weighted_trimmed_mean
 
 
-def coordinate_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"]) -> Float[Tensor, " d"]:
+def coordinate_median(vectors: Float[Tensor, "n d"], weights: Sequence[float]) -> Float[Tensor, " d"]:
     """The weighted median of each coordinate over rows of positive weight: at exactly half the weight, the mean of both neighbours.
 
     Zero where no row has weight.
@@ -27,21 +27,21 @@ def coordinate_median(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " 
     if not rows:
         return vectors.new_zeros(vectors.shape[1])
     if len(set(values)) > 1:
-        return weighted_median(vectors, rows, weights[rows])
+        return weighted_median(vectors, rows, values)
     return _rank_average(vectors, rows, [float(abs(2 * rank + 1 - len(rows)) <= 1) for rank in range(len(rows))])
 
 
-def trimmed_mean(vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], f: float) -> Float[Tensor, " d"]:
+def trimmed_mean(vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float) -> Float[Tensor, " d"]:
     """The mean of each coordinate without the lowest and the highest ``f`` of its weight; ``f`` must be below half of it."""
     rows, values = present(weights)
     if len(set(values)) > 1:
-        return weighted_trimmed_mean(vectors, rows, weights[rows], f)
+        return weighted_trimmed_mean(vectors, rows, values, f)
     return _rank_average(vectors, rows, _trimmed_shares(len(rows), f / values[0]))
 
 
-def present(weights: Float64[Tensor, " n"]) -> tuple[list[int], list[float]]:
+def present(weights: Sequence[float]) -> tuple[list[int], list[float]]:
     """The rows of positive weight, and their weights."""
-    pairs = [(row, weight) for row, weight in enumerate(weights.tolist()) if weight > 0]
+    pairs = [(row, weight) for row, weight in enumerate(weights) if weight > 0]
     return [row for row, _ in pairs], [weight for _, weight in pairs]
 
 
@@ -55,13 +55,14 @@ def _trimmed_shares(count: int, trimmed: float) -> list[float]:
 def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float]) -> Tensor:
     """The average, weighted by ``shares``, of the values at each rank."""
     groups, total = groups_of(shares), sum(shares)
-    comparators, buffers = network(groups), []
     ranks = {group: [rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})}
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors):
-        wires = ordered([vectors[row, low:high] for row in rows], comparators, buffers)
+    for low, high, wires in ranked(vectors, rows, groups):
         sums = [shares[members[0]] * _sum([wires[rank] for rank in members]) for members in ranks.values()]
-        result[low:high] = saturate(_sum(sums) / total, vectors.dtype)
+        average = (
+            _sum(sums).div_(total).add_(0.0)
+        )  # which of two zeros comes first is nobody's business: none is negative
+        result[low:high] = saturate(average, vectors.dtype)
     return result
 
 

@@ -6,11 +6,12 @@ which drops more.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import NamedTuple
 
 _UNREAD, _OWN = 0, -1
+_SEARCHED = 256  # wires, up to which all ways to split them are tried
 
 
 class Comparator(NamedTuple):
@@ -35,7 +36,7 @@ def _merged(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], lis
     return [evens[0], *chain.from_iterable(last), *left], [*pairs, *more, *last]
 
 
-@lru_cache(maxsize=4096)
+@cache
 def _merging(first: int, second: int) -> int:
     """How many comparators merge runs of these lengths."""
     if first * second < 2:
@@ -44,10 +45,10 @@ def _merging(first: int, second: int) -> int:
     return _merging((first + 1) // 2, (second + 1) // 2) + _merging(first // 2, second // 2) + min(odds, evens - 1)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _cheapest(count: int) -> tuple[int, int]:
-    """The fewest comparators for ``count`` wires, and the length of the first run that takes so many."""
-    lengths = range(1, count // 2 + 1)
+    """The fewest comparators for ``count`` wires, and the length of the first run that takes so many; for very many, halves are good enough."""
+    lengths = range(1, count // 2 + 1) if count <= _SEARCHED else [count // 2]
     costs = [
         (_cheapest(length)[0] + _cheapest(count - length)[0] + _merging(length, count - length), length)
         for length in lengths
@@ -59,6 +60,8 @@ def _sorted(wires: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """The comparators that sort ``wires``, and the wires in their order."""
     if len(wires) < 2:
         return list(wires), []
+    for count in range(min(len(wires), _SEARCHED)):  # from below, or the search would recurse once per wire
+        _cheapest(count)
     length = _cheapest(len(wires))[1]
     (first, pairs), (second, more) = _sorted(wires[:length]), _sorted(wires[length:])
     order, last = _merged(first, second)

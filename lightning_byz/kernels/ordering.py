@@ -1,4 +1,8 @@
-"""Runs a sorting network on the rows of a chunk of coordinates, many coordinates at once, without writing to the rows."""
+"""The values of a chunk of coordinates by rank, many coordinates at once, without writing to the rows.
+
+A sorting network does this, and of very many rows, where it would cost more, a sort of each coordinate. Which of the two depends on the number of
+rows alone; the values of a rank are the same.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -6,18 +10,55 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_byz.kernels.networks import Comparator
+from lightning_byz.kernels.networks import Comparator, network
 
 _CHUNK = 16384  # rows of this many coordinates, n of them, stay in a core's second-level cache
 _SHARED = 3  # so many times more per thread, where several threads share the work: below that waiting for each other costs more than it saves
 _DEVICE_CHUNK = 2**22
+_NETWORK = 256  # rows, up to which a network orders them
+_SORTED, _DEVICE_SORTED = 2**20, 2**26  # numbers to sort at a time
 
 
-def chunks(vectors: Tensor) -> Iterator[tuple[int, int]]:
-    """``(low, high)`` of runs of coordinates to order at a time; the result does not depend on where they end."""
-    length, threads = vectors.shape[1], torch.get_num_threads()
-    step = _DEVICE_CHUNK if vectors.device.type != "cpu" else _CHUNK if threads == 1 else _SHARED * threads * _CHUNK
+def by_network(rows: Sequence[int]) -> bool:
+    """Whether ``rows`` are few enough for a network."""
+    return len(rows) <= _NETWORK
+
+
+def chunks(vectors: Tensor, *, count: int = 0) -> Iterator[tuple[int, int]]:
+    """``(low, high)`` of runs of coordinates to order at a time, of ``count`` rows; the result does not depend on where they end."""
+    length, threads, device = vectors.shape[1], torch.get_num_threads(), vectors.device.type != "cpu"
+    if count > _NETWORK:
+        step = max((_DEVICE_SORTED if device else _SORTED * threads) // count, 1)
+    else:
+        step = _DEVICE_CHUNK if device else _CHUNK if threads == 1 else _SHARED * threads * _CHUNK
     return ((low, min(low + step, length)) for low in range(0, length, step))
+
+
+def ranked(
+    vectors: Tensor, rows: Sequence[int], groups: tuple[int, ...]
+) -> Iterator[tuple[int, int, Sequence[Tensor]]]:
+    """Where each chunk of coordinates begins and ends, and the values of ``rows`` there by rank, as far as ``groups`` tells ranks apart.
+
+    They are valid until the next chunk.
+    """
+    comparators, buffers = network(groups) if by_network(rows) else (), []
+    for low, high in chunks(vectors, count=len(rows)):
+        if by_network(rows):
+            yield low, high, ordered([vectors[row, low:high] for row in rows], comparators, buffers)
+        else:
+            yield low, high, vectors[rows, low:high].sort(dim=0).values.unbind()
+
+
+def ranked_with_rows(vectors: Tensor, rows: Sequence[int], low: int, high: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The values of ``rows`` from ``low`` to ``high`` by rank, each with the place of its row among ``rows``, as a whole number."""
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    if by_network(rows):
+        comparators = network(tuple(range(1, len(rows) + 1)))
+        for value, row in ordered_with_rows([vectors[row, low:high].to(dtype) for row in rows], comparators):
+            yield value, row.to(torch.int32)
+    else:
+        values, places = vectors[rows, low:high].to(dtype).sort(dim=0, stable=True)
+        yield from zip(values, places, strict=True)
 
 
 def ordered(rows: Sequence[Tensor], comparators: tuple[Comparator, ...], buffers: list[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ def minority(weight: float, f: float) -> bool:
 
 
 def without_slivers(
-    shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."], total: float
+    shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."], total: float | Tensor
 ) -> Float64[Tensor, "..."]:
     """``shares`` of ``weights``, with what is only rounding, of a row's weight or of their ``total``, set to zero."""
     return torch.ge(shares, (SLIVER * weights).clamp_(min=_GRAIN * total), out=torch.empty_like(shares)).mul_(shares)
@@ -38,7 +38,7 @@ def nearest_shares(
     before = ordered.cumsum(1) - ordered
     kept = torch.minimum(ordered, budget - before).clamp_(min=0.0)
     kept = torch.where(kept > (1 - _ROUNDING) * ordered, ordered, kept)
-    return torch.zeros_like(distances).scatter_(1, order, without_slivers(kept, ordered, float(weights.sum())))
+    return torch.zeros_like(distances).scatter_(1, order, without_slivers(kept, ordered, weights.sum()))
 
 
 def mixed_distances(gram: Float64[Tensor, "n n"], mixing: Float64[Tensor, "m n"]) -> Float64[Tensor, "m m"]:

@@ -5,30 +5,30 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_byz.facts import total_of
 from lightning_byz.kernels.blocks import saturate
-from lightning_byz.kernels.networks import network
-from lightning_byz.kernels.ordering import chunks, ordered_with_rows
+from lightning_byz.kernels.ordering import chunks, ranked_with_rows
 from lightning_byz.kernels.shares import without_slivers
 
 _TOLERANCE = 1e-9  # weight this close to half of the total, relatively, is half of it
 
 
-def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Tensor) -> Tensor:
+def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float]) -> Tensor:
     """The median of the given ``rows``, weighted by ``weights`` (of these rows only), at each coordinate."""
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors):
+    for low, high in chunks(vectors, count=len(rows)):
         result[low:high] = saturate(median_of_line(vectors, rows, weights, low, high), vectors.dtype)
     return result
 
 
-def median_of_line(vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int) -> Tensor:
+def median_of_line(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int) -> Tensor:
     """The same of the coordinates from ``low`` to ``high``, in float64."""
-    half = float(weights.sum()) / 2
+    half = total_of(weights) / 2
     values, starts, _ = zip(*_line(vectors, rows, weights, low, high), strict=True)
     lower = _last(starts, half * (1 - _TOLERANCE))
     upper = _last(starts, half * (1 + _TOLERANCE))
     middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
-    return (middles[0] + middles[1]) / 2
+    return (middles[0] + middles[1]).div_(2).add_(0.0)  # no negative zero
 
 
 def _last(starts: Sequence[Tensor], limit: float) -> Tensor:
@@ -39,11 +39,11 @@ def _last(starts: Sequence[Tensor], limit: float) -> Tensor:
     return count.to(torch.int64)
 
 
-def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Tensor, f: float) -> Tensor:
+def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float) -> Tensor:
     """The mean of what lies between ``f`` and the total less ``f`` on the line of weights, at each coordinate."""
-    end = float(weights.sum()) - f
+    end = total_of(weights) - f
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors):
+    for low, high in chunks(vectors, count=len(rows)):
         kept = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
         total = torch.zeros_like(kept)
         for value, start, weight in _line(vectors, rows, weights, low, high):
@@ -56,13 +56,12 @@ def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Tensor,
 
 
 def _line(
-    vectors: Tensor, rows: Sequence[int], weights: Tensor, low: int, high: int
+    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """By rank, smallest first: the value, where its weight starts on the line of weights, and that weight."""
-    dtype = torch.promote_types(vectors.dtype, torch.float32)
-    comparators = network(tuple(range(1, len(rows) + 1)))
     start = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
-    for value, row in ordered_with_rows([vectors[row, low:high].to(dtype) for row in rows], comparators):
-        weight = weights.index_select(0, row.to(torch.int32))
+    masses = torch.tensor(weights, dtype=torch.float64, device=vectors.device)
+    for value, row in ranked_with_rows(vectors, rows, low, high):
+        weight = masses.index_select(0, row)
         yield value, start, weight
         start = start + weight

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_byz.kernels import block_size
+from lightning_byz.blocks import block_size
 from lightning_byz.stack import Slice, Stack
 from lightning_byz.testing.case import Broken
 

@@ -136,7 +136,8 @@ def test_wrong_attacks_are_caught(attack: Any, law: str) -> None:
         check_attack(attack, laws=[law])
 
 
-def mean_of(vectors: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+def mean_of(vectors: Tensor, weights: Any, *rest: Any) -> Tensor:
+    weights = torch.as_tensor(weights, dtype=torch.float64)
     total = weights.sum().clamp(min=1e-300)
     return kernels.saturate((weights / total) @ vectors.double(), vectors.dtype)
 
@@ -157,11 +158,11 @@ REPLACEMENTS = {
     "neighbour_scores": (lambda distances, weights, f, *, published: all_alike(distances).sum(1), [Krum()]),
     "mixed_distances": (lambda gram, mixing: all_alike(gram).abs(), [NNM()]),
     "cross_products": (
-        lambda vectors, origin, bounds, *rest: torch.ones(len(bounds), *[len(vectors)] * 2).double(),
+        lambda vectors, origin, blocks, **rest: torch.ones(len(blocks), *[len(vectors)] * 2).double(),
         [Krum(), GeometricMedian()],
     ),
     "square_sums": (
-        lambda vectors, origin, bounds, width: torch.ones(len(bounds), len(vectors)).double(),
+        lambda vectors, origin, blocks: torch.ones(len(blocks), len(vectors)).double(),
         [CTMA(CoordinateMedian())],
     ),
     "symmetric": (all_alike, [Krum()]),
