@@ -1,7 +1,17 @@
 """The laws, each one function that checks one case of one rule."""
 
 from lightning_byz.testing.law import Law
-from lightning_byz.testing.laws import attacks, layout, mixing, promises, purity, robustness, symmetry, weights
+from lightning_byz.testing.laws import (
+    attacks,
+    estimators,
+    layout,
+    mixing,
+    promises,
+    purity,
+    robustness,
+    symmetry,
+    weights,
+)
 
 AGGREGATOR_LAWS: tuple[Law, ...] = (
     promises.class_data,
@@ -51,9 +61,24 @@ ATTACK_LAWS: tuple[Law, ...] = (
 )
 """What an attack signs."""
 
+ESTIMATOR_LAWS: tuple[Law, ...] = (
+    estimators.estimator_types,
+    estimators.estimator_memory,
+    estimators.estimator_inputs,
+    estimators.estimator_purity,
+    estimators.estimator_coordinates,
+    estimators.estimator_growth,
+    estimators.estimator_scaling,
+    estimators.estimator_saving,
+    estimators.estimator_finite,
+    estimators.estimator_convergence,
+)
+"""What an estimator signs."""
+
 __all__ = [
     "AGGREGATOR_LAWS",
     "ATTACK_LAWS",
+    "ESTIMATOR_LAWS",
     "PREAGGREGATOR_LAWS",
     "Law",
 ]
