@@ -46,8 +46,8 @@ def check_aggregator(
         ...
         AssertionError: Loudest breaks the law ...
     """
-    _require_kind(rule, Aggregator, cases)
-    for law in _chosen(AGGREGATOR_LAWS, laws):
+    require_kind(rule, Aggregator, cases)
+    for law in chosen_laws(AGGREGATOR_LAWS, laws):
         law.hold(rule, cases, seed, workers)
 
 
@@ -91,8 +91,8 @@ def check_preaggregator(
         ...
         AssertionError: Chain(first=..., then=CoordinateMedian()) breaks the law 'agreement': ...
     """
-    _require_kind(rule, PreAggregator, cases)
-    chosen = _chosen((*PREAGGREGATOR_LAWS, *AGGREGATOR_LAWS), laws)
+    require_kind(rule, PreAggregator, cases)
+    chosen = chosen_laws((*PREAGGREGATOR_LAWS, *AGGREGATOR_LAWS), laws)
     chain = Chain(rule, following or CoordinateMedian())
     for law in chosen:
         law.hold(rule if law in PREAGGREGATOR_LAWS else chain, cases, seed, workers)
@@ -138,9 +138,9 @@ def check_attack(
           seen: the global random state of torch has changed
           this case alone: laws=['attack_randomness'], cases=1, seed=0
     """
-    _require_kind(attack, Attack, cases)
+    require_kind(attack, Attack, cases)
     check_signature(attack)
-    for law in _chosen(ATTACK_LAWS, laws):
+    for law in chosen_laws(ATTACK_LAWS, laws):
         law.hold(attack, cases, seed, settings={"batch": batch, "attackers": attackers, "dtypes": dtypes})
 
 
@@ -180,12 +180,13 @@ def check_estimator(
           seen: momentum after the call: ...
           this case alone: laws=['estimator_inputs'], cases=1, seed=0
     """
-    _require_kind(estimator, Estimator, cases)
-    for law in _chosen(ESTIMATOR_LAWS, laws):
+    require_kind(estimator, Estimator, cases)
+    for law in chosen_laws(ESTIMATOR_LAWS, laws):
         law.hold(estimator, cases, seed)
 
 
-def _require_kind(rule: object, kind: type, cases: int) -> None:
+def require_kind(rule: object, kind: type, cases: int) -> None:
+    """Refuse what is no stage of a kind, and no cases."""
     if not isinstance(rule, kind):
         hint = f"; give an instance, {rule.__name__}(...)" if isinstance(rule, type) else ""
         raise TypeError(f"{kind.__name__} expected, not {rule!r}{hint}")
@@ -193,7 +194,7 @@ def _require_kind(rule: object, kind: type, cases: int) -> None:
         raise ValueError(f"cases must be at least 1, not {cases}")
 
 
-def _chosen(known: Sequence[Law], names: Sequence[str] | None) -> list[Law]:
+def chosen_laws(known: Sequence[Law], names: Sequence[str] | None) -> list[Law]:
     """The laws of the given names, in their own order."""
     unknown = set(names or ()) - {law.name for law in known}
     if unknown:

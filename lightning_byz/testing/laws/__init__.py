@@ -3,6 +3,7 @@
 from lightning_byz.testing.law import Law
 from lightning_byz.testing.laws import (
     attacks,
+    collectives,
     estimators,
     layout,
     mixing,
@@ -11,6 +12,7 @@ from lightning_byz.testing.laws import (
     robustness,
     symmetry,
     weights,
+    wires,
 )
 
 AGGREGATOR_LAWS: tuple[Law, ...] = (
@@ -75,10 +77,26 @@ ESTIMATOR_LAWS: tuple[Law, ...] = (
 )
 """What an estimator signs."""
 
+EXCHANGE_LAWS: tuple[Law, ...] = (
+    wires.exchange_places,
+    wires.exchange_slices,
+    collectives.exchange_sums,
+    collectives.exchange_broadcast,
+    collectives.exchange_first,
+    wires.exchange_partials,
+    wires.exchange_rows,
+    wires.exchange_facts,
+    wires.exchange_whole,
+    wires.exchange_apart,
+    wires.exchange_traffic,
+)
+"""What an exchange signs, on every rank."""
+
 __all__ = [
     "AGGREGATOR_LAWS",
     "ATTACK_LAWS",
     "ESTIMATOR_LAWS",
+    "EXCHANGE_LAWS",
     "PREAGGREGATOR_LAWS",
     "Law",
 ]
