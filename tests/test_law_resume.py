@@ -7,6 +7,7 @@ from lightning_byz.aggregators import CTMA, CoordinateMedian
 from lightning_byz.attacks import ReverseGradient
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.preaggregators import NNM
+from tests.contracts.wrong_estimators import TwoAverages
 from tests.ranks import RankFailure
 from tests.scenarios import Fit, Options, fit, same_bits
 
@@ -65,3 +66,13 @@ def test_plain_ddp_reads_the_file(ranks, tmp_path):
     saved = ranks(1).run(fit, job(1, save=path), 1)[0]
     plain = Fit(OPTIONS, None, {"max_epochs": 1}, checkpoint=path)
     assert not same_bits(ranks(1).run(fit, plain, 1)[0]["parameters"], saved["parameters"])
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 1), (1, 2)])
+def test_numbers_in_a_memory_are_kept_to_the_bit(ranks, tmp_path, first, then):
+    remembering = {**STRATEGY, "estimator": TwoAverages(0.9)}
+    whole = ranks(1).run(fit, job(2, strategy=remembering), 1)[0]
+    path = str(tmp_path / "half.ckpt")
+    ranks(first).run(fit, job(1, strategy=remembering, save=path), first)
+    for result in ranks(then).run(fit, job(2, seed=99, strategy=remembering, checkpoint=path), then):
+        assert not same_bits(result["parameters"], whole["parameters"])

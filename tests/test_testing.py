@@ -13,7 +13,7 @@ from lightning_byz.aggregators import Aggregator, CoordinateMedian, TrimmedMean
 from lightning_byz.attacks import SignFlip
 from lightning_byz.preaggregators import NNM
 from lightning_byz.testing import check_aggregator, check_attack, check_preaggregator
-from lightning_byz.testing.check import _require_kind
+from lightning_byz.testing.check import require_kind
 
 OWN = '''
 import torch
@@ -126,7 +126,7 @@ def test_a_class_is_no_rule() -> None:
     with pytest.raises(
         TypeError, match=r"Aggregator expected, not <class .*>; give an instance, TrimmedMean\(\.\.\.\)"
     ):
-        _require_kind(TrimmedMean, Aggregator, 1)
+        require_kind(TrimmedMean, Aggregator, 1)
 
 
 def test_few_workers_are_enough_for_a_slow_rule(own: ModuleType) -> None:

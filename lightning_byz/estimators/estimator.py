@@ -22,6 +22,9 @@ class Estimator(ABC):
     points: ClassVar[int] = 1
     """At how many parameter vectors the gradient of a batch is asked for."""
 
+    exceptions: ClassVar[frozenset[str]] = frozenset()
+    """Laws of the contract suite that the definition of this estimator does not keep, by name: ``convergence``, ``coordinates``, ``scaling``."""
+
     @abstractmethod
     def init(self, like: Float[Tensor, " d"]) -> Vectors:
         """Return the memory before the first gradient, for vectors of the length, dtype and device of ``like``."""

@@ -65,6 +65,10 @@ class Exchange(ABC):
     slices: ClassVar[bool] = True
     """Whether a rank's rules see a slice of the coordinates, when there are several ranks."""
 
+    exceptions: ClassVar[frozenset[str]] = frozenset()
+    """Laws of the contract suite that the definition of this exchange does not keep, by name: ``traffic``, where a rank receives more than its rules
+    and its result need."""
+
     @abstractmethod
     def place(self, workers: int) -> Placement:
         """Return which rank hosts which of ``workers`` logical workers."""

@@ -65,7 +65,7 @@ class Local(Exchange):
 
 class _LocalWire(Wire):
     def __init__(self, rows: Float[Tensor, "n d"]) -> None:
-        self._rows, self._each = rows, list(rows)
+        self._rows, self._each = rows, dict(enumerate(rows))
         self.local = range(len(rows))
 
     def row(self, worker: int) -> Float[Tensor, " d"]:

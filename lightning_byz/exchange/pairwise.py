@@ -177,5 +177,6 @@ def _transfer(sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tenso
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """View a contiguous tensor as flat bytes."""
-    return tensor.view(-1).view(torch.uint8)
+    """View a contiguous tensor as flat bytes; of a single number torch calls any stride contiguous."""
+    flat = tensor.as_strided((1,), (1,)) if tensor.numel() == 1 else tensor.view(-1)
+    return flat.view(torch.uint8)

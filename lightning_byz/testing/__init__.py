@@ -1,9 +1,12 @@
-"""The contract that every rule of this library keeps, to check rules of your own."""
+"""The contract that every stage of this library keeps, to check stages of your own."""
 
-from lightning_byz.testing.check import check_aggregator, check_attack, check_preaggregator
+from lightning_byz.testing.check import check_aggregator, check_attack, check_estimator, check_preaggregator
+from lightning_byz.testing.on_ranks import check_exchange
 
 __all__ = [
     "check_aggregator",
     "check_attack",
+    "check_estimator",
+    "check_exchange",
     "check_preaggregator",
 ]

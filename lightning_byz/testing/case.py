@@ -107,6 +107,23 @@ def require_equal(left: Tensor, right: Tensor, what: str) -> None:
         )
 
 
+def require_bits(left: Tensor, right: Tensor, what: str) -> None:
+    """Raise ``Broken`` unless ``left`` and ``right`` are the same to the last bit: signs of zeros and payloads of NaN too."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        raise Broken(f"{what}: {shown(left)} instead of {shown(right)}")
+    seen, wanted = (_bytes(tensor) for tensor in (left, right))
+    if not torch.equal(seen, wanted):
+        place = int((seen != wanted).nonzero()[0]) // left.element_size()
+        one, other = left.flatten()[place].item(), right.flatten()[place].item()
+        raise Broken(
+            f"{what}: {shown(left)} instead of {shown(right)}, bits different first at {place}: {one} and {other}"
+        )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
+
+
 def shown(tensor: Tensor) -> str:
     """The first numbers of a tensor, with its shape and dtype where they tell."""
     numbers = ", ".join(f"{value:.6g}" for value in tensor.detach().double().flatten()[:5].tolist())

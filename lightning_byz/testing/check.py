@@ -8,9 +8,10 @@ import torch
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.attacks import Attack
 from lightning_byz.attacks.attack import check_signature
+from lightning_byz.estimators import Estimator
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.testing.chain import Chain
-from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, PREAGGREGATOR_LAWS, Law
+from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, ESTIMATOR_LAWS, PREAGGREGATOR_LAWS, Law
 
 
 def check_aggregator(
@@ -45,8 +46,8 @@ def check_aggregator(
         ...
         AssertionError: Loudest breaks the law ...
     """
-    _require_kind(rule, Aggregator, cases)
-    for law in _chosen(AGGREGATOR_LAWS, laws):
+    require_kind(rule, Aggregator, cases)
+    for law in chosen_laws(AGGREGATOR_LAWS, laws):
         law.hold(rule, cases, seed, workers)
 
 
@@ -90,8 +91,8 @@ def check_preaggregator(
         ...
         AssertionError: Chain(first=..., then=CoordinateMedian()) breaks the law 'agreement': ...
     """
-    _require_kind(rule, PreAggregator, cases)
-    chosen = _chosen((*PREAGGREGATOR_LAWS, *AGGREGATOR_LAWS), laws)
+    require_kind(rule, PreAggregator, cases)
+    chosen = chosen_laws((*PREAGGREGATOR_LAWS, *AGGREGATOR_LAWS), laws)
     chain = Chain(rule, following or CoordinateMedian())
     for law in chosen:
         law.hold(rule if law in PREAGGREGATOR_LAWS else chain, cases, seed, workers)
@@ -137,13 +138,55 @@ def check_attack(
           seen: the global random state of torch has changed
           this case alone: laws=['attack_randomness'], cases=1, seed=0
     """
-    _require_kind(attack, Attack, cases)
+    require_kind(attack, Attack, cases)
     check_signature(attack)
-    for law in _chosen(ATTACK_LAWS, laws):
+    for law in chosen_laws(ATTACK_LAWS, laws):
         law.hold(attack, cases, seed, settings={"batch": batch, "attackers": attackers, "dtypes": dtypes})
 
 
-def _require_kind(rule: object, kind: type, cases: int) -> None:
+def check_estimator(
+    estimator: Estimator, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None
+) -> None:
+    """Check that an estimator estimates the gradient out of its arguments alone, with a memory that can be saved and moved.
+
+    What ``init`` declares is what ``update`` returns; neither memory nor gradients are written to; equal arguments give equal bits;
+    coordinates are treated alike, so that a memory follows its parameters; a power of two carries over; finite gradients give finite
+    estimates; and the estimate of a gradient that stays the same becomes that gradient. ``estimator.exceptions`` names what its definition
+    does not keep.
+
+    Args:
+        estimator: An instance.
+        cases: As for :func:`check_aggregator`.
+        seed: Likewise.
+        laws: Likewise.
+
+    Raises:
+        AssertionError: For the first case that breaks a law. It names the law, the estimator and the case, and what was seen.
+        TypeError: If ``estimator`` is no estimator.
+        ValueError: If ``cases`` is not positive, or ``laws`` names none of them.
+
+    Example:
+        >>> from lightning_byz.estimators import WorkerMomentum
+        >>> check_estimator(WorkerMomentum(beta=0.9), cases=5)
+        >>> class InPlace(WorkerMomentum):
+        ...     def update(self, memory, gradients, *, count):
+        ...         momentum = memory["momentum"].mul_(self.beta).add_(gradients[0], alpha=1 - self.beta)
+        ...         return momentum.to(gradients[0].dtype), {"momentum": momentum}
+        >>> check_estimator(InPlace(), cases=5)
+        Traceback (most recent call last):
+        ...
+        AssertionError: InPlace(beta=0.9) breaks the law 'estimator_inputs': memory and gradients are not written to
+          case: ...
+          seen: momentum after the call: ...
+          this case alone: laws=['estimator_inputs'], cases=1, seed=0
+    """
+    require_kind(estimator, Estimator, cases)
+    for law in chosen_laws(ESTIMATOR_LAWS, laws):
+        law.hold(estimator, cases, seed)
+
+
+def require_kind(rule: object, kind: type, cases: int) -> None:
+    """Refuse what is no stage of a kind, and no cases."""
     if not isinstance(rule, kind):
         hint = f"; give an instance, {rule.__name__}(...)" if isinstance(rule, type) else ""
         raise TypeError(f"{kind.__name__} expected, not {rule!r}{hint}")
@@ -151,7 +194,7 @@ def _require_kind(rule: object, kind: type, cases: int) -> None:
         raise ValueError(f"cases must be at least 1, not {cases}")
 
 
-def _chosen(known: Sequence[Law], names: Sequence[str] | None) -> list[Law]:
+def chosen_laws(known: Sequence[Law], names: Sequence[str] | None) -> list[Law]:
     """The laws of the given names, in their own order."""
     unknown = set(names or ()) - {law.name for law in known}
     if unknown:

@@ -1,7 +1,19 @@
 """The laws, each one function that checks one case of one rule."""
 
 from lightning_byz.testing.law import Law
-from lightning_byz.testing.laws import attacks, layout, mixing, promises, purity, robustness, symmetry, weights
+from lightning_byz.testing.laws import (
+    attacks,
+    collectives,
+    estimators,
+    layout,
+    mixing,
+    promises,
+    purity,
+    robustness,
+    symmetry,
+    weights,
+    wires,
+)
 
 AGGREGATOR_LAWS: tuple[Law, ...] = (
     promises.class_data,
@@ -51,9 +63,40 @@ ATTACK_LAWS: tuple[Law, ...] = (
 )
 """What an attack signs."""
 
+ESTIMATOR_LAWS: tuple[Law, ...] = (
+    estimators.estimator_types,
+    estimators.estimator_memory,
+    estimators.estimator_inputs,
+    estimators.estimator_purity,
+    estimators.estimator_coordinates,
+    estimators.estimator_growth,
+    estimators.estimator_scaling,
+    estimators.estimator_saving,
+    estimators.estimator_finite,
+    estimators.estimator_convergence,
+)
+"""What an estimator signs."""
+
+EXCHANGE_LAWS: tuple[Law, ...] = (
+    wires.exchange_places,
+    wires.exchange_slices,
+    collectives.exchange_sums,
+    collectives.exchange_broadcast,
+    collectives.exchange_first,
+    wires.exchange_partials,
+    wires.exchange_rows,
+    wires.exchange_facts,
+    wires.exchange_whole,
+    wires.exchange_apart,
+    wires.exchange_traffic,
+)
+"""What an exchange signs, on every rank."""
+
 __all__ = [
     "AGGREGATOR_LAWS",
     "ATTACK_LAWS",
+    "ESTIMATOR_LAWS",
+    "EXCHANGE_LAWS",
     "PREAGGREGATOR_LAWS",
     "Law",
 ]
