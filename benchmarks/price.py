@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from images import read
 from jsonargparse import auto_cli
-from rich.console import Console
 from rich.table import Table
+from tables import console
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
@@ -34,10 +34,12 @@ from torch.utils.data import TensorDataset
 from lightning_byz import ToleranceError, aggregators, preaggregators
 from lightning_byz.aggregators import CTMA, Aggregator, CenteredClipping, CoordinateMedian, GeometricMedian, Mean
 from lightning_byz.data import IID, Dirichlet, Partition, Sizes
-from lightning_byz.pipeline import Pipeline, PipelineState
+from lightning_byz.exchange import Local
+from lightning_byz.flat import Layout
+from lightning_byz.memory import Memory
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import derive
-from lightning_byz.stack import Stack
+from lightning_byz.rounds import Defence, Robust, Sent
 
 WORKERS, BATCH, HIDDEN, LEARNING_RATE, SIGN_RATE = 12, 16, 64, 0.5, 0.005
 EXACT, DOUBLED = 2, 4
@@ -116,41 +118,32 @@ def batches(data: TensorDataset, partition: Partition, *, seed: int) -> Iterator
         yield from torch.stack(orders)[:, : len(orders[0]) // BATCH * BATCH].split(BATCH, dim=1)
 
 
-def train(pipeline: Pipeline, data: TensorDataset, partition: Partition, *, steps: int) -> Iterator[nn.Module]:
+def train(defence: Defence, data: TensorDataset, partition: Partition, *, steps: int) -> Iterator[nn.Module]:
     """Train, and yield the network five times in the last fifth of the steps."""
     x, y = data.tensors
     with torch.random.fork_rng():
-        torch.manual_seed(derive(pipeline.seed, "network"))
+        torch.manual_seed(derive(defence.seed, "network"))
         network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, int(y.max()) + 1))
     weights = dict(network.named_parameters())
     gradients = vmap(
         grad(lambda values, x, y: nn.functional.cross_entropy(functional_call(network, values, (x,)), y)),
         in_dims=(None, 0, 0),
     )
-    rate = SIGN_RATE if type(pipeline.aggregator).__name__.startswith("Sign") else LEARNING_RATE
-    state, present, shown = (
-        PipelineState(),
-        torch.ones(WORKERS, dtype=torch.bool),
-        set(range(steps - 1, steps * 4 // 5 - 1, -max(steps // 25, 1))),
-    )
-    for step, own in enumerate(islice(batches(data, partition, seed=pipeline.seed), steps)):
-        rows = torch.cat(
-            [
-                part.flatten(1)
-                for part in gradients(
-                    {name: value.detach() for name, value in weights.items()}, x[own], y[own]
-                ).values()
-            ],
-            1,
-        )
-        vector, report, carried = pipeline.combine(state, Stack(rows, f=pipeline.f), present)
-        state = pipeline.advance(state, {}, report, carried)
+    rate = SIGN_RATE if type(defence.aggregator).__name__.startswith("Sign") else LEARNING_RATE
+    layout = Layout.of(weights.items())
+    wire = Local().open(layout.total, dtype=layout.dtype, device=x.device, placement=Local().place(WORKERS))
+    memory, round = Memory(), Robust(defence)
+    shown = set(range(steps - 1, steps * 4 // 5 - 1, -max(steps // 25, 1)))
+    for step, own in enumerate(islice(batches(data, partition, seed=defence.seed), steps)):
+        parts = gradients({name: value.detach() for name, value in weights.items()}, x[own], y[own])
+        sent = {worker: Sent([wire.row(worker)], [True] * len(parts)) for worker in range(WORKERS)}
+        for worker in sent:
+            layout.flatten([part[worker] for part in parts.values()], out=layout.views(wire.row(worker)))
+        vector, memory, _ = round.take(memory, sent, wire, parameters=len(parts))
         if vector is not None:
             with torch.no_grad():
-                for value, part in zip(
-                    weights.values(), vector.split([value.numel() for value in weights.values()]), strict=True
-                ):
-                    value -= rate * part.view(value.shape)
+                for value, part in zip(weights.values(), layout.views(vector), strict=True):
+                    value -= rate * part
         if step in shown:
             yield network
 
@@ -163,14 +156,12 @@ def measure(rules: Rules, partition: str, f: int, *, folder: Path | None, seeds:
     weights = tuple(float(size) for size in sizes.sizes) if isinstance(sizes, Sizes) else None
     results = []
     for seed in range(seeds):
-        pipeline = Pipeline(
-            WORKERS, f, rules.aggregator, preaggregators=rules.preaggregators, weights=weights, seed=seed
-        )
+        defence = Defence(WORKERS, f, rules.aggregator, preaggregators=rules.preaggregators, weights=weights, seed=seed)
         try:
-            pipeline.check()
+            defence.check()
         except ToleranceError as error:
             return Cell(refusal=str(error))
-        networks = train(pipeline, data, sizes, steps=steps)
+        networks = train(defence, data, sizes, steps=steps)
         seen = [accuracies(network, data, test, sizes, seed=seed) for network in networks]
         results.append([statistics.fmean(column) for column in zip(*seen, strict=True)])
     overall, worst = zip(*results, strict=True)
@@ -286,7 +277,7 @@ def main(
         table = Table(*HEADER, title=title)
         for line in lines:
             table.add_row(*line)
-        Console(width=120).print(table)
+        console().print(table)
     refusals = sorted(
         {
             f"`{name}`, {partition}, f = {f}: {cell.refusal}"

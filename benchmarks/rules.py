@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from rich.console import Console
 from rich.table import Table
+from tables import console
 from torch import Tensor
 
 from lightning_byz import Stack, ToleranceError, aggregators, preaggregators
@@ -210,7 +210,7 @@ def main(
         device: Where the rows are.
         memory: Cells whose rows take more GiB are left out, and named.
     """
-    console, place = Console(), torch.device(device)
+    place = torch.device(device)
     for name in dtypes:
         for length in coordinates:
             for count in workers:
@@ -219,14 +219,14 @@ def main(
                 if count * length * dtype.itemsize > memory * 2**30:
                     sys.stderr.write(f"left out, more than --memory={memory:g} GiB: {title}\n")
                     continue
-                console.print(
+                console().print(
                     table(
                         title,
                         measure(count, length, dtype, rules, rounds=rounds, device=place, unequal=unequal_weights),
                     )
                 )
     if exponents_too:
-        console.print(exponents(rules, rounds=rounds, device=place))
+        console().print(exponents(rules, rounds=rounds, device=place))
 
 
 if __name__ == "__main__":

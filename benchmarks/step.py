@@ -1,44 +1,38 @@
 """How long a whole training step takes through the Trainer, in ratio to DDPStrategy, on gloo ranks of one thread.
 
     python benchmarks/step.py
+    python benchmarks/step.py --f=2 --ranks=5
     python benchmarks/step.py --aggregators='[Mean, {class_path: CTMA, init_args: {base: CoordinateMedian}}, own_average.OwnAverage]'
 
 The work is fixed: linear layers 784-2048-2048-2048-10 with ReLU between them (10M parameters), batches of 64 per rank, SGD. All strategies run in
 the same processes and process group, in windows of a few steps that take turns; a window's first steps are not counted. A pair is one window of a
-strategy and the window of DDPStrategy of the same round; the table shows the median of the pairs' ratios, and their smallest and largest.
+strategy and the window of DDPStrategy of the same round; the table shows the median of the pairs' ratios, and their smallest and largest, of the
+time by the wall and of the processor time that all ranks together spend on a step.
 """
 
 import gc
-import json
-import logging
-import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
+from fits import UNCOUNTED, Clock, forget_peak, quiet, resident, trainer
 from jsonargparse import auto_cli
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
+from launch import hand_in, is_rank, launch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from own_average import OwnAverage
-from rich.console import Console
 from rich.table import Table
+from tables import console, spread, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_byz import RobustStrategy
-from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
+from lightning_byz import RobustStrategy, Stack, ToleranceError
+from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Mean
 
-WIDTHS, BATCH, UNCOUNTED = (784, 2048, 2048, 2048, 10), 64, 2
+WIDTHS, BATCH = (784, 2048, 2048, 2048, 10), 64
 Windows = dict[str, list[dict[str, float]]]
 
 
@@ -59,117 +53,89 @@ class Work(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-class Clock(Callback):
-    """Remember when each step ended."""
+def strategies(aggregators: Sequence[Aggregator], f: int) -> dict[str, Callable[[], Strategy]]:
+    """Return what is measured, by name: DDPStrategy, its own remedy against a second copy of the gradients, and the rules."""
+    ddp = partial(DDPStrategy, process_group_backend="gloo")
+    result: dict[str, Callable[[], Strategy]] = {
+        "DDPStrategy": ddp,
+        "DDPStrategy(gradient_as_bucket_view=True)": partial(ddp, gradient_as_bucket_view=True),
+    }
+    for rule in aggregators:
+        name = repr(rule) if "object at" not in repr(rule) else type(rule).__name__
+        result[f"{name}, f = {given(rule, f)}"] = partial(RobustStrategy, f=given(rule, f), aggregator=rule)
+    return result
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
+def given(rule: Aggregator, f: int) -> int:
+    """Return the f of a rule: 0 for one that does not say what it tolerates, which is all that it is good for."""
+    return 0 if rule.condition == Aggregator.condition else f
+
+
+def refuse(aggregators: Sequence[Aggregator], f: int, *, ranks: int) -> None:
+    """End with a sentence, before any process is started, if a rule cannot tolerate its f."""
+    for rule in aggregators:
+        try:
+            rule(Stack(torch.randn(ranks, 64), f=given(rule, f)), generator=torch.Generator().manual_seed(0))
+        except ToleranceError as error:
+            sys.exit(f"error: {error}")
 
 
 def window(strategy: Strategy, ranks: int, steps: int) -> dict[str, float]:
-    """Train for a few steps; return the seconds per counted step and the peak memory of this rank in MiB."""
+    """Train for a few steps; return this rank's seconds per counted step and its peak memory in MiB."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    count = steps + UNCOUNTED
+    forget_peak()
+    count, clock = steps + UNCOUNTED, Clock()
     data = TensorDataset(
         torch.randn(ranks * BATCH * count, WIDTHS[0]), torch.randint(WIDTHS[-1], (ranks * BATCH * count,))
     )
-    clock = Clock()
-    trainer = Trainer(
-        accelerator="cpu", devices=ranks, strategy=strategy, plugins=[LightningEnvironment()], max_epochs=1, callbacks=[clock],
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(Work(), DataLoader(data, batch_size=BATCH))
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"seconds": (clock.ends[-1] - clock.ends[UNCOUNTED - 1]) / steps, "peak": int(peak.split()[1]) / 1024}
+    trainer(strategy, [clock], ranks=ranks).fit(Work(), DataLoader(data, batch_size=BATCH))
+    return {**clock.per_step(), "peak": resident("VmHWM")}
 
 
-def run_rank(aggregators: Sequence[Aggregator], *, ranks: int, pairs: int, steps: int) -> None:
-    """Run all windows on this rank; rank 0 writes them to the file the parent named."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    names = [
-        "DDPStrategy",
-        *(repr(rule) if "object at" not in repr(rule) else type(rule).__name__ for rule in aggregators),
-    ]
-    windows: Windows = {name: [] for name in names}
+def run_rank(aggregators: Sequence[Aggregator], f: int, *, ranks: int, pairs: int, steps: int) -> Windows:
+    """Run all windows on this rank."""
+    quiet(threads=1)
+    subjects = strategies(aggregators, f)
+    windows: Windows = {name: [] for name in subjects}
     for turn in range(pairs):
-        order = list(range(len(names)))
-        for place in order[turn % len(order) :] + order[: turn % len(order)]:
-            strategy = (
-                DDPStrategy(process_group_backend="gloo")
-                if place == 0
-                else RobustStrategy(f=0, aggregator=aggregators[place - 1])
-            )
-            windows[names[place]].append(window(strategy, ranks, steps))
-    if os.environ["LOCAL_RANK"] == "0":
-        Path(os.environ["BENCHMARK_RESULT"]).write_text(json.dumps(windows))
+        order = list(subjects)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            windows[name].append(window(subjects[name](), ranks, steps))
+    return windows
 
 
-def launch(ranks: int, timeout: float) -> Windows:
-    """Start this script once per rank; kill every rank's process group when one fails or time is up."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port, result = str(free.getsockname()[1]), Path(folder) / "windows.json"
-        free.close()
-        shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "NODE_RANK": "0",
-            "OMP_NUM_THREADS": "1",
-            "BENCHMARK_RESULT": str(result),
-        }
-        started = [
-            subprocess.Popen(
-                [sys.executable, *sys.argv], env=os.environ | shared | {"LOCAL_RANK": str(rank)}, start_new_session=True
-            )
-            for rank in range(ranks)
+def together(by_rank: Sequence[Windows]) -> Windows:
+    """Return the windows of rank 0, with the processor time of all ranks."""
+    return {
+        name: [
+            {**window, "processor": sum(windows[name][place]["processor"] for windows in by_rank)}
+            for place, window in enumerate(first)
         ]
-        try:
-            deadline = time.monotonic() + timeout
-            while any(process.poll() is None for process in started) and not any(process.poll() for process in started):
-                if time.monotonic() > deadline:
-                    sys.exit(f"error: the benchmark took longer than --timeout={timeout:g} seconds.")
-                time.sleep(0.2)
-        finally:
-            for process in started:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        if any(process.wait() for process in started):
-            sys.exit("error: a rank failed.")
-        return json.loads(result.read_text())
+        for name, first in by_rank[0].items()
+    }
 
 
-def table(windows: Windows, *, ranks: int) -> Table:
+def rows(windows: Windows, *, ranks: int) -> Table:
     """Lay out medians, ratios, their spread and peak memory."""
-    base = [window["seconds"] for window in windows["DDPStrategy"]]
-    result = Table(title=f"One training step of {ranks} ranks, {len(base)} interleaved pairs")
-    for column in ("strategy", "ms", "ratio to DDP", "from - to", "peak MiB of rank 0"):
-        result.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
+    base = windows["DDPStrategy"]
+    result = table(
+        f"One training step of {ranks} ranks, {len(base)} interleaved pairs",
+        *("strategy", "ms", "ratio to DDP", "from - to"),
+        *("processor ms", "ratio to DDP", "from - to", "peak MiB of rank 0"),
+    )
     for name, mine in windows.items():
-        ratios = [window["seconds"] / other for window, other in zip(mine, base, strict=True)]
-        seconds, peak = statistics.median(window["seconds"] for window in mine), max(window["peak"] for window in mine)
-        result.add_row(
-            name,
-            f"{1000 * seconds:.0f}",
-            f"{statistics.median(ratios):.2f}",
-            f"{min(ratios):.2f} - {max(ratios):.2f}",
-            f"{peak:.0f}",
-        )
+        cells = []
+        for kind in ("wall", "processor"):
+            seconds = [window[kind] for window in mine]
+            cells += [f"{1000 * statistics.median(seconds):.0f}", *spread(seconds, [window[kind] for window in base])]
+        result.add_row(name, *cells, f"{max(window['peak'] for window in mine):.0f}")
     return result
 
 
 def main(
-    aggregators: list[Aggregator] = [Mean(), CoordinateMedian(), OwnAverage()],  # noqa: B006, B008 - frozen
+    aggregators: list[Aggregator] = [Mean(), CoordinateMedian(), CTMA(CoordinateMedian()), OwnAverage()],  # noqa: B006, B008 - frozen
     *,
+    f: int = 1,
     ranks: int = 4,
     pairs: int = 7,
     steps: int = 6,
@@ -179,15 +145,17 @@ def main(
 
     Args:
         aggregators: The rules to measure, as class names, class paths or dicts of class_path and init_args.
+        f: How many ranks may be Byzantine, for the rules that say what they tolerate; the others, such as Mean, get 0.
         ranks: Processes, each with one thread.
         pairs: Windows per strategy.
         steps: Counted steps per window.
         timeout: Seconds after which every process is killed.
     """
-    if "BENCHMARK_RESULT" in os.environ:
-        run_rank(aggregators, ranks=ranks, pairs=pairs, steps=steps)
+    if is_rank():
+        hand_in(run_rank(aggregators, f, ranks=ranks, pairs=pairs, steps=steps))
     else:
-        Console().print(table(launch(ranks, timeout), ranks=ranks))
+        refuse(aggregators, f, ranks=ranks)
+        console().print(rows(together(launch(ranks, timeout)), ranks=ranks))
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def _value(rule: Any, n: int, f: int) -> str:
     """``kappa``; for a pre-aggregator, followed by the coordinate-wise median."""
     following = CoordinateMedian()
     if isinstance(rule, Aggregator):
-        kappa = rule.kappa(n, f) if rule.tolerates(n, f) else "no"
-    elif rule.tolerates(n, f) and following.tolerates(n, rule.hands_on(f)):
+        kappa = rule.kappa(n, f) if rule.tolerates([1.0] * n, f) else "no"
+    elif rule.tolerates([1.0] * n, f) and following.tolerates([1.0] * n, rule.hands_on(f)):
         kappa = rule.kappa(n, f, following.kappa(n, rule.hands_on(f)))
     else:
         kappa = "no"

@@ -7,7 +7,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-from lightning_byz.inside_torch import copy_each, zero_each
+from lightning_byz.inside_torch import copy_each, parts_like, zero_each
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Layout:
             ValueError: If a gradient is sparse.
 
         """
-        present = [(part, _real(one)) for part, one in zip(out, gradients, strict=True) if one is not None]
-        if any(gradient.is_sparse for _, gradient in present):
+        present = [(part, one) for part, one in zip(out, gradients, strict=True) if one is not None]
+        if any([gradient.is_sparse for _, gradient in present]):  # noqa: C419 - many small parameters make generators dear
             name = next(
                 name for name, one in zip(self.names, gradients, strict=True) if one is not None and one.is_sparse
             )
@@ -69,7 +69,10 @@ class Layout:
             if len(present) < len(gradients):
                 zero_each([part for part, one in zip(out, gradients, strict=True) if one is None])
             if present:
-                copy_each([part for part, _ in present], [gradient for _, gradient in present])
+                copy_each(
+                    [part for part, _ in present],
+                    [torch.view_as_real(one) if one.is_complex() else one for _, one in present],
+                )
 
     def write(
         self, vector: Tensor, parameters: Sequence[Tensor], *, used: Sequence[int], scale: float | None = None
@@ -81,7 +84,9 @@ class Layout:
         """
         if scale is not None and scale != 1.0:
             vector.mul_(scale)
-        for parameter, part, count in zip(parameters, self.views(vector), used, strict=True):
+        alike = all(parameter.dtype == vector.dtype for parameter in parameters) and 0 not in self.sizes
+        parts = parts_like(vector, parameters) if alike else self.views(vector)
+        for parameter, part, count in zip(parameters, parts, used, strict=True):
             if not count:
                 parameter.grad = None
             elif parameter.dtype == vector.dtype:

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.nn.modules.batchnorm import _NormBase
 
-copy_each = torch._foreach_copy_
+copy_each = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 """Copy many tensors in one call: targets, sources."""
 
-zero_each = torch._foreach_zero_
+parts_like = _unflatten_dense_tensors
+"""Views of a flat vector in the shapes of some tensors, which must not be empty, in one call: vector, tensors."""
+
+zero_each = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 """Set many tensors to zero in one call."""
 
 

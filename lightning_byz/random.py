@@ -17,7 +17,7 @@ def derive(seed: int, *key: int | str) -> int:
         key: Whole numbers and words, e.g. ``("step", epoch, batch, worker)``.
 
     """
-    text = "\x1f".join([f"{type(word).__name__}:{word}" for word in (seed, *key)])
+    text = "\x1f".join([f"{'str' if isinstance(word, str) else 'int'}:{word}" for word in (seed, *key)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

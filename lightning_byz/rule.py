@@ -1,6 +1,7 @@
 """What every rule says of itself, and the door through which stacks enter it."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -29,10 +30,15 @@ class Rule:
     uses_reference: ClassVar[bool] = False
     """Whether the rule reads ``stack.reference``; only then is the last aggregate kept from step to step."""
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` Byzantine of a total ``weight`` are within what this rule was made for.
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether a Byzantine weight of ``f`` among these ``weights`` is within what this rule was made for.
 
-        For a rule that takes equal weights only, both are in units of one worker's weight.
+        Asked at every step, since the weights may change from one to the next: to be answered from these numbers alone, at once.
+
+        Args:
+            weights: The weight of each row that has any, in the order of the rows. For a rule that takes equal weights only, in units of one
+                worker's weight: as many times 1.
+            f: The weight that may be Byzantine, in the same units.
         """
         return True
 
@@ -62,25 +68,31 @@ class Rule:
         return generator
 
     def _require(self, stack: Stack) -> None:
-        weight, name = stack.total_weight, type(self).__name__
-        if weight <= 0:
+        weights, name = [weight for weight in stack.masses if weight > 0], type(self).__name__
+        if not weights:
             raise ToleranceError(
-                f"{name} needs at least one row of positive weight; of {len(stack.weights)} rows none has any"
+                f"{name} needs at least one row of positive weight; of {len(stack.masses)} rows none has any"
             )
-        unit = 1.0 if self.unequal_weights else self._unit(stack)
-        if not self.tolerates(weight / unit, stack.f / unit):
+        if not self.unequal_weights and max(abs(weight - weights[0]) for weight in weights) > SLIVER * weights[0]:
             raise ToleranceError(
-                f"{name} cannot tolerate f = {stack.f:g} of the total weight W = {weight:g}; it needs {self.condition}: lower f or add workers"
+                f"{name} takes equal weights only, not {list(stack.masses)}; use a rule whose unequal_weights is True"
+            )
+        if not self._tolerates(weights, stack.f):
+            raise ToleranceError(
+                f"{name} cannot tolerate f = {stack.f:g} of the total weight W = {stack.total_weight:g}; it needs {self.condition}: "
+                "lower f or add workers"
             )
 
-    def _unit(self, stack: Stack) -> float:
-        """The weight that each present row has."""
-        present = stack.weights[stack.weights > 0]
-        if bool((present - present[0]).abs().max() > SLIVER * present[0]):
-            raise ToleranceError(
-                f"{type(self).__name__} takes equal weights only, not {stack.weights.tolist()}; use a rule whose unequal_weights is True"
-            )
-        return float(present[0])
+    def _tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """What ``tolerates`` says, in its units."""
+        told, f = (weights, f) if self.unequal_weights else ([1.0] * len(weights), f / weights[0])
+        try:
+            return self.tolerates(told, f)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(self).__name__}.tolerates(weights, f) must answer for the weights of the rows, {len(told)} numbers of which "
+                f"sum(weights) is the total, and failed: {error}"
+            ) from error
 
 
 def whole(count: float) -> int:

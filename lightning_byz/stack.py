@@ -84,7 +84,12 @@ class Stack:
     @property
     def total_weight(self) -> float:
         """The sum of the weights."""
-        return self._once("total_weight", lambda: float(self.weights.sum()))
+        return self._once("total_weight", lambda: float(torch.tensor(self.masses, dtype=torch.float64).sum()))
+
+    @property
+    def masses(self) -> tuple[float, ...]:
+        """The weights as numbers, read from their device once."""
+        return self._once("masses", lambda: tuple(self.weights.tolist()))
 
     @property
     def _width(self) -> int:

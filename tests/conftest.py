@@ -4,14 +4,16 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+
+# Test processes share the cores, and without this Lightning's launchers give torch all of them again.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 import torch.distributed as dist
 
 from tests.ranks import RankPool
 
-torch.set_num_threads(
-    1
-)  # as on the ranks: bits are equal for equal numbers of threads, and test processes share the cores
+torch.set_num_threads(1)  # as on the ranks: bits are equal for equal numbers of threads
 
 
 @pytest.fixture(scope="module")

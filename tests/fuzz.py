@@ -23,7 +23,7 @@ from lightning_byz.testing.case import Case
 from lightning_byz.testing.faults import Attacked, attacked
 from lightning_byz.testing.rows import DTYPES, cast
 from lightning_byz.testing.running import run
-from lightning_byz.testing.sizes import uneven, workers
+from lightning_byz.testing.sizes import tolerated, uneven, workers
 from tests.contracts.subjects import RULES, label, workers_of
 
 NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
@@ -55,7 +55,7 @@ class Record:
         if len(problem.weights) > self.most_workers:
             return False
         unit = self._unit(problem)
-        return unit > 0 and self.rule.tolerates(float(problem.weights.sum()) / unit, problem.f / unit)
+        return unit > 0 and tolerated(self.rule, problem.weights / unit, problem.f / unit)
 
     def judge(self, problem: Attacked, name: str) -> float:
         """The ratio of this case, -1 without a bound."""

@@ -90,10 +90,13 @@ class Line(pl.LightningModule):
         return DataLoader(self.samples, **{"batch_size": 1, "shuffle": False, **self.plan.loader})
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return {**batch, "before": torch.rand(1)} if self.trainer.training else batch
+        return {**batch, "before": self.draw_for(batch)} if self.trainer.training else batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return {**batch, "after": torch.rand(1)} if self.trainer.training else batch
+        return {**batch, "after": self.draw_for(batch)} if self.trainer.training else batch
+
+    def draw_for(self, batch: Any) -> Tensor:
+        return torch.rand(1).expand(len(batch["x"]) if "x" in batch else 1)  # as long as all else in the batch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         x = batch["x"]
@@ -105,7 +108,7 @@ class Line(pl.LightningModule):
                 "label": batch["label"].tolist(),
                 "mean": self.norm.running_mean[0].item(),
                 "fetch": batch["fetch"][0].tolist(),
-                "transfer": [batch["before"].item(), batch["after"].item()],
+                "transfer": [batch["before"][0].item(), batch["after"][0].item()],
                 "step": [torch.rand(()).item(), np.random.rand(), random.random()],  # noqa: NPY002
             }
         )

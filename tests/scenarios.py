@@ -136,6 +136,7 @@ class Fit:
     checkpoint: str | None = None
     save: str | None = None
     seed: int = 3
+    kind: type[RobustStrategy] = RobustStrategy
     scaler: bool = False
     """Mixed float16 with a gradient scaler, which Lightning's precision="16-mixed" leaves out on a CPU."""
 
@@ -145,9 +146,7 @@ def fit(job: Fit, devices: int) -> dict[str, Any]:
     pl.seed_everything(job.seed, verbose=False)
     module = job.module(job.options)
     strategy = (
-        DDPStrategy(find_unused_parameters=job.options.unused)
-        if job.strategy is None
-        else RobustStrategy(**job.strategy)
+        DDPStrategy(find_unused_parameters=job.options.unused) if job.strategy is None else job.kind(**job.strategy)
     )
     arguments = {
         "max_epochs": 2,

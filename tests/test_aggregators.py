@@ -1,6 +1,7 @@
 """Each rule against its definition, written independently; published values; parameters."""
 
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -144,8 +145,45 @@ def test_krum_of_the_paper_takes_equal_weights_only() -> None:
         Krum(neighbors="paper")(Stack(rows, [0.1] * 7, f=0.1)), Krum(neighbors="paper")(Stack(rows, f=1))
     )
     assert Krum(neighbors="paper")(Stack(rows, [1, 1, 1, 0, 1, 1, 1], f=1)).shape == (2,)
-    assert Krum(neighbors="paper").tolerates(7, 2.4)
-    assert not Krum(neighbors="paper").tolerates(7, 2.5)
+    assert Krum(neighbors="paper").tolerates([1.0] * 7, 2.4)
+    assert not Krum(neighbors="paper").tolerates([1.0] * 7, 2.5)
+
+
+class Told(Mean):
+    """Notes what it is asked."""
+
+    asked: ClassVar[list[tuple[list[float], float]]] = []
+
+    def tolerates(self, weights, f):
+        self.asked.append((list(weights), f))
+        return True
+
+
+class ToldUnits(Told):
+    unequal_weights = False
+
+
+def test_rules_are_told_the_weights_of_the_rows_present() -> None:
+    rows = torch.randn(4, 2)
+    rows[3] = float("nan")
+    Told.asked.clear()
+    Told()(Stack(rows, [0.5, 0.0, 2.0, 0.25], f=1))
+    assert Told.asked == [([0.5, 2.0, 0.25], 1.0), ([0.5, 2.0], 0.75)]
+    Told.asked.clear()
+    ToldUnits()(Stack(rows, [0.5, 0.0, 0.5, 0.5], f=1))
+    assert Told.asked == [([1.0, 1.0, 1.0], 2.0), ([1.0, 1.0], 1.0)]
+    assert all(type(weight) is float for weights, _ in Told.asked for weight in weights)
+
+
+def test_a_rule_that_takes_the_sum_is_told_of_the_weights() -> None:
+    class TakesTheSum(Mean):
+        def tolerates(self, weights, f):
+            return 2 * f < weights
+
+    with pytest.raises(
+        TypeError, match=r"TakesTheSum.tolerates\(weights, f\) must answer for the weights of the rows, 3 numbers"
+    ):
+        TakesTheSum()(Stack(torch.ones(3, 2), f=1))
 
 
 def test_ctma_needs_what_its_base_needs() -> None:

@@ -1,6 +1,7 @@
 """One process, numbers computed by hand: what attackers see and send, and how much each worker counts."""
 
 import math
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -68,6 +69,22 @@ def test_only_attackers_learn_from_wrong_labels(workers):
         assert seen["label"] == ([19 - seen["index"][0]] if seen["worker"] in attackers else seen["index"])
 
 
+def test_as_many_attackers_as_f_are_no_reason_to_warn():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(noted(((1, 2, 3, 4),), attackers=[1], attack=Sends()))
+    assert not [warning for warning in caught if "attack in this experiment" in str(warning.message)]
+    with pytest.warns(UserWarning, match="2 workers attack in this experiment and f = 1 are tolerated"):
+        train(noted(((1, 2, 3, 4),), attackers=[1, 2], attack=Sends()))
+
+
+@pytest.mark.parametrize("outside", [4, -1])
+def test_an_attacker_that_is_no_worker_is_refused(outside):
+    record = train(noted(((1, 2, 3, 4),), attackers=[outside], attack=Sends(), may_fail=True))
+    assert record["error"].startswith(f"ValueError: attackers=[{outside}]: [{outside}] are no worker ids")
+    assert record["seen"] == []
+
+
 # ---------------------------------------------------------------------- weights
 
 
@@ -78,11 +95,12 @@ def test_only_attackers_learn_from_wrong_labels(workers):
         ({"weights": [2, 2, 2, 2], "f": 1.5}, ([1, 1, 1, 1], 1.5)),
         ({"weights": [9, 1, 1, 1], "f": 1, "trust_heavy": True}, ([9, 1, 1, 1], 3)),
         ({"weights": "samples", "partition": Sizes([1, 2, 2, 3]), "f": 1.5}, ([1, 2, 2, 3], 3)),
+        ({"weights": "samples", "partition": Sizes([1, 1, 1, 5]), "max_share": 0.4, "f": 1.6}, ([1, 1, 1, 2], 2)),
     ],
 )
 def test_weights_are_those_asked_for(more, expected):
     record = train(noted(((1, 2, 3, 4), (5, 6, 7, 8)), **more))
-    assert (record["rule"][0]["weights"], record["rule"][0]["f"]) == expected
+    assert (record["rule"][0]["weights"], record["rule"][0]["f"]) == tuple(map(pytest.approx, expected))
 
 
 def test_max_is_what_the_rules_tolerate():

@@ -1,5 +1,6 @@
 """Two real ranks, numbers computed by hand: slices of 64 and of 6 coordinates, workers shared out in unequal numbers, one worker per rank."""
 
+import math
 import os
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 
 from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import Gaussian, LabelFlip, Replay
+from lightning_byz.callbacks import WorkerMonitor
 from lightning_byz.data import Sizes
 from lightning_byz.estimators import WorkerMomentum
-from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, number, train
+from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, joined, number, train
 from tests.test_bites import Unused, file_of
-from tests.test_bites_workers import kept, shared
+from tests.test_bites_workers import Validates, kept, shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine", "ignore:.*workers attack in this")
 SQUARES = sum(place**2 for place in range(1, 71))
@@ -54,10 +56,15 @@ def test_rows_weights_f_and_the_aggregate(ranks):
             assert indices == [[worker], [5 + worker], [10 + worker]]
 
 
-def test_coefficients_are_those_of_all_workers(ranks):
-    for result in ranks(2).run(train, plan(((1, 2, 3, NAN, 5),), Mean), 2):
+def test_the_report_is_of_all_workers_and_all_coordinates(ranks):
+    length = math.sqrt(SQUARES)
+    watched = plan(((1, 2, 3, NAN, 6),), Mean, callbacks=[WorkerMonitor()])
+    for result in ranks(2).run(train, watched, 2):
+        norms, distances = ([value / length for value in result["steps"][0][name]] for name in ("norms", "distances"))
+        assert norms == pytest.approx([1, 2, 3, NAN, 6], nan_ok=True)
+        assert distances == pytest.approx([2, 1, 0, NAN, 3], nan_ok=True, abs=1e-6)
         assert result["steps"][0]["coefficients"] == pytest.approx([1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
-        assert result["weight"] == pytest.approx(-11 / 4)
+        assert result["weight"] == -3
 
 
 def test_faults_are_counted_alike_and_named_on_every_rank(ranks):
@@ -118,19 +125,22 @@ def test_a_buffer_that_changes_on_the_other_rank_only(ranks, tmp_path):
 
 def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
     path = str(tmp_path / "four.ckpt")
-    rows = ((2, 8), (2, NAN), (NAN, NAN), (ABSENT, 8), (2, 4))
-    results = ranks(2).run(train, pair(rows, estimator=WorkerMomentum(0.5), save={4: path}), 2)
+    rows = ((2, 8), (2, NAN), (NAN, NAN), (ABSENT, 8), (2, NAN))
+    more = {"module": Validates, "trainer": {"val_check_interval": 1}, "save": {4: path}}
+    results = ranks(2).run(train, pair(rows, estimator=WorkerMomentum(0.5), **more), 2)
     assert [by_worker(result, "mean") for result in results] == [{0: [0, 1, 1.5, 1.5, 1.5]}, {1: [0, 4, 4, 4, 6]}]
     assert kept(path) == [1.5, 6]
     assert kept(path, "norm.num_batches_tracked") == [2, 2]
     assert number(shared(path)) == 3.75
     memories = file_of(path)["optimizers"][0]["memories"]
     assert [number(memories[worker]["estimator"]["momentum"]) for worker in (0, 1)] == [1.5, 6]
-    assert shown(results[0], "rows") == [[1, 4], [1.5, 0], [0, 6], [1.75, 5]]
+    assert shown(results[0], "rows") == [[1, 4], [1.5, 0], [0, 6], [1.75, 0]]
     for result in results:
+        assert [mean for mean, _ in result["validated"][::2]] == [2.5, 2.75, 2.75, 3.75, 3.875]
         assert column(result, "taken") == [True, True, False, True, True]
-        assert column(result, "weight") == [-2.5, -4, -4, -10, -13.375]
-        assert result["mean"] == (1.75 + 5) / 2
+        assert column(result, "weight") == [-2.5, -4, -4, -10, -11.75]
+        assert result["mean"] == 3.875
+        assert result["buffers"]["norm.num_batches_tracked"] == 3, "worker 0's"
 
 
 def test_reference_and_past_are_whole_in_the_file(ranks, tmp_path):
@@ -185,8 +195,9 @@ class Averages(Line):
 
 
 def test_a_step_reduces_over_ranks_only_where_each_has_one_worker(ranks):
-    results = ranks(2).run(train, plan(((1, 2, 3, 4, 5),), module=Averages), 2)
-    assert [[seen["reduced"] for seen in result["seen"]] for result in results] == [[1, 2, 3], [4, 5]]
+    results = ranks(2).run(train, plan(((1, 2, 3, 4, 5),) * 2, module=Averages), 2)
+    assert [[seen["reduced"] for seen in result["seen"]] for result in results] == [[1, 2, 3] * 2, [4, 5] * 2]
+    assert [result["metrics"]["first"] for result in results] == [3, 3]
     for result in ranks(2).run(train, pair(((1, 5),), module=Averages), 2):
         assert result["seen"][0]["reduced"] == 3
         assert result["metrics"]["first"] == 3
@@ -206,6 +217,15 @@ def test_weights_are_sizes_of_shards_wherever_they_lie(ranks):
     more = {"partition": Sizes([1, 2, 3, 2, 2]), "weights": "samples", "f": 2, "shuffled": True}
     for result in ranks(2).run(train, plan(((1, 2, 3, 4, 5), (6, 7, 8, 9, 10)), **more), 2):
         assert [(seen["weights"], seen["f"]) for seen in result["rule"]] == [([1, 2, 3, 2, 2], 4)] * 2
+
+
+def test_a_partition_holds_with_one_worker_per_rank(ranks):
+    parted = pair(((1, 2, 3, 4), (5, 6, 7, 8)), partition=Sizes([2, 6]), shuffled=True, trainer={"max_epochs": 3})
+    seen = [by_worker(result, "index") for result in ranks(2).run(train, parted, 2)]
+    assert [list(workers) for workers in seen] == [[0], [1]]
+    small, large = (joined(workers[worker]) for worker, workers in enumerate(seen))
+    assert [len(small), len(large), len(set(small)), len(set(large))] == [12, 12, 2, 6]
+    assert sorted({*small, *large}) == list(range(8))
 
 
 def test_what_a_worker_of_another_rank_used_has_a_gradient(ranks):

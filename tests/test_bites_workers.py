@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
@@ -148,6 +149,7 @@ def test_every_way_to_write_a_buffer_is_noticed(tmp_path, workers):
     assert "unsaved" not in state
     expected = sum([1.5, 3][:workers]) / workers + 1.5e-12
     assert (state["wide"].dtype, state["wide"].item()) == (torch.float64, pytest.approx(expected, rel=1e-15))
+    assert state["long"].dtype == state["hidden"].dtype == torch.float32
     assert (state["idle"].item(), state["quiet.running_mean"].shape) == (0, (70_000,))
 
 
@@ -191,6 +193,21 @@ def test_a_file_that_does_not_fit_is_refused_before_any_step(tmp_path, entry, va
     assert record["seen"] == []
 
 
+class SavesWeights(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.path, weights_only=True)
+
+
+def test_a_file_of_weights_has_the_consensus_and_no_memories(tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    train(plan(((2, 4, 6, 28),), callbacks=[SavesWeights(path)]))
+    assert shared(path).item() == 2.5
+    assert "lightning_byz" not in torch.load(path, weights_only=True)
+
+
 def test_a_file_without_memories_is_read_with_a_warning(tmp_path):
     path = str(tmp_path / "one.ckpt")
     train(plan(((2, 4, 6, 8),), save={1: path}))
@@ -219,6 +236,19 @@ def test_hooks_around_the_transfer_run_once(workers):
     record = train(plan(((1, 2, 3, 4)[:workers],), workers=workers, module=Scales).under(aggregator=rule))
     assert rule.seen[0]["rows"] == [6, 12, 18, 24][:workers]
     assert [x for _, x in record["validated"]] == [60]
+
+
+class Logs(Line):
+    def loss(self, x):
+        self.log("mean", x.mean(), on_step=False, on_epoch=True)
+        return super().loss(x)
+
+
+def test_a_logged_mean_is_over_the_samples_of_all_workers():
+    rows = ((1, 2), (3, 4), (5, 6), (70, 8))
+    record = train(plan(rows, workers=2, module=Logs, loader={"batch_size": 3}, shuffled=True))
+    assert [len(seen["index"]) for seen in record["seen"]] == [3, 3, 1, 1]
+    assert record["metrics"]["mean"] == pytest.approx(99 / 8)
 
 
 def test_only_a_training_step_is_a_workers():

@@ -77,7 +77,7 @@ def test_whole_numbers_of_workers_agree_closely(name: str) -> None:
     rule, slow = {**WEIGHTED, **UNIT}[name]
     for n in (1, 2, 3, 6, 9, 11):
         for f in range((n + 1) // 2):
-            if not rule.tolerates(n, f):
+            if not rule.tolerates([1.0] * n, f):
                 continue
             rows = example(n + f, n)
             expected = torch.tensor(slow(rows.tolist(), [1.0] * n, f), dtype=torch.float64)
@@ -240,7 +240,7 @@ def test_dnc_sees_what_it_draws() -> None:
     assert all(later <= earlier for earlier, later in pairwise(kept)), "what one iteration drops, more iterations drop"
     assert len(kept[0]) == 8
     assert len(kept[3]) < 7
-    assert not DnC(iterations=5).tolerates(9, 2)
+    assert not DnC(iterations=5).tolerates([1.0] * 9, 2)
 
 
 @pytest.mark.parametrize(

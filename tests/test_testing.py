@@ -45,8 +45,8 @@ class Unmoved(PreAggregator):
 
     condition = "f < W / 2"
 
-    def tolerates(self, weight, f):
-        return weight - 2 * f > 1e-6 * weight
+    def tolerates(self, weights, f):
+        return sum(weights) - 2 * f > 1e-6 * sum(weights)
 
     def __call__(self, stack, *, generator=None):
         stack = self.admit(stack)

@@ -1,5 +1,6 @@
 """Bulyan."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,9 +54,9 @@ class Bulyan(Aggregator):
     def __post_init__(self) -> None:
         check_neighbors(self.neighbors)
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether there are ``4 f + 3`` workers or more."""
-        return round(weight) >= 4 * whole(f) + 3
+        return len(weights) >= 4 * whole(f) + 3
 
     def kappa(self, n: float, f: float) -> float | None:
         """``(sqrt(2) (n - f) / sqrt(n - 3 f) + sqrt(n + 2 f))^2 / (n - 4 f)`` for a whole number ``f``."""

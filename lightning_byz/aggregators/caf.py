@@ -1,5 +1,6 @@
 """The covariance-bound agnostic filter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,9 +38,9 @@ class CAF(RowAverage):
 
     condition = "f < W / 2"
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def kappa(self, n: float, f: float) -> float | None:
         """``2 f / (n - 3 f) (1 + sqrt((n - f) / (n - 2 f)))^2`` where ``f < n / 3``, else unknown."""

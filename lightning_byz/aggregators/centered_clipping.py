@@ -1,6 +1,7 @@
 """Centred clipping."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,9 +56,9 @@ class CenteredClipping(Aggregator):
             raise ValueError(f"radius must be finite and positive, not {self.radius}")
         check_whole("iterations", self.iterations, least=1)
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The centre after the last iteration."""

@@ -1,5 +1,6 @@
 """The coordinate-wise median."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +36,9 @@ class CoordinateMedian(Aggregator):
 
     condition = "f < W / 2"
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def kappa(self, n: float, f: float) -> float:
         """``n / (n - 2 f)``."""

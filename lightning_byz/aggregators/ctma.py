@@ -1,5 +1,6 @@
 """The centred trimmed meta-aggregator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +67,9 @@ class CTMA(RowAverage):
         if not isinstance(self.base, Aggregator):
             raise TypeError(f"base must be an Aggregator, such as CoordinateMedian(), not {self.base!r}")
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``, and ``base`` tolerates it."""
-        return minority(weight, f) and self.base.tolerates(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight, and ``base`` tolerates it."""
+        return minority(sum(weights), f) and self.base.tolerates(weights, f)
 
     def kappa(self, n: float, f: float) -> float | None:
         """``4 f / (n - f) (1 + kappa of base)``: faulty weight that is kept displaces as much honest weight, no nearer to the base's result."""

@@ -1,5 +1,6 @@
 """Divide and conquer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,9 +58,10 @@ class DnC(RowAverage):
         if not 0 < self.factor < float("inf"):
             raise ValueError(f"factor must be finite and positive, not {self.factor}")
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight`` and something is sure to be left."""
-        return minority(weight, f) and minority(weight, self.iterations * self.factor * f / 2)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight and something is sure to be left."""
+        total = sum(weights)
+        return minority(total, f) and minority(total, self.iterations * self.factor * f / 2)
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """The part kept of each row's weight."""

@@ -1,5 +1,6 @@
 """The geometric median."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +50,9 @@ class GeometricMedian(RowAverage):
         if not 0 < self.smoothing < 1:
             raise ValueError(f"smoothing must lie strictly between 0 and 1, not {self.smoothing}")
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def kappa(self, n: float, f: float) -> float:
         """``4 (1 + f / (n - 2 f))^2``."""

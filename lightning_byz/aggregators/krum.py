@@ -1,5 +1,6 @@
 """Krum."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,9 +52,9 @@ class Krum(RowAverage):
         """Whether a part of a neighbour can count."""
         return self.neighbors == "weight"
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` meets the condition of the chosen neighbours."""
-        return tolerated(weight, f, self.neighbors)
+        return tolerated(weights, f, self.neighbors)
 
     def kappa(self, n: float, f: float) -> float:
         """``6 (n - f) / (n - 2 f)``, which is ``6 (1 + f / (n - 2 f))``; ``6 (n - f) / (n - 2 f - 1)`` for the paper's neighbours."""
@@ -71,9 +72,9 @@ def check_neighbors(neighbors: str) -> None:
         raise ValueError(f'neighbors must be "weight" or "paper", not {neighbors!r}')
 
 
-def tolerated(weight: float, f: float, neighbors: str) -> bool:
-    """Whether ``f`` of ``weight`` meets the condition of the chosen neighbours."""
-    return minority(weight, f) if neighbors == "weight" else 2 * f + 2 < weight
+def tolerated(weights: Sequence[float], f: float, neighbors: str) -> bool:
+    """Whether ``f`` of the total weight meets the condition of the chosen neighbours."""
+    return minority(sum(weights), f) if neighbors == "weight" else 2 * f + 2 < len(weights)
 
 
 def scores(stack: Stack, neighbors: str) -> Float64[Tensor, " n"]:

@@ -1,5 +1,6 @@
 """Minimum diameter averaging."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +41,9 @@ class MDA(RowAverage):
     condition = "f < n / 2 and f <= 24"
     unequal_weights = False
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the workers and within the limit of the search."""
-        return minority(weight, whole(f)) and whole(f) <= _MOST
+        return minority(len(weights), whole(f)) and whole(f) <= _MOST
 
     def kappa(self, n: float, f: float) -> float | None:
         """``8 f^2 / (n - f)`` for a whole number ``f``."""

@@ -1,5 +1,6 @@
 """The mean around the median."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +36,9 @@ class MeanAroundMedian(Aggregator):
 
     condition = "f < W / 2"
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def kappa(self, n: float, f: float) -> float:
         """``8 f / (n - 2 f)``."""

@@ -1,5 +1,6 @@
 """Mean of the nearest neighbours of one worker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +48,9 @@ class MoNNA(RowAverage):
     def __post_init__(self) -> None:
         check_whole("pivot", self.pivot, least=0)
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""

@@ -1,5 +1,6 @@
 """Multi-Krum."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,9 +58,9 @@ class MultiKrum(RowAverage):
         """Whether a part of a row can count."""
         return self.neighbors == "weight" and self.selected is None
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` meets the condition of the chosen neighbours, and leaves enough rows to select."""
-        return tolerated(weight, f, self.neighbors) and (self.selected or 0) <= (weight - f) * (1 + 1e-9)
+        return tolerated(weights, f, self.neighbors) and (self.selected or 0) <= (sum(weights) - f) * (1 + 1e-9)
 
     def kappa(self, n: float, f: float) -> float:
         """``6 (n - f) / h``, or for the default ``selected`` ``2 f / (n - f) (1 + 2 (n + f) / h)`` if smaller.

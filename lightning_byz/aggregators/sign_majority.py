@@ -1,5 +1,6 @@
 """Majority vote on signs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,9 +38,9 @@ class SignMajority(Aggregator):
     condition = "f < W / 2"
     exceptions = frozenset({"agreement", "scaling", "translation"})
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The sign of each coordinate."""

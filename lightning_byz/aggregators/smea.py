@@ -1,5 +1,6 @@
 """Smallest maximum eigenvalue averaging."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -41,10 +42,10 @@ class SMEA(RowAverage):
     condition = "f < n / 2 and C(n, f) (n - f)^2 <= 2^25"
     unequal_weights = False
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the workers and there are few enough sets."""
-        kept = round(weight) - whole(f)
-        return minority(weight, whole(f)) and comb(round(weight), kept) * kept**2 <= _MOST
+        kept = len(weights) - whole(f)
+        return minority(len(weights), whole(f)) and comb(len(weights), kept) * kept**2 <= _MOST
 
     def kappa(self, n: float, f: float) -> float | None:
         """``4 f / (n - 2 f)`` for a whole number ``f``."""

@@ -43,8 +43,12 @@ def check_signature(attack: Attack) -> None:
     """Refuse an attack whose ``replace`` cannot be called with a :class:`Sight` and nothing else.
 
     Raises:
-        TypeError: If it asks for other arguments.
+        TypeError: If it asks for other arguments, or says by the name of version 0.1 that it remembers rows.
     """
+    if hasattr(attack, "keeps") and not attack.remembers:
+        raise TypeError(
+            f"{type(attack).__name__}.keeps is called remembers now, and the rows are in sight.past: rename it"
+        )
     signature = inspect.signature(attack.replace)
     try:
         signature.bind(object())

@@ -1,6 +1,6 @@
 """What the strategy did with each worker: to the loggers while it trains, and as a table at the end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -135,7 +135,7 @@ def _robust(trainer: Trainer) -> RobustStrategy:
 
 def _metrics(report: Report) -> dict[str, float]:
     arrival = report.census.arrival
-    per_worker: dict[str, Iterable[float] | None] = {
+    per_worker: dict[str, Tensor | Sequence[bool] | None] = {
         "worker_norm": report.norms,
         "worker_distance": report.distances,
         "worker_coefficient": report.coefficients,

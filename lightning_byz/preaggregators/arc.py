@@ -1,5 +1,6 @@
 """Adaptive robust clipping."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,9 @@ class ARC(PreAggregator):
     condition = "f < W / 2"
     exceptions = frozenset({"translation"})
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def kappa(self, n: float, f: float, following: float | None) -> float | None:
         """``(sqrt(following) + sqrt(2 f / (n - 2 f)))^2``."""

@@ -1,5 +1,6 @@
 """Bucketing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,9 +53,9 @@ class Bucketing(PreAggregator):
         """``size`` times ``f``, rounded up."""
         return float(self.size * whole(f))
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether the Byzantine buckets hold less than half of the workers."""
-        return minority(weight, self.hands_on(f))
+        return minority(sum(weights), self.hands_on(f))
 
     def kappa(self, n: float, f: float, following: float | None) -> float | None:
         """``(following + 1) (n - f) / (n - size f)`` for a whole number ``f``."""

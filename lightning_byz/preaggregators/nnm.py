@@ -1,5 +1,6 @@
 """Nearest-neighbour mixing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,9 @@ class NNM(PreAggregator):
 
     condition = "f < W / 2"
 
-    def tolerates(self, weight: float, f: float) -> bool:
-        """Whether ``f`` is below half of ``weight``."""
-        return minority(weight, f)
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
+        """Whether ``f`` is below half of the total weight."""
+        return minority(sum(weights), f)
 
     def kappa(self, n: float, f: float, following: float | None) -> float | None:
         """``8 f / (n - f) (following + 1)``."""

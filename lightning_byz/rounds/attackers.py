@@ -35,7 +35,7 @@ class Attackers:
         past: dict[int, list[Tensor]] = {worker: [] for worker in self.workers if self._remembers}
         for name, row in self._kept(memory).items():
             past.setdefault(_owner(name), []).append(row)
-        return past
+        return {worker: rows[-self._remembers :] for worker, rows in past.items()}
 
     def remembered(self, memory: Memory, honest: Stack, census: Census) -> dict[str, Tensor]:
         """Return what the attack remembers after this step; a worker without a usable row adds none."""

@@ -115,9 +115,11 @@ class MemoryFile:
         if isinstance(like, Tensor):
             assert value is None or isinstance(value, Tensor)
             return self._exchange.gather_to_first(value, host=host, like=like)
-        exact = {"dtype": torch.float64 if isinstance(like, float) else None, "device": self._device}
-        number = None if value is None else torch.tensor(value, **exact)
-        arrived = self._exchange.gather_to_first(number, host=host, like=torch.tensor(like, **exact))
+        kind = torch.float64 if isinstance(like, float) else None  # bool and int64 as they are
+        number = None if value is None else torch.tensor(value, dtype=kind, device=self._device)
+        arrived = self._exchange.gather_to_first(
+            number, host=host, like=torch.tensor(like, dtype=kind, device=self._device)
+        )
         return None if arrived is None else arrived.item()
 
     def _rules(self, values: Tensor, aggregation: Aggregation) -> Tensor:

@@ -52,6 +52,15 @@ def check_attackers(attackers: Sequence[int], workers: int) -> None:
         )
 
 
+def check_points(estimator: Estimator) -> None:
+    """Refuse an estimator that asks for more gradients than a worker computes."""
+    if estimator.points != 1:
+        raise ValueError(
+            f"{type(estimator).__name__}.points is {estimator.points}: workers compute one gradient per batch, where the"
+            " parameters are. Give an estimator whose points is 1."
+        )
+
+
 def check_several(name: str, stages: object, kind: type) -> None:
     """Refuse what is not a list of instances."""
     if not isinstance(stages, Sequence):

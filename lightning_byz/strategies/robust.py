@@ -36,6 +36,7 @@ from lightning_byz.strategies.refusals import (
     check_attackers,
     check_module,
     check_optimizers,
+    check_points,
     check_several,
     check_stages,
 )
@@ -125,6 +126,7 @@ class RobustStrategy(WorkerStrategy):
         )
         check_several("preaggregators", preaggregators, PreAggregator)
         check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
+        check_points(estimator)
         if attack is not None:
             check_signature(attack)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)

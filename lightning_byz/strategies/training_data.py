@@ -105,10 +105,10 @@ class TrainingData:
     def _keyed(self, loader: Any, worker: int) -> KeyedLoader:
         size, known = shard_size(loader), self._sizes.get(worker, 0)
         self._sizes[worker] = None if size is None or known is None else known + size
-        progress = self._trainer.fit_loop.epoch_progress
+        progress: Any = self._trainer.fit_loop.epoch_progress
         return KeyedLoader(
             loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed
-        )  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
 
 def holds_worker_batches(batch: Any) -> bool:

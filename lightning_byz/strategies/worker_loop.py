@@ -113,6 +113,8 @@ class WorkerLoop:
         if self._placement.one_per_rank and (self._computed or not self._module.automatic_optimization):
             worker = self._placement.local[0]
             self._sent[worker] = aggregation.collect(worker, [parameter.grad for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None  # its memory is needed for the other workers' messages
         sent, self._sent = self._sent, {}
         self._forget()
         return sent

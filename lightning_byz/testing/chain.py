@@ -1,5 +1,6 @@
 """A pre-aggregator and the rule after it, as one rule."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,9 @@ class Chain(Aggregator):
         """Whether either reads the reference."""
         return self.first.uses_reference or self.then.uses_reference
 
-    def tolerates(self, weight: float, f: float) -> bool:
+    def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether the first tolerates ``f``, and the second what the first hands on."""
-        return self.first.tolerates(weight, f) and self.then.tolerates(weight, self.first.hands_on(f))
+        return self.first.tolerates(weights, f) and self.then.tolerates(weights, self.first.hands_on(f))
 
     def kappa(self, n: float, f: float) -> float | None:
         """What the first makes of the second's."""

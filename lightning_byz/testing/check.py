@@ -80,8 +80,8 @@ def check_preaggregator(
         >>> check_preaggregator(NNM(), cases=5)
         >>> class Doubled(PreAggregator):
         ...     condition = "f < W / 2"
-        ...     def tolerates(self, weight, f):
-        ...         return 2 * f < weight
+        ...     def tolerates(self, weights, f):
+        ...         return 2 * f < sum(weights)
         ...     def __call__(self, stack, *, generator=None):
         ...         stack = self.admit(stack)
         ...         return Stack(2 * stack.vectors, stack.weights, stack.f)

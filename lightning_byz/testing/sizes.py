@@ -13,9 +13,20 @@ def workers(case: Case) -> int:
     return case.whole(1, min(case.one_of([7, 13, 13, 33, 65]), case.workers))
 
 
+def equal(n: int) -> list[float]:
+    """The weights of ``n`` workers that count alike."""
+    return [1.0] * n
+
+
+def tolerated(rule: Any, weights: Tensor, f: float) -> bool:
+    """Whether the rule tolerates ``f`` of ``weights``, some of which may be zero."""
+    present = [weight for weight in weights.tolist() if weight > 0]
+    return bool(present) and rule.tolerates(present, f)
+
+
 def most(rule: Any, n: int) -> int:
     """The largest whole ``f`` below half of ``n`` that the rule tolerates, or -1."""
-    tolerated = [f for f in range((n + 1) // 2) if rule.tolerates(n, f)]
+    tolerated = [f for f in range((n + 1) // 2) if rule.tolerates(equal(n), f)]
     return max(tolerated, default=-1)
 
 
@@ -34,17 +45,17 @@ def generic(case: Case, rule: Any) -> tuple[int, float]:
     for _ in range(40):
         n, limit = size(case, rule)
         f = float(case.whole(0, limit))
-        if case.chance(0.3) and rule.tolerates(n, f + 0.5) and f + 0.5 < n / 2:
+        if case.chance(0.3) and rule.tolerates(equal(n), f + 0.5) and f + 0.5 < n / 2:
             f += 0.5
         if n == 1 or n - f >= 4:
             return n, f
     raise NothingToCheck
 
 
-def fraction_beyond(case: Case, rule: Any, total: float, f: float) -> float:
+def fraction_beyond(case: Case, rule: Any, weights: Tensor, f: float) -> float:
     """``f``, or something between it and half of the total that the rule tolerates."""
-    more = f + case.real(0, 1) * max(total / 2 - f, 0.0)
-    return more if case.chance(0.4) and rule.tolerates(total, more) else f
+    more = f + case.real(0, 1) * max(float(weights.sum()) / 2 - f, 0.0)
+    return more if case.chance(0.4) and tolerated(rule, weights, more) else f
 
 
 def uneven(case: Case, n: int) -> Tensor:

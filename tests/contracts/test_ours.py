@@ -30,7 +30,7 @@ def test_rules_are_frozen_values(rule: object) -> None:
 @pytest.mark.parametrize("rule", [*PLAIN, *PREAGGREGATORS], ids=label)
 def test_refusals_say_what_is_needed(rule: Aggregator) -> None:
     for n, f in ((1, 0.5), (4, 2), (9, 4.5), (13, 13)):
-        if not rule.tolerates(n, f):
+        if not rule.tolerates([1.0] * n, f):
             with pytest.raises(
                 ToleranceError, match=rf"f = {f:g} of the total weight W = {n}; it needs .*: lower f or add workers"
             ):

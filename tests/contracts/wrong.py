@@ -31,7 +31,7 @@ class TrimsOneTooFew(TrimmedMean):
 
 
 class ToleratesTooMuch(TrimmedMean):
-    def tolerates(self, weight, f):
+    def tolerates(self, weights, f):
         return True
 
 
@@ -175,8 +175,8 @@ class LeansUpwards(Aggregator):
 
     condition = "f < W / 2"
 
-    def tolerates(self, weight, f):
-        return 2 * f < weight * (1 - 1e-6)
+    def tolerates(self, weights, f):
+        return 2 * f < sum(weights) * (1 - 1e-6)
 
     def __call__(self, stack, *, generator=None):
         stack = self.admit(stack)

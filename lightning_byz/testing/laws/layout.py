@@ -9,7 +9,7 @@ from lightning_byz.testing.cutting import cuts_of, on_slices
 from lightning_byz.testing.law import law
 from lightning_byz.testing.rows import DTYPES
 from lightning_byz.testing.running import explain, reference, run
-from lightning_byz.testing.sizes import size, uneven
+from lightning_byz.testing.sizes import size, tolerated, uneven
 
 LENGTHS = [64 * 256 + 7, 1000, 150, 33333, 64, 1]
 
@@ -36,7 +36,7 @@ def _example(rule: Aggregator, case: Case) -> Stack:
         and case.chance(0.5)
         and not bool(rows.isnan().any())
         and part > 0
-        and rule.tolerates(float(weights.sum()), part)
+        and tolerated(rule, weights, part)
     )
     case.note(n=n, f=part if unequal else f, d=d, dtype=dtype, weights=weights.tolist() if unequal else 1)
     return Stack(rows, weights if unequal else None, part if unequal else f, reference(case, rule, d, dtype))

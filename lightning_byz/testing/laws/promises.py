@@ -8,7 +8,7 @@ from lightning_byz.stack import Stack
 from lightning_byz.testing.case import Broken, Case, require, require_close, require_equal
 from lightning_byz.testing.law import law
 from lightning_byz.testing.running import draw, explain, run
-from lightning_byz.testing.sizes import size
+from lightning_byz.testing.sizes import equal, size
 
 EXCEPTIONS = frozenset({"agreement", "breakdown", "permutation", "repetition", "scaling", "translation"})
 """The laws from which a rule may excuse itself."""
@@ -27,7 +27,7 @@ def class_data(rule: Aggregator, case: Case) -> None:
     )
     for name in ("unequal_weights", "random", "uses_reference"):
         require(isinstance(getattr(rule, name), bool), f"{name} must be True or False, not {getattr(rule, name)!r}")
-    everything = rule.tolerates(10, 9)
+    everything = rule.tolerates(equal(10), 9)
     require(
         everything or rule.condition != "no guarantee", 'condition is "no guarantee", but f = 9 of 10 is not tolerated'
     )
@@ -44,13 +44,14 @@ def refusals(rule: Aggregator, case: Case) -> None:
     rows = case.normal(n, 2).float()
     for f in {0.0, *(case.whole(0, 2 * n - 1) / 2 for _ in range(6)), (n - 1) // 2 + 0.0, n / 2, (n - 1) / 4}:
         case.note(n=n, f=f, d=2, dtype=rows.dtype)
-        if rule.tolerates(n, f):
+        if rule.tolerates(equal(n), f):
             require(f < n / 2 or "no guarantee" in rule.condition, "half of the weight or more is tolerated")
             require(run(rule, Stack(rows, f=f)).shape == (2,), "the result has not two coordinates")
         else:
             _refused(rule, Stack(rows, f=f))
     require(
-        any(rule.tolerates(count, 0) for count in range(1, 66)), "f = 0 is tolerated with no number of workers up to 65"
+        any(rule.tolerates(equal(count), 0) for count in range(1, 66)),
+        "f = 0 is tolerated with no number of workers up to 65",
     )
 
 

@@ -48,9 +48,9 @@ def inputs(rule: Aggregator, case: Case) -> None:
     """Rows, weights and reference, to the bit."""
     stack = _example(rule, case, DTYPES[case.seed % len(DTYPES)])
     before = [None if kept is None else kept.clone() for kept in (stack.vectors, stack.weights, stack.reference)]
-    written = stack.vectors._version
+    written = version(stack.vectors)
     run(rule, stack)
-    require(stack.vectors._version == written, "the rule wrote to stack.vectors, perhaps the numbers that were there")
+    require(version(stack.vectors) == written, "the rule wrote to stack.vectors, perhaps the numbers that were there")
     for name, kept, now in zip(
         ("rows", "weights", "reference"), before, (stack.vectors, stack.weights, stack.reference), strict=True
     ):

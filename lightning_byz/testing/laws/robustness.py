@@ -13,7 +13,7 @@ from lightning_byz.testing.faults import Attacked, attacked
 from lightning_byz.testing.law import law
 from lightning_byz.testing.rows import COALITIONS, DTYPES, cast, coalition
 from lightning_byz.testing.running import reference, run
-from lightning_byz.testing.sizes import fraction_beyond, most, size, uneven
+from lightning_byz.testing.sizes import fraction_beyond, most, size, tolerated, uneven
 
 
 def _with_reference(rule: Aggregator, case: Case, problem: Attacked) -> Attacked:
@@ -33,7 +33,7 @@ def faults(rule: Aggregator, case: Case) -> None:
     """Weights of 1; every dtype, every f, every kind of honest rows and of coalition."""
     n, limit = size(case, rule)
     attackers = limit if case.chance(0.5) else case.whole(0, limit)
-    f = fraction_beyond(case, rule, n, float(attackers))
+    f = fraction_beyond(case, rule, torch.ones(n), float(attackers))
     problem = attacked(case, torch.ones(n, dtype=torch.float64), attackers, f, DTYPES[case.seed // 3 % len(DTYPES)])
     _judge(rule, _with_reference(rule, case, problem))
 
@@ -48,9 +48,9 @@ def faulty_weight(rule: Aggregator, case: Case) -> None:
     n = case.whole(1, min(17, case.workers))
     attackers, weights = case.whole(0, (n - 1) // 2), uneven(case, n)
     f, total = float(weights[n - attackers :].sum()), float(weights.sum())
-    f = fraction_beyond(case, rule, total, f) if total > 0 else f
+    f = fraction_beyond(case, rule, weights, f) if total > 0 else f
     case.note(weights=weights.tolist())
-    if total == 0 or float(weights[: n - attackers].sum()) == 0 or not rule.tolerates(total, f):
+    if total == 0 or float(weights[: n - attackers].sum()) == 0 or not tolerated(rule, weights, f):
         raise NothingToCheck
     _judge(rule, _with_reference(rule, case, attacked(case, weights, attackers, f, DTYPES[case.seed // 3 % 2])))
 

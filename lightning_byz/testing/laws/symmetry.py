@@ -11,7 +11,7 @@ from lightning_byz.testing.case import Case, require, require_equal, shown
 from lightning_byz.testing.law import law
 from lightning_byz.testing.rows import DTYPES, HONEST
 from lightning_byz.testing.running import explain, reference, run
-from lightning_byz.testing.sizes import generic, size
+from lightning_byz.testing.sizes import generic, size, tolerated
 from lightning_byz.testing.ties import agree
 
 
@@ -24,7 +24,7 @@ def _stack(rule: Aggregator, case: Case) -> Stack:
     if rule.unequal_weights:
         uneven = torch.rand(n, generator=case.generator, dtype=torch.float64) + 0.5
         uneven *= n / uneven.sum()
-        weights = uneven if rule.tolerates(float(uneven.sum()), f) else weights
+        weights = uneven if tolerated(rule, uneven, f) else weights
     case.note(n=n, f=f, d=7, dtype=rows.dtype, weights="all different" if bool((weights != 1).any()) else 1)
     return Stack(rows, weights, f, reference(case, rule, 7))
 
@@ -78,7 +78,7 @@ def agreement(rule: Aggregator, case: Case) -> None:
     f = case.whole(0, limit)
     weights = torch.randint(0, 3, (n,), generator=case.generator).double() + 0.1
     weights *= n / weights.sum()
-    uneven = rule.unequal_weights and case.chance(0.4) and rule.tolerates(float(weights.sum()), f)
+    uneven = rule.unequal_weights and case.chance(0.4) and tolerated(rule, weights, f)
     case.note(n=n, f=f, d=5, dtype=dtype, weights=weights.tolist() if uneven else 1)
     result = run(rule, Stack(row.repeat(n, 1), weights if uneven else None, f))
     require(result.dtype == dtype, f"dtype {result.dtype}")

@@ -10,7 +10,7 @@ from lightning_byz.testing.case import Broken, Case, NothingToCheck, require, re
 from lightning_byz.testing.faults import Attacked
 from lightning_byz.testing.law import law
 from lightning_byz.testing.running import explain, reference, run
-from lightning_byz.testing.sizes import fraction_beyond, generic, most, size
+from lightning_byz.testing.sizes import fraction_beyond, generic, most, size, tolerated
 from lightning_byz.testing.ties import agree
 
 _ABSENT = torch.tensor([1e200, float("nan"), 3.0, 0.0, -7.0, float("inf")], dtype=torch.float64)
@@ -29,8 +29,8 @@ def repetition(rule: Aggregator, case: Case) -> None:
     total, present = int(weights.sum()), int((weights > 0).sum())
     if present in (0, 2):  # two rows are equally far from any rule between them: a tie, broken by rounding
         raise NothingToCheck
-    f = fraction_beyond(case, rule, total, float(case.whole(0, max(most(rule, total), 0))))
-    if not rule.tolerates(total, f):
+    f = fraction_beyond(case, rule, weights, float(case.whole(0, max(most(rule, total), 0))))
+    if not tolerated(rule, weights, f):
         raise NothingToCheck
     rows, place = _rows(case, len(weights)), reference(case, rule, 6)
     case.note(n=len(weights), f=f, d=6, dtype=rows.dtype, weights=weights.tolist())
@@ -81,7 +81,7 @@ def proportions(rule: Aggregator, case: Case) -> None:
         reference(case, rule, 6),
     )
     f = f * float(weights.sum()) / n
-    if not rule.tolerates(float(weights.sum()), f):
+    if not tolerated(rule, weights, f):
         raise NothingToCheck
     case.note(n=n, f=f, d=6, dtype=rows.dtype, weights=weights.tolist(), factor=factor)
     stack = Stack(rows, weights, f, place)

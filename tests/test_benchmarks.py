@@ -1,0 +1,100 @@
+"""The benchmarks run with small sizes, and print tables that are whole where there is no terminal."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+
+
+def rows_of(name: str, *arguments: str, folder: Path) -> list[list[str]]:
+    """Return the cells of all tables that a benchmark prints, none of them cut off."""
+    done = run(name, *arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+
+
+def is_spread(median: str, cell: str) -> bool:
+    smallest, largest = map(float, cell.split(" - "))
+    return 0 < smallest <= float(median) <= largest < math.inf
+
+
+def test_step(tmp_path: Path) -> None:
+    """A row for each strategy, with ratios of both times, and no process left behind."""
+    rules = "[{class_path: CTMA, init_args: {base: CoordinateMedian}}, own_average.OwnAverage]"
+    small = ("--ranks=3", "--pairs=1", "--steps=1", "--timeout=120", f"--aggregators={rules}")
+    rows = {name: cells for name, *cells in rows_of("step", *small, folder=tmp_path)}
+    assert list(rows) == [
+        "DDPStrategy",
+        "DDPStrategy(gradient_as_bucket_view=True)",
+        "CTMA(base=CoordinateMedian()), f = 1",
+        "OwnAverage, f = 0",
+    ]
+    assert rows["DDPStrategy"][1] == rows["DDPStrategy"][4] == "1.00"
+    for cells in rows.values():
+        assert is_spread(*cells[1:3])
+        assert is_spread(*cells[4:6])
+        assert float(cells[0]) > 0
+        assert float(cells[3]) > 0
+        assert float(cells[6]) > 100
+
+
+def test_step_ends_with_its_time(tmp_path: Path) -> None:
+    done = run("step", "--ranks=2", "--f=0", "--pairs=50", "--timeout=0.5", folder=tmp_path)
+    assert done.returncode == 1
+    assert "--timeout=0.5" in done.stderr
+
+
+def test_step_says_in_one_line_which_f_is_too_large(tmp_path: Path) -> None:
+    done = run("step", "--ranks=2", "--pairs=1", "--aggregators=[CoordinateMedian]", "--f=1", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: CoordinateMedian cannot tolerate f = 1 of the total weight W = 2")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("rule", ["CoordinateMedian", "{class_path: DnC, init_args: {iterations: 1}}"])
+def test_simulation(tmp_path: Path, rule: str) -> None:
+    """Both sides end with the same parameters, or the benchmark would not end well; a rule that draws is let through."""
+    small = ("--workers=5", "--f=1", "--batch=2", "--pairs=2", "--steps=2", f"--aggregator={rule}")
+    rows = rows_of("simulation", *small, folder=tmp_path)
+    assert [row[0] for row in rows] == ["loop by hand", "Trainer.fit with RobustStrategy"] * 2
+    for row in rows:
+        assert is_spread(*row[2:4])
+        assert is_spread(*row[5:7])
+    assert all(row[2] == row[5] == "1.00" for row in rows[::2])
+
+
+def test_flatten(tmp_path: Path) -> None:
+    rows = rows_of("flatten", "--parameters=8", "--rounds=2", "--repeats=2", folder=tmp_path)
+    assert [row[0] for row in rows] == ["flatten", "flatten", "write back", "write back", "both", "both"]
+    assert [row[1] for row in rows] == ["library", "torch.cat, _foreach_copy_"] * 3
+    assert all(is_spread(*row[4:6]) for row in rows)
+    assert all(row[4] == "1.00" for row in rows[1::2])
+
+
+def test_memory(tmp_path: Path) -> None:
+    """DDPStrategy has the gradients and the buckets that travel, which is known."""
+    (name, *ddp), (robust, *cells) = rows_of("memory", "--workers=[2]", "--width=512", folder=tmp_path)
+    assert (name, robust, ddp[0], cells[:2]) == ("DDPStrategy", "CoordinateMedian()", "1", ["2", "5.00"])
+    assert 1.99 <= float(ddp[2]) < 3
+    assert 2 < float(cells[2]) < 20
+    assert float(cells[3]) > 1
+
+
+def test_rules(tmp_path: Path) -> None:
+    rows = rows_of(
+        "rules", "--workers=[4]", "--coordinates=[64]", "--rounds=2", "--rules=[Krum, Bulyan]", folder=tmp_path
+    )
+    assert [row[0] for row in rows[:3]] == ["Bulyan", "Krum", "MultiKrum"]
+    assert all(row[1] == "refused" or is_spread(*row[1:]) for row in rows)

@@ -1,0 +1,159 @@
+"""Names that are not public are used in two rooms only, and each is looked at: a new version that has moved one fails here, in a sentence."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
+
+import lightning_byz
+from lightning_byz.aggregators import Mean
+from lightning_byz.inside_torch import buffers_of, copy_each, keeps_running_statistics, parts_like, version, zero_each
+from lightning_byz.strategies import RobustStrategy, inside_lightning
+from tests.scenarios import Classifier, Options
+
+PACKAGE = Path(lightning_byz.__file__).parent
+ROOMS = {"strategies/inside_lightning.py", "inside_torch.py"}
+OURS = {"_run", "_data", "_cache", "_version_"}
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
+
+class Looks(pl.Callback):
+    """Asks every question of the room in the middle of a fit."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        for ask in (inside_lightning.accumulates, inside_lightning.logs_now, inside_lightning.logged_step):
+            self.seen.setdefault(ask.__name__, []).append(ask(trainer))
+        self.seen.setdefault("skips_backward", []).append(inside_lightning.skips_backward(trainer))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[pl.Trainer, Classifier, Looks]:
+    looks, module = Looks(), Classifier(Options())
+    strategy = RobustStrategy(workers=2, f=0, aggregator=Mean())
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, max_epochs=1, accumulate_grad_batches=3, log_every_n_steps=2,
+        limit_train_batches=8, callbacks=[looks], **QUIET,
+    )  # fmt: skip
+    trainer.fit(module)
+    return trainer, module, looks
+
+
+def moved(name: str) -> str:
+    return f"Lightning has moved {name}, which strategies/inside_lightning.py uses: find its new place, and mend that function"
+
+
+def test_accumulation(fitted) -> None:
+    loop = fitted[0].fit_loop.epoch_loop
+    assert hasattr(loop, "_should_accumulate"), moved("epoch_loop._should_accumulate")
+    expected = [True, True, False, True, True, False, True, False]
+    assert fitted[2].seen["accumulates"] == expected, moved("the meaning of epoch_loop._should_accumulate")
+
+
+def test_skipped_backward_passes(fitted) -> None:
+    optimization = fitted[0].fit_loop.epoch_loop.automatic_optimization
+    assert hasattr(optimization, "_skip_backward"), moved("automatic_optimization._skip_backward")
+    assert fitted[2].seen["skips_backward"] == [False] * 8
+
+
+def test_when_values_are_logged_and_under_which_step(fitted) -> None:
+    trainer, _, looks = fitted
+    assert isinstance(type(trainer._logger_connector).should_update_logs, property), moved("should_update_logs")
+    assert hasattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped"), moved("epoch_loop._batches_that_stepped")
+    assert looks.seen["logged_step"] == [0, 0, 0, 1, 1, 1, 2, 2], moved("the meaning of _batches_that_stepped")
+    assert looks.seen["logs_now"] == [step % 2 == 1 for step in looks.seen["logged_step"]]
+
+
+def test_the_loss_of_a_step(fitted) -> None:
+    trainer = fitted[0]
+    assert "training_step_output" in inspect.signature(ClosureResult.from_training_step_output).parameters, moved(
+        "ClosureResult.from_training_step_output"
+    )
+    assert isinstance(type(trainer)._results, property), moved("Trainer._results")
+    assert {"batch", "batch_size"} <= set(vars(trainer.fit_loop.epoch_loop._results)), moved("_ResultCollection.batch")
+
+
+def test_hooks_before_the_transfer(fitted) -> None:
+    module = fitted[1]
+    assert hasattr(pl.LightningModule, "_on_before_batch_transfer"), moved("LightningModule._on_before_batch_transfer")
+    assert "_on_before_batch_transfer" not in vars(module), "put back after the fit"
+    inside_lightning.replace_before_transfer(module, lambda batch, dataloader_idx=0: "replaced")
+    assert module._on_before_batch_transfer(1) == "replaced"
+    assert inside_lightning.before_transfer(module)(1) == 1
+    inside_lightning.restore_before_transfer(module)
+    assert module._on_before_batch_transfer(1) == 1
+
+
+def test_loaders_with_another_sampler() -> None:
+    loader = DataLoader(range(4), batch_size=2, shuffle=True, drop_last=True)
+    other = inside_lightning.with_sampler(loader, SequentialSampler(range(3)))
+    assert [batch.tolist() for batch in other] == [[0, 1]], moved("utilities.data._update_dataloader")
+
+
+def test_layers_that_synchronize(fitted) -> None:
+    assert inside_lightning.synchronizes_layers(fitted[0].strategy) is False, moved("DDPStrategy._layer_sync")
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=RobustStrategy(f=0, aggregator=Mean()), sync_batchnorm=True, **QUIET
+    )
+    assert inside_lightning.synchronizes_layers(trainer.strategy) is True, moved("DDPStrategy._layer_sync")
+
+
+def test_names_of_torch() -> None:
+    values = [torch.zeros(2), torch.zeros(3)]
+    before = [version(value) for value in values]
+    copy_each(values, [torch.ones(2), torch.ones(3)])
+    assert all(bool(value.all()) for value in values), "torch has moved _foreach_copy_"
+    zero_each(values)
+    assert not any(bool(value.any()) for value in values), "torch has moved _foreach_zero_"
+    parts = parts_like(torch.arange(5.0), values)
+    assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4]], "torch has moved _unflatten_dense_tensors"
+    assert [version(value) for value in values] > before, "torch has moved Tensor._version"
+    norm = nn.BatchNorm1d(2)
+    assert [name for name, _ in buffers_of(norm)] == ["running_mean", "running_var", "num_batches_tracked"]
+    assert keeps_running_statistics(norm), "torch has moved _NormBase"
+    assert not keeps_running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
+    assert not keeps_running_statistics(nn.LayerNorm(2))
+
+
+def own_private_names(tree: ast.Module) -> set[str]:
+    """Return the private names that a file defines itself, as attributes of self, methods, fields or functions."""
+    stored = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    fields = {
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    return stored | defined | fields
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_names_of_others_stay_in_their_rooms(path: Path) -> None:
+    if str(path.relative_to(PACKAGE)) in ROOMS:
+        return
+    tree = ast.parse(path.read_text())
+    imported = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("torch", "lightning")
+        for alias in node.names
+        if alias.name.startswith("_")
+    }
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }  # fmt: skip
+    assert not imported, "not public: import it in inside_torch.py or strategies/inside_lightning.py"
+    assert not used - own_private_names(tree), "another's private name"

@@ -1,0 +1,86 @@
+"""Stages that the library has never heard of are remembered, moved to another layout and resumed bit for bit."""
+
+import pytest
+import torch
+
+from lightning_byz.aggregators import CoordinateMedian
+from lightning_byz.exchange import AllGather
+from tests.scenarios import Fit, Options, fit, same_bits
+from tests.test_lightning_life import OnlyTrainable, with_callbacks
+from tests.users_stages import Echo, LedgerStrategy, TwoAverages
+
+STRATEGY = {
+    "workers": 4,
+    "f": 1,
+    "aggregator": CoordinateMedian(),
+    "estimator": TwoAverages(),
+    "attackers": [1],
+    "attack": Echo(),
+}
+OPTIONS = Options(dropout=0.2, augment=True)
+
+
+def job(epochs: int, kind=None, **rest) -> Fit:
+    more = {} if kind is None else {"kind": kind}
+    return Fit(OPTIONS, {**STRATEGY, **rest.pop("strategy", {})}, {"max_epochs": epochs}, **more, **rest)
+
+
+def saved_by(path: str) -> dict:
+    return torch.load(path, weights_only=True)["lightning_byz"]["optimizers"][0]
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1), (4, 3), (3, 4)])
+@pytest.mark.parametrize("kind", [None, LedgerStrategy], ids=["estimator and attack", "a table at the rules' side"])
+def test_resumed_on_another_layout(ranks, tmp_path, kind, first, then):
+    path = str(tmp_path / "half.ckpt")
+    whole = ranks(1).run(fit, job(3, kind), 1)[0]
+    half = ranks(first).run(fit, job(1, kind, save=path), first)[0]
+    assert same_bits(half["parameters"], whole["parameters"]), "the rest trains nothing"
+    for result in ranks(then).run(fit, job(3, kind, seed=99, checkpoint=path), then):
+        assert not same_bits(result["parameters"], whole["parameters"])
+    if then > 1:
+        gathered = job(3, kind, seed=99, checkpoint=path, strategy={"exchange": AllGather()})
+        for result in ranks(then).run(fit, gathered, then):
+            assert not same_bits(result["parameters"], whole["parameters"])
+
+
+def test_the_file_holds_them_by_worker_and_stage(ranks, tmp_path):
+    paths = [str(tmp_path / f"{world}.ckpt") for world in (1, 3)]
+    for world, path in zip((1, 3), paths, strict=True):
+        ranks(world).run(fit, job(1, LedgerStrategy, save=path), world)
+    alone, spread = map(saved_by, paths)
+    total = sum(value.numel() for value in Fit().module(Options()).parameters())
+    assert sorted(alone["memories"]) == [0, 1, 2, 3]
+    for worker in range(4):
+        own, other = (file["memories"][worker]["estimator"] for file in (alone, spread))
+        assert own["length"] == other["length"] > 0
+        assert not same_bits({n: own[n] for n in ("fast", "slow")}, {n: other[n] for n in ("fast", "slow")})
+        assert (own["fast"].shape, own["fast"].dtype, own["slow"].dtype) == ((total,), torch.float32, torch.float64)
+    assert alone["counts"] == spread["counts"] == {"adopted": [6] * 4}
+    assert alone["rules"]["ledger"]["table"].shape == (4, total)
+    for stage in ("ledger", "attack"):
+        assert not same_bits(alone["rules"][stage], spread["rules"][stage])
+    assert len({worker["estimator"]["length"] for worker in alone["memories"].values()}) == 4, "each its own"
+
+
+@pytest.mark.parametrize("lost", ["length", "slow", "attack", "ledger"])
+def test_each_of_them_matters(ranks, tmp_path, lost):
+    path, blanked = str(tmp_path / "half.ckpt"), str(tmp_path / "blanked.ckpt")
+    ranks(1).run(fit, job(1, LedgerStrategy, save=path), 1)
+    file = torch.load(path, weights_only=True)
+    entry = file["lightning_byz"]["optimizers"][0]
+    if lost in entry["rules"]:
+        del entry["rules"][lost]
+    else:
+        for memory in entry["memories"].values():
+            memory["estimator"][lost] = memory["estimator"][lost] * 0
+    torch.save(file, blanked)
+    kept, other = (ranks(1).run(fit, job(3, LedgerStrategy, checkpoint=name), 1)[0] for name in (path, blanked))
+    assert same_bits(kept["parameters"], other["parameters"])
+
+
+def test_numbers_stay_and_vectors_follow_their_parameters(ranks):
+    thawing = Fit(strategy=STRATEGY, module=OnlyTrainable, trainer={"max_epochs": 3}, kind=LedgerStrategy)
+    results = [ranks(world).run(with_callbacks, thawing, ["thaw"], world)[0] for world in (1, 2, 4)]
+    for result in results[1:]:
+        assert not same_bits(result["parameters"], results[0]["parameters"])
