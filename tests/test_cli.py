@@ -128,6 +128,14 @@ def test_strategy_can_be_built_on_the_command_line(run: Run) -> None:
     assert strategy["aggregator"]["class_path"] == "lightning_byz.aggregators.Krum"
 
 
+@pytest.mark.parametrize("exchange", ["Local", "AllToAll", "AllGather"])
+def test_any_exchange_can_be_named(run: Run, exchange: str) -> None:
+    arguments = ["fit", "--config", QUICKSTART, f"--trainer.strategy.exchange={exchange}"]
+    named = strategy_of(run(*arguments, "--print_config", status=0))["exchange"]
+    assert named == {"class_path": f"lightning_byz.exchange.{exchange}"}
+    assert "Workers over 2 steps" in run(*arguments, *SHORT)
+
+
 def test_help_of_the_strategy(run: Run) -> None:
     printed = run("fit", "--trainer.strategy.help=RobustStrategy", status=0)
     for argument in (

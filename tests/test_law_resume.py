@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lightning_byz.aggregators import CTMA, CoordinateMedian
-from lightning_byz.attacks import ReverseGradient
+from lightning_byz.aggregators import CTMA, CenteredClipping, CoordinateMedian
+from lightning_byz.attacks import Replay, ReverseGradient
 from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.exchange import AllGather, AllToAll, Local
 from lightning_byz.preaggregators import NNM
 from tests.contracts.wrong_estimators import TwoAverages
 from tests.ranks import RankFailure
@@ -20,6 +21,7 @@ STRATEGY = {
     "attackers": [3],
     "attack": ReverseGradient(10),
 }
+REMEMBERING = {**STRATEGY, "f": 2, "workers": 5, "aggregator": CenteredClipping(), "attack": Replay(3)}
 OPTIONS = Options(dropout=0.2, batch_norm=True, augment=True, step_scheduler=True)
 
 
@@ -38,6 +40,23 @@ def test_resume_equals_no_interruption(ranks, tmp_path, first, then):
         assert not same_bits(result["parameters"], whole["parameters"])
         assert not same_bits(result["buffers"], whole["buffers"])
         assert result["global_step"] == whole["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [((AllToAll(), 2), (AllGather(), 4)), ((AllToAll(), 2), (Local(), 1)), ((AllGather(), 3), (None, 2))],
+)
+def test_resume_through_another_exchange_equals_no_interruption(ranks, tmp_path, first, then):
+    whole, path = ranks(1).run(fit, job(4, strategy=REMEMBERING), 1)[0], str(tmp_path / "half.ckpt")
+
+    def through(exchange, world, epochs, **rest):
+        return ranks(world).run(fit, job(epochs, strategy={**REMEMBERING, "exchange": exchange}, **rest), world)
+
+    half = through(*first, 2, save=path)[0]
+    assert same_bits(half["parameters"], whole["parameters"]), "the second half trains nothing"
+    for result in through(*then, 4, seed=99, checkpoint=path):
+        assert not same_bits(result["parameters"], whole["parameters"])
+        assert not same_bits(result["buffers"], whole["buffers"])
 
 
 def test_the_momentum_in_the_file_matters(ranks, tmp_path):

@@ -114,8 +114,9 @@ def test_names_are_the_packages_names() -> None:
         "Attack",
         "Sight",
         "Exchange",
-        "Delivery",
+        "Delivered",
         "Placement",
+        "Wire",
     }
     for family, package in families.items():
         assert set(re.findall(r"`(\w+)", table[family])) == set(package.__all__) - interfaces

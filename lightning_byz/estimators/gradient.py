@@ -15,6 +15,7 @@ class Gradient(Estimator):
     r"""Send the gradient as it is: :math:`d_t = g_t`. No memory, no cost.
 
     Example:
+        >>> import torch
         >>> Gradient().update({}, [torch.tensor([1.0, -2.0])], count=0)
         (tensor([ 1., -2.]), {})
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from lightning_byz.exchange import Exchange
 from lightning_byz.testing.case import Case, require, require_bits
 from lightning_byz.testing.law import law
+from lightning_byz.testing.opened import random_bits
 from lightning_byz.testing.world import on_every_rank, world_of
 
 _SHAPES = [(5,), (), (3, 2), (0,), (1,), (700,)]
@@ -19,25 +20,6 @@ _KINDS = [
     torch.uint8,
     torch.int32,
 ]
-
-
-def random_bits(case: Case, *shape: int, dtype: torch.dtype) -> Tensor:
-    """Numbers of any bits, a third of them NaN with payloads, infinities, subnormal numbers and zeros of both signs; alike on all ranks."""
-    if dtype == torch.bool:
-        return torch.randint(2, shape, generator=case.generator).bool()
-    count = torch.Size(shape).numel()
-    drawn = torch.randint(256, (count * dtype.itemsize,), generator=case.generator, dtype=torch.uint8)
-    values = drawn.view(dtype).clone()
-    if dtype.is_floating_point:
-        limits = torch.finfo(dtype)
-        special = [float("nan"), float("inf"), float("-inf"), limits.smallest_normal / 4, -0.0, 0.0, limits.max, 1.0]
-        which = torch.randint(3 * len(special), (count,), generator=case.generator)
-        chosen = torch.tensor(special, dtype=torch.float64)[which % len(special)].to(dtype)
-        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-        payload = torch.where(chosen.isnan(), (which % 2 + 1).to(whole), 0)
-        chosen = (chosen.view(whole) | payload).view(dtype)
-        values = torch.where(which < len(special), chosen.view(whole), values.view(whole)).view(dtype)
-    return values.view(shape)
 
 
 def _tensor(case: Case, rank: int) -> Tensor:

@@ -1,91 +1,23 @@
 """What every exchange keeps to on the way of messages: they arrive as they were written, are counted, and the aggregate comes back."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from lightning_byz.exchange import Exchange, Placement, Wire
-from lightning_byz.kernels import block_size, unusable
+from lightning_byz.exchange import Exchange, Wire
+from lightning_byz.kernels import unusable
 from lightning_byz.testing.case import Case, NothingToCheck, require, require_bits, require_equal
 from lightning_byz.testing.law import law
-from lightning_byz.testing.laws.collectives import random_bits
+from lightning_byz.testing.opened import LENGTHS, again, due_of, open_wire, random_bits
 from lightning_byz.testing.rows import DTYPES
-from lightning_byz.testing.world import World, on_every_rank, world_of
-
-_LENGTHS = [130, 1, 1000, 3, 5000, 64, 20011]
-
-
-class Opened(NamedTuple):
-    """A wire that a case has opened."""
-
-    world: World
-    placement: Placement
-    wire: Wire
-    n: int
-    d: int
-    width: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def own(self) -> slice:
-        """The coordinates of this rank's rules."""
-        part = self.wire.slice
-        return slice(0, self.d) if part is None else slice(part.start, part.stop)
-
-    def rows(self, case: Case) -> Tensor:
-        """Rows of any bits, alike on all ranks."""
-        return random_bits(case, self.n, self.d, dtype=self.dtype).to(self.device)
-
-    def write(self, rows: Tensor) -> None:
-        """Write the local workers' rows."""
-        for worker in self.wire.local:
-            self.wire.row(worker).copy_(rows[worker])
-
-    def no_facts(self) -> Tensor:
-        """What a rank says that has nothing to say."""
-        return torch.zeros(0, dtype=torch.int64)
-
-
-def _opened(exchange: Exchange, case: Case, *, d: int | None = None) -> Opened:
-    """A wire for a few workers, at least one per rank; blocks of the usual width, or several times as wide."""
-    world, device = world_of(case), case.settings["device"]
-    n = case.whole(world.ranks, max(world.ranks, case.workers))
-    d = _LENGTHS[case.seed % len(_LENGTHS)] if d is None else d
-    dtype = case.one_of(DTYPES)
-    times = case.one_of([None, None, 1, 2, 3])
-    width = block_size(d) * (times or 1)
-    case.note(n=n, d=d, dtype=dtype, width=None if times is None else width)
-    placement = exchange.place(n)
-    wire = exchange.open(d, dtype=dtype, device=device, placement=placement, width=None if times is None else width)
-    return Opened(world, placement, wire, n, d, width, dtype, device)
-
-
-def _again(exchange: Exchange, one: Opened) -> Opened:
-    """Another wire like one that is open."""
-    return one._replace(
-        wire=exchange.open(one.d, dtype=one.dtype, device=one.device, placement=one.placement, width=one.width)
-    )
-
-
-def _due(case: Case, opened: Opened) -> list[int]:
-    """All workers in order, or some of them in any order: none, one, or those of one rank."""
-    n, order = opened.n, case.order(opened.n).tolist()
-    host = opened.placement.of(case.whole(0, opened.world.ranks - 1))
-    due = case.one_of(
-        [list(range(n)), order, order[: case.whole(0, n)], order[:1], [], [w for w in order if w in host]]
-    )
-    case.note(due=due)
-    return due
+from lightning_byz.testing.world import on_every_rank
 
 
 @law("every worker lives on one rank, in order, and has a row of its own there", part=0.3)
 @on_every_rank
 def exchange_places(exchange: Exchange, case: Case) -> None:
     """Always the same memory; a worker of another rank, or one that does not exist, has none here."""
-    opened = _opened(exchange, case)
+    opened = open_wire(exchange, case)
     placement, local = opened.placement, list(opened.wire.local)
     spans = opened.world.table([placement.workers, placement.ranks, placement.rank, *_span(local)])
     lived = [worker for *_, first, stop in spans for worker in range(first, stop)]
@@ -121,7 +53,7 @@ def _refused(wire: Wire, worker: int) -> bool:
 @on_every_rank
 def exchange_slices(exchange: Exchange, case: Case) -> None:
     """``starts`` are where they begin, but for empty ones; there is no slice where the exchange says that it has none."""
-    opened = _opened(exchange, case)
+    opened = open_wire(exchange, case)
     own, whole = opened.own, opened.wire.slice is None
     wholes = opened.world.table([int(whole)])
     covered = torch.zeros(opened.d, dtype=torch.int64)
@@ -145,7 +77,7 @@ def exchange_slices(exchange: Exchange, case: Case) -> None:
 @on_every_rank
 def exchange_partials(exchange: Exchange, case: Case) -> None:
     """``gather`` and ``add`` of a slice, which sums over coordinates go through; some slices are empty."""
-    opened = _opened(exchange, case)
+    opened = open_wire(exchange, case)
     part, own = opened.wire.slice, opened.own
     if [1] in opened.world.table([int(part is None)]) or part is None:
         raise NothingToCheck
@@ -164,11 +96,11 @@ def exchange_partials(exchange: Exchange, case: Case) -> None:
 @on_every_rank
 def exchange_rows(exchange: Exchange, case: Case) -> None:
     """NaN with payloads, infinities, subnormal numbers and both zeros; rows are written again as soon as they were delivered, or kept."""
-    opened = _opened(exchange, case)
+    opened = open_wire(exchange, case)
     rows, seen = opened.rows(case), []
     opened.write(rows)
     for _ in range(case.whole(1, 3)):
-        due = _due(case, opened)
+        due = due_of(case, opened)
         vectors, _ = opened.wire.deliver(due, opened.no_facts())
         seen.append((due, vectors.clone(), rows[due][:, opened.own].clone()))
         fresh = opened.rows(case)
@@ -183,8 +115,8 @@ def exchange_rows(exchange: Exchange, case: Case) -> None:
 @on_every_rank
 def exchange_facts(exchange: Exchange, case: Case) -> None:
     """Alike on all ranks, whichever coordinates each sees; what a rank says is not written to."""
-    opened = _opened(exchange, case)
-    rows, due, ranks = opened.rows(case), _due(case, opened), opened.world.ranks
+    opened = open_wire(exchange, case)
+    rows, due, ranks = opened.rows(case), due_of(case, opened), opened.world.ranks
     said = torch.randint(2**40, (case.whole(0, 5),), generator=case.generator)
     own = said * (opened.world.rank + 1)
     kept = own.clone()
@@ -199,7 +131,7 @@ def exchange_facts(exchange: Exchange, case: Case) -> None:
 @on_every_rank
 def exchange_whole(exchange: Exchange, case: Case) -> None:
     """Each time anew, to the bit, from strided parts too; in ``out`` where it is given, of whatever dtype, with rows left alone."""
-    opened = _opened(exchange, case)
+    opened = open_wire(exchange, case)
     rows, seen = opened.rows(case), []
     opened.write(rows)
     for _ in range(case.whole(1, 3)):
@@ -226,8 +158,8 @@ def exchange_whole(exchange: Exchange, case: Case) -> None:
 @on_every_rank
 def exchange_apart(exchange: Exchange, case: Case) -> None:
     """Two of one exchange, of other lengths and dtypes or the same, used in turn."""
-    one = _opened(exchange, case)
-    other = _again(exchange, one) if case.chance(0.5) else _opened(exchange, case, d=case.one_of(_LENGTHS))
+    one = open_wire(exchange, case)
+    other = again(exchange, one) if case.chance(0.5) else open_wire(exchange, case, d=case.one_of(LENGTHS))
     wires, seen = (one, other), []
     rows = [opened.rows(case) for opened in wires]
     wholes = [random_bits(case, opened.d, dtype=opened.dtype).to(opened.device) for opened in wires]
@@ -247,8 +179,8 @@ def exchange_apart(exchange: Exchange, case: Case) -> None:
 @on_every_rank
 def exchange_traffic(exchange: Exchange, case: Case) -> None:
     """At the rank's coordinates of other ranks' due rows, and the other coordinates of the aggregate; no more, but for exceptions."""
-    opened = _opened(exchange, case)
-    due, wire = _due(case, opened), opened.wire
+    opened = open_wire(exchange, case)
+    due, wire = due_of(case, opened), opened.wire
     counted = [wire.received]
     opened.write(opened.rows(case))
     vectors, _ = wire.deliver(due, opened.no_facts())
