@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from lightning_byz import cli
+from lightning_byz.census import Arrival
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -331,4 +332,4 @@ def test_own_command_line_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     given = {"seed_everything": 1, "trainer": trainer | {"strategy": strategy}}
     done = LightningCLI(BoringModel, BoringDataModule, args={"subcommand": "fit", "fit": given})
     assert done.trainer.global_step == 2
-    assert done.trainer.strategy.report.status == ("arrived",) * 4
+    assert done.trainer.strategy.report.census.arrival == [Arrival.ARRIVED] * 4
