@@ -153,10 +153,7 @@ class Stack:
     def combination(
         self, coefficients: Float64[Tensor, " n"], about: Float[Tensor, " d"] | None = None
     ) -> Float[Tensor, " d"]:
-        """The sum of the rows times ``coefficients``, in float64, saturated to the dtype of the rows.
-
-        Where ``about`` is given, it is taken off each row and added to the sum.
-        """
+        """The sum of the rows less ``about``, times ``coefficients``, plus ``about``; in float64, saturated to the dtype of the rows."""
         numbers = coefficients.tolist()
         kept = [row for row, number in enumerate(numbers) if number != 0]
         if about is None and len(kept) == 1 and numbers[kept[0]] == 1:

@@ -123,6 +123,28 @@ def test_the_median_of_an_even_count_neither_overflows_nor_underflows() -> None:
             assert result.tolist() == [limits.max, 0.0, tiny, -limits.max / 2]
 
 
+def test_halves_of_sums_in_float32_are_those_in_float64() -> None:
+    """Numbers of all sizes, down to the smallest and up to where sums overflow, which one chunk does and another does not."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(-(2**31), 2**31 - 2**24, (4, 50_000), generator=generator, dtype=torch.int64).to(torch.int32)
+    rows = whole.view(torch.float32).nan_to_num(nan=1.0, posinf=2.0, neginf=-3.0)
+    rows[:, 20_000:] *= 1e-3
+    rows[:, 40_000:] = rows[:, 40_000:] * 1e-36 * 1e-5
+    near = rows[:1].view(torch.int32)  # and rows that differ in their last bits
+    rows[1:3, ::3] = (
+        (near + torch.tensor([[1], [2]], dtype=torch.int32))
+        .view(torch.float32)
+        .nan_to_num(nan=5.0, posinf=6.0, neginf=7.0)[:, ::3]
+    )
+    ranked = rows.sort(dim=0).values.double()
+    expected = ((ranked[1] + ranked[2]) / 2).float() + 0.0
+    assert torch.equal(bits(coordinate_median(rows, [1.0] * 4)), bits(expected))
+    for low, high in ((0, 20_000), (20_000, 40_000), (40_000, 50_000)):
+        own = coordinate_median(rows[:, low:high].contiguous(), [1.0] * 4)
+        assert torch.equal(bits(own), bits(expected[low:high]))
+        assert bool((own != 0).any())
+
+
 def test_half_of_the_weight_is_half_whatever_the_scale() -> None:
     rows = torch.tensor([[1.0], [2.0], [5.0], [7.0]])
     for scale in (1.0, 0.1, 1 / 7, 1e-3, 1e9):

@@ -20,7 +20,7 @@ class MeanAroundMedian(Aggregator):
     and of two values equally far the lower one is nearer. Also known as MeaMed.
 
     Cost: a pruned sorting network along the workers, :math:`O(d\, n \log^2 n)` comparisons done on many coordinates at once; with unequal weights
-    :math:`O(d\, n^2)`.
+    :math:`O(d\, n^2)`. Of more than 256 rows, sorts of each coordinate, :math:`O(d\, n \log n)`.
 
     Raises:
         ToleranceError: If ``f`` is not below half of the total weight.

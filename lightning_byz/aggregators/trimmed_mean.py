@@ -19,7 +19,8 @@ class TrimmedMean(Aggregator):
     Sort the workers of a coordinate by value and lay their weights end to end: what lies within :math:`f` of either end of the line is trimmed,
     a worker astride the edge counts for the part inside. With unit weights this drops the :math:`f` smallest and the :math:`f` largest values.
 
-    Cost: a pruned sorting network along the workers, :math:`O(d\, n \log^2 n)` comparisons done on many coordinates at once.
+    Cost: a pruned sorting network along the workers, :math:`O(d\, n \log^2 n)` comparisons done on many coordinates at once; a
+    sort of each coordinate, :math:`O(d\, n \log n)`, of more than 256 rows.
 
     Raises:
         ToleranceError: If ``f`` is not below half of the total weight.

@@ -33,13 +33,13 @@ def _in_float64(
     at the start of the buffer unless ``together``.
     """
     count = max(_CACHED // blocks.width, 1) if together else 1
-    buffer = torch.empty(vectors.shape[0], count * blocks.width, dtype=torch.float64, device=vectors.device)
+    buffer = torch.empty(vectors.shape[0] + 1, count * blocks.width, dtype=torch.float64, device=vectors.device)
     for first in range(0, len(blocks), count):
         some = blocks.bounds[first : first + count]
         low, high = some[0][0], some[-1][1]
-        copy = buffer[:, : high - low].copy_(vectors[:, low:high])
+        copy = buffer[:-1, : high - low].copy_(vectors[:, low:high])
         if origin is not None:
-            copy.sub_(origin[low:high].to(torch.float64))
+            copy.sub_(buffer[-1, : high - low].copy_(origin[low:high]))
         yield first, low, [(start - low, stop - low) for start, stop in some], copy
 
 

@@ -5,13 +5,14 @@ average of what lies further than ``f`` from both ends. With equal weights each 
 ordered.
 """
 
+import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.kernels.blocks import saturate
 from lightning_byz.kernels.networks import groups_of
 from lightning_byz.kernels.ordering import ranked
 from lightning_byz.kernels.shares import SLIVER
@@ -53,17 +54,42 @@ def _trimmed_shares(count: int, trimmed: float) -> list[float]:
 
 
 def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float]) -> Tensor:
-    """The average, weighted by ``shares``, of the values at each rank."""
+    """The average, weighted by ``shares``, of the values at each rank; which of two zeros comes first is nobody's business, so none is negative."""
     groups, total = groups_of(shares), sum(shares)
     ranks = {group: [rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})}
+    kept = [rank for rank, share in enumerate(shares) if share == 1] if len(ranks) == 1 else []
     result = vectors.new_empty(vectors.shape[1])
     for low, high, wires in ranked(vectors, rows, groups):
-        sums = [shares[members[0]] * _sum([wires[rank] for rank in members]) for members in ranks.values()]
-        average = (
-            _sum(sums).div_(total).add_(0.0)
-        )  # which of two zeros comes first is nobody's business: none is negative
-        result[low:high] = saturate(average, vectors.dtype)
+        own = result[low:high]
+        if len(kept) == 1:
+            torch.clamp(wires[kept[0]], *_limits(vectors.dtype), out=own).add_(0.0)
+        elif len(kept) != 2 or not _halfway(wires[kept[0]], wires[kept[1]], own):
+            sums = [_times(_sum([wires[rank] for rank in members]), shares[members[0]]) for members in ranks.values()]
+            average = reduce(Tensor.add_, sums).div_(total).add_(0.0)
+            own.copy_(average.clamp_(*_limits(vectors.dtype)))
     return result
+
+
+def _halfway(first: Tensor, second: Tensor, out: Tensor) -> bool:
+    """Write what lies between two rows of float32 to ``out``, unless they are not or their sum may overflow.
+
+    Half of a sum in float32 is what float64 gives and the cast makes of it: the sum is rounded once either way, or exact where it is so small that
+    its half is rounded.
+    """
+    if out.dtype != torch.float32 or out.device.type != "cpu":  # a look at the sum would stall a device
+        return False
+    torch.add(first, second, out=out)
+    usable = math.isfinite(float(out.sum()))
+    out.mul_(0.5).add_(0.0)
+    return usable
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    return torch.finfo(dtype).min, torch.finfo(dtype).max
+
+
+def _times(values: Tensor, factor: float) -> Tensor:
+    return values if factor == 1 else values.mul_(factor)
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
