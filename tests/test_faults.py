@@ -1,12 +1,18 @@
 """One broken worker does not stop the run, all broken workers do; absence is no fault; nothing broken is remembered."""
 
+import math
 import os
+from dataclasses import replace
 
 import pytest
+import torch
 
 from lightning_byz.aggregators import CoordinateMedian
+from lightning_byz.attacks import NonFinite
 from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.memory import Memory
 from tests.ranks import RankFailure
+from tests.rounds import robust, take
 from tests.scenarios import Classifier, Fit, Options, fit, same_bits
 
 STRATEGY = {"workers": 4, "f": 1, "aggregator": CoordinateMedian(), "estimator": WorkerMomentum(0.9)}
@@ -27,6 +33,19 @@ def test_a_nan_of_one_worker_is_left_out_and_forgotten(ranks):
     assert silent["report"].status == ("arrived", "arrived", "broken", "arrived")
     assert silent["report"].left_out == (False, False, True, False)
     assert silent["metrics"]["val_accuracy"] > 0.6
+
+
+def test_what_an_attack_breaks_is_broken_to_all():
+    attacked = robust(4, 1, CoordinateMedian(), attackers=[1], attack=NonFinite(), weights=[2.0, 1.0, 1.0, 3.0])
+    rows = torch.tensor([[2.0], [4.0], [6.0], [8.0]])
+    more = {"absent": [2], "diagnose": True}
+    _, memory, report = take(replace(attacked, estimator=WorkerMomentum(0.5)), Memory(), rows, **more)
+    assert report.status == ("arrived", "broken", "absent", "arrived")
+    assert report.adopted == (True, False, False, True)
+    assert (report.census.weights, report.census.ages, report.census.used) == ([2, 0, 0, 3], [0] * 4, [3])
+    assert report.norms.tolist() == pytest.approx([1, math.nan, math.nan, 4], nan_ok=True)
+    assert {worker: own["estimator"]["momentum"].item() for worker, own in memory.workers.items()} == {0: 1, 3: 4}
+    assert memory.counts == {"adopted": [1, 0, 0, 1]}
 
 
 def test_a_nan_on_one_rank_of_two_does_not_stop_the_run(ranks):
