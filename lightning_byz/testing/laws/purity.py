@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_byz.aggregators import Aggregator
+from lightning_byz.inside_torch import version
 from lightning_byz.random import Streams
 from lightning_byz.stack import Stack
 from lightning_byz.testing.case import Broken, Case, require, require_close, require_equal
