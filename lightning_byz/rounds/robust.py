@@ -113,8 +113,9 @@ class Robust(Round):
                 wire.row(worker).zero_()
                 continue
             row = own.gradients[0]
-            for gradient in own.gradients if scale is not None else ():
-                gradient.mul_(1.0 / scale)
+            if scale is not None:
+                for gradient in own.gradients:
+                    gradient.mul_(1.0 / scale)
             known = memory.workers[worker]["estimator"] if worker in memory.workers else self.estimator.init(row)
             estimate, left = self.estimator.update(known, own.gradients, count=adopted[worker])
             proposed[worker] = {"estimator": left_apart(self.estimator, estimate, left, row=row, memory=known)}

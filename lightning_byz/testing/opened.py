@@ -1,6 +1,6 @@
 """Wires that laws open, and what they write to them."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from lightning_byz.testing.world import World, world_of
 LENGTHS = [130, 1, 1000, 3, 5000, 64, 20011]
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class Opened:
     """A wire that a case has opened, and what it was opened for."""
 
     world: World
@@ -62,9 +63,8 @@ def open_wire(exchange: Exchange, case: Case, *, d: int | None = None) -> Opened
 
 def again(exchange: Exchange, one: Opened) -> Opened:
     """Another wire like one that is open."""
-    return one._replace(
-        wire=exchange.open(one.d, dtype=one.dtype, device=one.device, placement=one.placement, width=one.width)
-    )
+    wire = exchange.open(one.d, dtype=one.dtype, device=one.device, placement=one.placement, width=one.width)
+    return replace(one, wire=wire)
 
 
 def due_of(case: Case, wire: Opened) -> list[int]:

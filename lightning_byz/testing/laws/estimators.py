@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_byz.estimators import Estimator
+from lightning_byz.inside_torch import version
 from lightning_byz.memory import Vectors, map_vectors
 from lightning_byz.random import Streams
 from lightning_byz.testing.case import Case, require, require_bits, shown
@@ -104,13 +105,13 @@ def estimator_inputs(estimator: Estimator, case: Case) -> None:
     own = [gradient.clone() for gradient in gradients[-1]]
     held = {**memory, **{f"gradient {point}": gradient for point, gradient in enumerate(own)}}
     vectors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    before = {name: (vector.clone(), vector._version) for name, vector in vectors.items()}
+    before = {name: (vector.clone(), version(vector)) for name, vector in vectors.items()}
     passed = dict(memory)
     estimator.update(passed, own, count=len(gradients))
     for name, (kept, written) in before.items():
         require_bits(vectors[name], kept, f"{name} after the call")
         require(
-            vectors[name]._version == written, f"the estimator wrote to {name}, perhaps the numbers that were there"
+            version(vectors[name]) == written, f"the estimator wrote to {name}, perhaps the numbers that were there"
         )
     same = passed.keys() == memory.keys() and all(passed[name] is memory[name] for name in memory)
     require(same, f"the memory that was passed in names {sorted(passed)} afterwards, or holds other values")
