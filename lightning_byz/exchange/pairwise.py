@@ -146,7 +146,7 @@ def _slice(start: int, stop: int, bounds: Bounds, width: int) -> Slice:
         dist.all_gather_into_tensor(whole, own)
         return whole[:blocks]
 
-    return Slice(start, stop, total, gather, _sum)
+    return Slice(start, stop, total, gather, _sum, width)
 
 
 def _alone() -> bool:

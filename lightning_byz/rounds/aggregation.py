@@ -69,7 +69,7 @@ class Aggregation:
         layout.flatten([parameter.detach() for _, parameter in named], out=layout.views(start))
         self.memory = memory.map(
             lambda vector: layout.realign(vector, known),
-            lambda row: self._cut(layout.realign(wire.assemble(row, out=row.new_empty(known.total)), known)),
+            lambda row: self._realigned(row, known, wire),
             self._wire.slice,
             lambda point: layout.realign(point, known, start=start),
         )
@@ -129,8 +129,13 @@ class Aggregation:
         rows = {worker: wire.row(worker) for worker in self._placement.local}
         self._opened = layout, wire, {worker: (row, layout.views(row)) for worker, row in rows.items()}
 
+    def _realigned(self, row: Tensor, known: Layout, wire: Wire) -> Tensor:
+        """Carry a vector of the rules' side over to the present layout; in the rows' dtype if it was in theirs."""
+        whole = self.layout.realign(wire.assemble(row, out=row.new_empty(known.total)), known)
+        return self._cut(whole.to(self.layout.dtype) if row.dtype == known.dtype else whole)
+
     def _cut(self, whole: Tensor) -> Tensor:
         """Return this rank's coordinates of a whole vector, in memory of their own."""
         part = self._wire.slice
         own = whole if part is None else whole[part.start : part.stop]
-        return own.to(device=self._device, dtype=self.layout.dtype, copy=True)
+        return own.to(self._device, copy=True)

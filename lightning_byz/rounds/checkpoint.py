@@ -115,11 +115,9 @@ class MemoryFile:
         if isinstance(like, Tensor):
             assert value is None or isinstance(value, Tensor)
             return self._exchange.gather_to_first(value, host=host, like=like)
-        kind = torch.float64 if isinstance(like, float) else torch.int64
-        number = None if value is None else torch.tensor(value, dtype=kind, device=self._device)
-        arrived = self._exchange.gather_to_first(
-            number, host=host, like=torch.tensor(like, dtype=kind, device=self._device)
-        )
+        exact: dict[str, Any] = {"dtype": torch.float64 if isinstance(like, float) else None, "device": self._device}
+        number = None if value is None else torch.tensor(value, **exact)
+        arrived = self._exchange.gather_to_first(number, host=host, like=torch.tensor(like, **exact))
         return None if arrived is None else arrived.item()
 
     def _rules(self, values: Tensor, aggregation: Aggregation) -> Tensor:
