@@ -11,6 +11,7 @@ from lightning_byz.attacks import Gaussian, LabelFlip, Replay
 from lightning_byz.callbacks import WorkerMonitor
 from lightning_byz.data import Sizes
 from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.exchange import AllGather
 from tests.recording import ABSENT, NAN, Line, Noting, Plan, Referring, Sends, by_worker, column, joined, number, train
 from tests.test_bites import Unused, file_of
 from tests.test_bites_workers import Validates, kept, shared
@@ -54,6 +55,41 @@ def test_rows_weights_f_and_the_aggregate(ranks):
     for result in results:
         for worker, indices in by_worker(result, "index").items():
             assert indices == [[worker], [5 + worker], [10 + worker]]
+
+
+class Longest(Noting):
+    """The row with the greatest sum: it adds up coordinates past the Stack."""
+
+    def __call__(self, stack, *, generator=None):
+        super().__call__(stack, generator=generator)
+        return stack.vectors[stack.vectors.sum(1).argmax()]
+
+
+def test_where_each_rank_sees_whole_rows_a_rule_may_mix_coordinates(ranks):
+    rows = ((1, 2, 3, 4, 5), (1, 2, 6, 4, NAN))
+    results = ranks(2).run(train, plan(rows, Longest, exchange=AllGather()), 2)
+    for result, others in zip(results, (2, 3), strict=True):
+        assert shown(result, "rows") == [[1, 2, 3, 4, 5], [1, 2, 6, 4, 0]]
+        assert shown(result, "weights") == [[1] * 5, [1, 1, 1, 1, 0]]
+        assert column(result, "gradient") == [5, 6]
+        assert result["weight"] == -11
+        assert column(result, "bytes_received") == [4 * 70 * others] * 2, "the rows of the other rank's workers"
+
+
+class Spoils(Noting):
+    """From the second step on, its very last number is none."""
+
+    def __call__(self, stack, *, generator=None):
+        vector = super().__call__(stack, generator=generator)
+        if len(self.seen) > 1 and stack.slice is not None and stack.slice.stop == stack.slice.total == 70:
+            vector[-1] = math.inf
+        return vector
+
+
+def test_a_number_that_is_not_finite_on_one_rank_stops_all(ranks):
+    for result in ranks(2).run(train, plan(((1, 2, 3, 4, 5),) * 3, Spoils, may_fail=True), 2):
+        assert result["error"].startswith("RuntimeError: Spoils returned values that are not finite")
+        assert column(result, "weight") == [-3]
 
 
 def test_the_report_is_of_all_workers_and_all_coordinates(ranks):
@@ -124,13 +160,13 @@ def test_a_buffer_that_changes_on_the_other_rank_only(ranks, tmp_path):
 
 
 def test_one_worker_per_rank_keeps_what_was_accepted(ranks, tmp_path):
-    path = str(tmp_path / "four.ckpt")
+    path, later = (str(tmp_path / name) for name in ("four.ckpt", "five.ckpt"))
     rows = ((2, 8), (2, NAN), (NAN, NAN), (ABSENT, 8), (2, NAN))
-    more = {"module": Validates, "trainer": {"val_check_interval": 1}, "save": {4: path}}
+    more = {"module": Validates, "trainer": {"val_check_interval": 1}, "save": {4: path, 5: later}}
     results = ranks(2).run(train, pair(rows, estimator=WorkerMomentum(0.5), **more), 2)
     assert [by_worker(result, "mean") for result in results] == [{0: [0, 1, 1.5, 1.5, 1.5]}, {1: [0, 4, 4, 4, 6]}]
     assert kept(path) == [1.5, 6]
-    assert kept(path, "norm.num_batches_tracked") == [2, 2]
+    assert [kept(file, "norm.num_batches_tracked") for file in (path, later)] == [[2, 2], [3, 2]]
     assert number(shared(path)) == 3.75
     memories = file_of(path)["optimizers"][0]["memories"]
     assert [number(memories[worker]["estimator"]["momentum"]) for worker in (0, 1)] == [1.5, 6]

@@ -2,16 +2,17 @@
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from lightning_byz.aggregators import CoordinateMedian
 from lightning_byz.attacks import NonFinite
-from lightning_byz.estimators import WorkerMomentum
+from lightning_byz.estimators import Estimator, WorkerMomentum
 from lightning_byz.memory import Memory
 from tests.ranks import RankFailure
+from tests.recording import Noting
 from tests.rounds import robust, take
 from tests.scenarios import Classifier, Fit, Options, fit, same_bits
 
@@ -46,6 +47,26 @@ def test_what_an_attack_breaks_is_broken_to_all():
     assert report.norms.tolist() == pytest.approx([1, math.nan, math.nan, 4], nan_ok=True)
     assert {worker: own["estimator"]["momentum"].item() for worker, own in memory.workers.items()} == {0: 1, 3: 4}
     assert memory.counts == {"adopted": [1, 0, 0, 1]}
+
+
+@dataclass(frozen=True)
+class Louder(Estimator):
+    """Sends the gradient, once more for each estimate that was adopted."""
+
+    def init(self, like):
+        return {}
+
+    def update(self, memory, gradients, *, count):
+        return gradients[0] * (count + 1), memory
+
+
+def test_estimates_are_counted_by_worker_and_only_those_that_were_adopted():
+    round, memory = replace(robust(3, 1, rule := Noting()), estimator=Louder()), Memory()
+    nan = math.nan
+    for values, absent in [((1, 1, 1), ()), ((1, 1, 1), (1,)), ((1, 1, nan), ()), ((nan, nan, 1), ()), ((1, 1, 1), ())]:
+        _, memory, _ = take(round, memory, torch.tensor(values, dtype=torch.float32)[:, None], absent=absent)
+    assert [seen["rows"] for seen in rule.seen] == [[1, 1, 1], [2, 0, 2], [3, 2, 0], [4, 3, 3]]
+    assert memory.counts == {"adopted": [4, 3, 3]}
 
 
 def test_a_nan_on_one_rank_of_two_does_not_stop_the_run(ranks):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
-from lightning_byz.attacks import Attack
+from lightning_byz.attacks import Attack, NonFinite
 from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
-from lightning_byz.rounds import Aggregation
+from lightning_byz.rounds import Aggregation, Attackers
 from lightning_byz.stack import Stack
 from tests.rounds import robust, take
 from tests.scenarios import Fit, Options, attempt, fit, same_bits
@@ -155,6 +155,14 @@ def test_the_reference_is_the_last_aggregate_and_the_attack_tries_the_same():
     assert first.tolist() != second.tolist()
 
 
+def test_a_reference_that_an_attack_makes_up_is_tried():
+    seen: list = []
+    defence, made_up, last = robust(4, 1, Remembers(seen)).defence, torch.tensor([5.0, 6.0]), torch.tensor([7.0, 8.0])
+    for reference in (made_up, None):
+        defence.tried(Stack(rows(1, 2, 3, 4), f=1.0, reference=reference), step=0, reference=last)
+    assert [value.tolist() for value in seen] == [[5, 6], [7, 8]]
+
+
 def test_a_rule_that_does_not_ask_is_shown_nothing():
     @dataclass(frozen=True)
     class Silent(Remembers):
@@ -182,6 +190,23 @@ def test_the_past_holds_usable_rows_of_taken_steps_only():
         _, memory, _ = take(round, memory, sent, absent=absent)
         past = round.attackers.past(memory)
         assert {worker: [float(row[0]) for row in kept] for worker, kept in past.items()} == expected
+
+
+class Stalest(Stale):
+    @property
+    def remembers(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("attack", "shown"), [(Stale(), {3: [2, 3, 4]}), (Stalest(), {3: [4]}), (NonFinite(), {}), (None, {})]
+)
+def test_an_attack_is_shown_as_much_as_it_remembers_whatever_the_file_holds(attack, shown):
+    round, memory = robust(4, 1, CoordinateMedian(), attackers=[3], attack=Stale()), Memory()
+    for value in (1, 2, 3, 4):
+        _, memory, _ = take(round, memory, rows(0, 0, 0, value))
+    past = Attackers([3], attack).past(memory)
+    assert {worker: [float(row[0]) for row in kept] for worker, kept in past.items()} == shown
 
 
 def test_the_reference_outlives_the_rows_it_was_a_view_of():

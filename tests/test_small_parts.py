@@ -20,6 +20,7 @@ from lightning_byz.flat import Layout
 from lightning_byz.kernels import block_size
 from lightning_byz.memory import Memory
 from lightning_byz.random import Streams, derive, generator
+from lightning_byz.rounds.checks import check_rows, check_vector, left_apart
 from lightning_byz.strategies.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, split_loader
 from tests.rounds import robust, take
 
@@ -199,3 +200,40 @@ def test_a_steps_time_is_the_exchanges_or_the_rules(monkeypatch):
     monkeypatch.setattr("lightning_byz.rounds.robust.perf_counter", iter((1.0, 3.0, 10.0, 26.0)).__next__)
     report = take(robust(2, 0, Mean()), Memory(), torch.ones(2, 3)).report
     assert (report.exchange_seconds, report.rule_seconds) == (2 + 16, 7)
+
+
+ROW, BLANK = torch.zeros(3), {"slow": torch.zeros(3), "tail": torch.zeros(2), "length": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "left", "sentence"),
+    [
+        (None, {}, "must return an estimate of 3 torch.float32 coordinates, not None"),
+        (torch.zeros(1, 3), {}, r"not \(1, 3\) of torch.float32"),
+        (torch.zeros(3, dtype=torch.float64), {}, r"not \(3,\) of torch.float64"),
+        (ROW, {"more": 0.0}, "returned the memory .*'more': '0.0'"),
+        (ROW, {"slow": torch.zeros(2)}, r"'slow': '\(2,\) of torch.float32'"),
+        (ROW, {"slow": torch.zeros(3, dtype=torch.float64)}, r"'slow': '\(3,\) of torch.float64'"),
+        (ROW, {"length": 0}, "'length': '0'"),
+        (ROW, {"length": torch.zeros(())}, r"'length': '\(\) of torch.float32'"),
+    ],
+)
+def test_an_estimator_that_breaks_its_word_is_named(estimate, left, sentence):
+    with pytest.raises(ValueError, match=f"WorkerMomentum.*{sentence}"):
+        left_apart(WorkerMomentum(), estimate, {**BLANK, **left}, row=ROW, memory=BLANK)
+
+
+def test_what_an_estimator_leaves_outlives_the_row():
+    row = torch.tensor([1.0, 2.0, 3.0])
+    left = left_apart(WorkerMomentum(), row, {"slow": row, "tail": row[1:], "length": 4.0}, row=row, memory=BLANK)
+    row.fill_(9.0)
+    assert (left["slow"].tolist(), left["tail"].tolist(), left["length"]) == ([1, 2, 3], [2, 3], 4.0)
+
+
+def test_what_is_no_aggregate_and_what_are_no_rows_is_said():
+    for wrong in (None, torch.zeros(3, 1), torch.zeros(2), torch.zeros(3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="Rule must return a floating point vector of 3 coordinates, not "):
+            check_vector("Rule", wrong, coordinates=3)
+    for wrong in (None, torch.zeros(2, 4), torch.zeros(1, 3), torch.zeros(6)):
+        with pytest.raises(ValueError, match=r"Attack\.replace must return 2 rows of 3 coordinates, not "):
+            check_rows("Attack", wrong, (2, 3))
