@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_byz.aggregators import Mean
+from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
+from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
 from lightning_byz.preaggregators import PreAggregator
+from lightning_byz.random import Streams
+from lightning_byz.rounds import WorkerBuffers
+from lightning_byz.strategies.run import Run
 from tests.rounds import robust, take
-from tests.scenarios import Classifier, Fit, fit, same_bits
+from tests.scenarios import Classifier, Fit, Options, fit, same_bits
 
 
 class Twins(Classifier):
@@ -85,3 +89,13 @@ def test_both_are_resumed(ranks, tmp_path):
     ranks(2).run(fit, Fit(strategy=strategy, module=Twins, trainer={"max_epochs": 1}, save=path), 2)
     for result in ranks(2).run(fit, Fit(strategy=strategy, module=Twins, checkpoint=path), 2):
         assert not same_bits(result["parameters"], whole["parameters"])
+
+
+def test_each_goes_on_with_its_own_round_when_the_rounds_change():
+    module, placement = Classifier(Options()), Local().place(2)
+    buffers, streams = WorkerBuffers(module, placement.local), Streams(torch.device("cpu"))
+    run = Run(module, Local(), placement, buffers=buffers, streams=streams, seed=0)
+    for f in (0, 1):
+        run.begin(lambda optimizer, f=f: robust(4, f, CoordinateMedian(), optimizer=optimizer))
+        defences = [run.aggregation(index).round.defence for index in (1, 0)]
+        assert [(defence.f, defence.optimizer) for defence in defences] == [(f, 1), (f, 0)]
