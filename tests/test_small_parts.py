@@ -126,6 +126,15 @@ def test_a_flat_vector_carries_mixed_dtypes_and_missing_gradients():
         assert gradient is None or (torch.equal(parameter.grad, gradient) and parameter.grad.dtype == parameter.dtype)
 
 
+def test_a_parameter_without_numbers_has_a_gradient_without_any():
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in (2, (0, 3), 1)]
+    layout = Layout.of(zip("abc", parameters, strict=True))
+    vector = torch.tensor([1.0, 2.0, 3.0])
+    layout.write(vector, parameters, used=[1, 1, 1])
+    assert [parameter.grad.tolist() for parameter in parameters] == [[1, 2], [], [3]]
+    assert parameters[1].grad.shape == (0, 3)
+
+
 def test_a_sparse_gradient_is_refused_by_name():
     layout = Layout.of([("words.weight", torch.zeros(3, 2))])
     sparse = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (3, 2), check_invariants=True)

@@ -1,16 +1,20 @@
 """Two optimizers never draw the same numbers, and each has its own wire, memory and layout."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
+from lightning_byz.callbacks import WorkerMonitor
 from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.rounds import WorkerBuffers
+from lightning_byz.strategies import RobustStrategy
 from lightning_byz.strategies.run import Run
 from tests.rounds import robust, take
 from tests.scenarios import Classifier, Fit, Options, fit, same_bits
@@ -72,6 +76,34 @@ def test_a_gan_is_shouted_at_with_other_noise_at_each_optimizer(ranks, world):
     assert torch.equal(first, second), "drawn again"
     assert first.abs().amin() > 0, "noise at every coordinate: the gradients are zero"
     assert len({round(float(row[0, 0]), 6) for row in first}) == len(first) == 8, "another at each optimizer and step"
+
+
+class Heard(DummyLogger):
+    """Keeps the steps under which something of workers was logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def log_metrics(self, metrics, step):
+        self.steps += [step] * ("worker_norm/0" in metrics)
+
+
+def test_both_are_logged_under_the_step_of_their_batch():
+    heard, strategy = Heard(), RobustStrategy(f=0, aggregator=Mean())
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=strategy,
+        logger=heard,
+        callbacks=[WorkerMonitor()],
+        max_steps=6,
+        log_every_n_steps=1,
+        **quiet,
+    )
+    trainer.fit(Twins(Options()))
+    assert heard.steps == [0, 0, 1, 1, 2, 2]
 
 
 def test_rules_that_draw_draw_otherwise_at_each_optimizer():
