@@ -7,7 +7,7 @@ from torch import nn
 from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import Constant, Replay
 from lightning_byz.estimators import WorkerMomentum
-from tests.recording import ABSENT, NAN, Line, Referring, train
+from tests.recording import ABSENT, NAN, Line, Referring, column, train
 from tests.test_bites import file_of, noted, shown
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine", "ignore:.*workers attack in this")
@@ -41,6 +41,15 @@ def test_who_never_sent_anything_remembers_nothing(tmp_path):
     train(noted(((2, 4, ABSENT, NAN),), estimator=WorkerMomentum(0.5), save={1: path}))
     memories = file_of(path)["optimizers"][0]["memories"]
     assert {worker: own["estimator"]["momentum"].item() for worker, own in memories.items()} == {0: 1, 1: 2}
+
+
+def test_who_is_weighed_by_the_size_of_a_shard_goes_on_with_what_it_remembers(tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    plan = noted(((2, 4, 6, 8),), Referring, estimator=WorkerMomentum(0.5), weights="samples")
+    train(plan.but(save={1: path}))
+    resumed = train(plan.but(checkpoint=path, trainer={"max_epochs": 2}))
+    assert (shown(resumed, "rows"), shown(resumed, "reference")) == ([[1.5, 3, 4.5, 6]], [2.5])
+    assert column(resumed, "step") == [1]
 
 
 def test_a_narrow_module_is_resumed_in_its_own_dtype(tmp_path):

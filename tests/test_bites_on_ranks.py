@@ -212,6 +212,20 @@ def test_attackers_are_workers_wherever_they_live(ranks):
             assert seen["label"] == ([19 - seen["index"][0]] if seen["worker"] in (1, 3) else seen["index"])
 
 
+def not_a_number_at_the_end(stack, attackers, generator):
+    rows = stack.vectors[attackers].clone()
+    if stack.slice.stop == stack.slice.total:
+        rows[:, -1] = NAN
+    return rows
+
+
+def test_what_an_attack_breaks_in_one_slice_is_broken_in_all(ranks):
+    attacked = plan(((1, 2, 3, 4, 6),), attackers=[4], attack=Sends(not_a_number_at_the_end))
+    for result in ranks(2).run(train, attacked, 2):
+        assert shown(result, "weights") == [[1, 1, 1, 1, 0]]
+        assert column(result, "gradient") == [2.5]
+
+
 class Ragged(Line):
     """Does not train: rows that an attack sends are no multiples of (1, 2, ..., 70), and neither is what they come to."""
 

@@ -11,6 +11,7 @@ from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
 from lightning_byz.rounds import Aggregation, Attackers
 from lightning_byz.stack import Stack
+from tests.recording import Passes
 from tests.rounds import robust, take
 from tests.scenarios import Fit, Options, attempt, fit, same_bits
 from tests.test_lightning_life import Adversaries, OnlyTrainable, with_callbacks
@@ -153,6 +154,21 @@ def test_the_reference_is_the_last_aggregate_and_the_attack_tries_the_same():
     assert seen[:2] == [None, None]
     assert [value.tolist() for value in seen[2:]] == [first.tolist()] * 2 + [second.tolist()] * 2
     assert first.tolist() != second.tolist()
+
+
+def test_a_preaggregator_may_ask_for_the_reference_too():
+    class Asks(Passes):
+        uses_reference = True
+
+        def __call__(self, stack, *, generator=None):
+            seen.append(None if stack.reference is None else stack.reference.tolist())
+            return stack
+
+    seen: list = []
+    round, memory = robust(4, 1, CoordinateMedian(), preaggregators=[Asks()]), Memory()
+    for _ in range(2):
+        _, memory, _ = take(round, memory, rows(1, 2, 3, 4))
+    assert seen == [None, [2.5, -2.5]]
 
 
 def test_a_reference_that_an_attack_makes_up_is_tried():

@@ -71,11 +71,35 @@ def test_streams_are_keyed_inside_and_untouched_outside():
     assert [*seen, draws()] == expected
 
 
+def draws_and_fails(enter):
+    if enter is not None:
+        enter(5, "b")
+    draws()
+    raise KeyError
+
+
 def test_streams_are_put_back_after_an_error():
     streams, before = Streams(CPU), torch.get_rng_state()
-    with pytest.raises(KeyError), streams.inside(5, "a"):
-        raise KeyError
-    assert torch.equal(torch.get_rng_state(), before)
+    with streams.inside(5, "a", remember=True):
+        pass
+    for block in (streams.inside(5, "a"), streams.together(), streams.again()):
+        with pytest.raises(KeyError), block as enter:
+            draws_and_fails(enter)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_streams_go_on_where_they_were_remembered_last():
+    streams = Streams(CPU)
+    with streams.inside(5, "a"):
+        expected = [draws() for _ in range(3)]
+    with streams.inside(5, "a", remember=True):
+        seen = [draws()]
+    with streams.inside(5, "b"):
+        draws()
+    for _ in range(2):
+        with streams.again():
+            seen.append(draws())
+    assert seen == expected
 
 
 def test_a_flat_vector_carries_mixed_dtypes_and_missing_gradients():
@@ -100,6 +124,15 @@ def test_a_flat_vector_carries_mixed_dtypes_and_missing_gradients():
     for (_, parameter), gradient in zip(parameters, gradients, strict=True):
         assert (parameter.grad is None) == (gradient is None)
         assert gradient is None or (torch.equal(parameter.grad, gradient) and parameter.grad.dtype == parameter.dtype)
+
+
+def test_a_parameter_without_numbers_has_a_gradient_without_any():
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in (2, (0, 3), 1)]
+    layout = Layout.of(zip("abc", parameters, strict=True))
+    vector = torch.tensor([1.0, 2.0, 3.0])
+    layout.write(vector, parameters, used=[1, 1, 1])
+    assert [parameter.grad.tolist() for parameter in parameters] == [[1, 2], [], [3]]
+    assert parameters[1].grad.shape == (0, 3)
 
 
 def test_a_sparse_gradient_is_refused_by_name():

@@ -1,15 +1,23 @@
 """Two optimizers never draw the same numbers, and each has its own wire, memory and layout."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
-from lightning_byz.aggregators import Mean
+from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
+from lightning_byz.callbacks import WorkerMonitor
+from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
 from lightning_byz.preaggregators import PreAggregator
+from lightning_byz.random import Streams
+from lightning_byz.rounds import WorkerBuffers
+from lightning_byz.strategies import RobustStrategy
+from lightning_byz.strategies.run import Run
 from tests.rounds import robust, take
-from tests.scenarios import Classifier, Fit, fit, same_bits
+from tests.scenarios import Classifier, Fit, Options, fit, same_bits
 
 
 class Twins(Classifier):
@@ -70,6 +78,34 @@ def test_a_gan_is_shouted_at_with_other_noise_at_each_optimizer(ranks, world):
     assert len({round(float(row[0, 0]), 6) for row in first}) == len(first) == 8, "another at each optimizer and step"
 
 
+class Heard(DummyLogger):
+    """Keeps the steps under which something of workers was logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def log_metrics(self, metrics, step):
+        self.steps += [step] * ("worker_norm/0" in metrics)
+
+
+def test_both_are_logged_under_the_step_of_their_batch():
+    heard, strategy = Heard(), RobustStrategy(f=0, aggregator=Mean())
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=strategy,
+        logger=heard,
+        callbacks=[WorkerMonitor()],
+        max_steps=6,
+        log_every_n_steps=1,
+        **quiet,
+    )
+    trainer.fit(Twins(Options()))
+    assert heard.steps == [0, 0, 1, 1, 2, 2]
+
+
 def test_rules_that_draw_draw_otherwise_at_each_optimizer():
     rows, seen = torch.ones(4, 3), []
     for optimizer in (0, 1, 0):
@@ -85,3 +121,13 @@ def test_both_are_resumed(ranks, tmp_path):
     ranks(2).run(fit, Fit(strategy=strategy, module=Twins, trainer={"max_epochs": 1}, save=path), 2)
     for result in ranks(2).run(fit, Fit(strategy=strategy, module=Twins, checkpoint=path), 2):
         assert not same_bits(result["parameters"], whole["parameters"])
+
+
+def test_each_goes_on_with_its_own_round_when_the_rounds_change():
+    module, placement = Classifier(Options()), Local().place(2)
+    buffers, streams = WorkerBuffers(module, placement.local), Streams(torch.device("cpu"))
+    run = Run(module, Local(), placement, buffers=buffers, streams=streams, seed=0)
+    for f in (0, 1):
+        run.begin(lambda optimizer, f=f: robust(4, f, CoordinateMedian(), optimizer=optimizer))
+        defences = [run.aggregation(index).round.defence for index in (1, 0)]
+        assert [(defence.f, defence.optimizer) for defence in defences] == [(f, 1), (f, 0)]

@@ -1,10 +1,13 @@
 """Stages that the library has never heard of are remembered, moved to another layout and resumed bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from lightning_byz.aggregators import CoordinateMedian, Mean
+from lightning_byz.estimators import Gradient
 from lightning_byz.exchange import AllGather, AllToAll, Local
 from lightning_byz.exchange.pairwise import slice_bounds
 from lightning_byz.memory import Memory, Sliced
@@ -92,7 +95,14 @@ def test_numbers_stay_and_vectors_follow_their_parameters(ranks):
         assert not same_bits(result["parameters"], results[0]["parameters"])
 
 
-# ---------------------------------------------------------------------- points, to which no stage of ours refers yet
+# ---------------------------------------------------------------------- what no stage of ours leaves yet: points, numbers
+
+
+class Numbers(Gradient):
+    """Remembers a whole number, and one that is none."""
+
+    def init(self, like):
+        return {"times": 0, "length": 0.0}
 
 
 STEPS, RAMP = [5, 9, 7, 5], torch.tensor([1.0, 2.0, 3.0])
@@ -105,17 +115,19 @@ def of_three_parameters() -> tuple[Aggregation, MemoryFile, WorkerBuffers]:
         dist.init_process_group("gloo")
     exchange, cpu, module = AllToAll(), torch.device("cpu"), torch.nn.Linear(3, 1, bias=False)
     placement = exchange.place(4)
-    aggregation = Aggregation(robust(4, 0, Mean()), exchange, placement, device=cpu)
+    round = replace(robust(4, 0, Mean()), estimator=Numbers())
+    aggregation = Aggregation(round, exchange, placement, device=cpu)
     aggregation.fit(list(module.named_parameters()))
     return aggregation, MemoryFile(exchange, placement, device=cpu), WorkerBuffers(module, placement.local)
 
 
 def file_of_points() -> dict:
     """Return this rank's file after nine steps and a fault."""
-    aggregation, file, buffers = of_three_parameters()
-    own = {STEPS[worker]: STEPS[worker] * RAMP for worker in AllToAll().place(4).local}
+    (aggregation, file, buffers), local = of_three_parameters(), AllToAll().place(4).local
+    own = {STEPS[worker]: STEPS[worker] * RAMP for worker in local}
+    workers = {worker: {"estimator": {"times": 2**60 + worker, "length": 0.1 + worker}} for worker in local}
     counts, rules = {"adopted": [1, 2, 3, 4], "point": STEPS}, {"rule": Sliced({"table": torch.stack([RAMP, -RAMP])})}
-    aggregation.adopt(Memory(9, 1, rules=rules, counts=counts, points=own), aggregation.layout)
+    aggregation.adopt(Memory(9, 1, workers, rules=rules, counts=counts, points=own), aggregation.layout)
     return file.collect({0: aggregation}, buffers, seed=3)
 
 
@@ -129,12 +141,14 @@ def memory_from(saved: dict) -> dict:
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_points_are_in_the_file_once_and_with_whoever_refers_to_them(ranks, first):
+def test_numbers_are_in_the_file_and_points_once_and_with_whoever_refers_to_them(ranks, first):
     saved, *others = ranks(first).run(file_of_points)
     entry = saved["optimizers"][0]
     assert {step: point.tolist() for step, point in entry["points"].items()} == {
         step: [step, 2 * step, 3 * step] for step in (5, 7, 9)
     }
+    kept = {worker: own["estimator"] for worker, own in entry["memories"].items()}
+    assert kept == {worker: {"times": 2**60 + worker, "length": 0.1 + worker} for worker in range(4)}
     assert entry["rules"]["rule"]["table"].tolist() == [[1, 2, 3], [-1, -2, -3]]
     for other in others:
         assert [other["optimizers"][0][name] for name in ("points", "rules")] == [{}, {}], "rank 0 writes the file"
@@ -171,8 +185,10 @@ def slices_of_the_reference() -> list[tuple[int, int, list[float]]]:
     seen.append(aggregation.memory.rules["reference"])
     aggregation.fit([("other", other), ("one", one)])
     seen.append(aggregation.memory.rules["reference"])
-    aggregation.adopt(Memory(rules={"reference": Sliced({"aggregate": torch.arange(140.0)})}), aggregation.layout)
+    whole = torch.arange(140.0)
+    aggregation.adopt(Memory(rules={"reference": Sliced({"aggregate": whole})}), aggregation.layout)
     seen.append(aggregation.memory.rules["reference"])
+    whole.fill_(-1.0)  # what is remembered is in memory of its own
     return [(held.slice.start, held.slice.stop, held.values["aggregate"].tolist()) for held in seen]
 
 
