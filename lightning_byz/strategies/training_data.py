@@ -1,9 +1,11 @@
 """Gives each logical worker its loader, inside Lightning's own handling of loaders and batches."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_byz.data import IID, Partition
 from lightning_byz.exchange import Placement
@@ -19,6 +21,8 @@ from lightning_byz.strategies.loaders import (
     shard_size,
     split_loader,
 )
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class TrainingData:
@@ -81,6 +85,20 @@ class TrainingData:
         replace_before_transfer(
             self._module,
             lambda batch, dataloader_idx=0: batch if self._trainer.training else before(batch, dataloader_idx),
+        )
+
+    @cached_property
+    def hooks_transfer(self) -> bool:
+        """Whether the module or the data module overrides a hook around the transfer of a batch, which may draw."""
+        owners = (
+            (self._module, pl.LightningModule),
+            (getattr(self._trainer, "datamodule", None), pl.LightningDataModule),
+        )
+        return any(
+            is_overridden(hook, owner, parent)
+            for owner, parent in owners
+            if owner is not None
+            for hook in TRANSFER_HOOKS
         )
 
     def remove(self) -> None:

@@ -119,15 +119,18 @@ class WorkerLoop:
         self._forget()
         return sent
 
-    def each(self, function: Callable[[Any], Any], batch: Any, purpose: str) -> Any:
-        """Apply ``function`` to each worker's part of a batch, in a random stream of its own."""
+    def each(self, function: Callable[[Any], Any], batch: Any, *, purpose: str | None = None) -> Any:
+        """Apply ``function`` to each worker's part of a batch; in a random stream of its own where it has a purpose that draws."""
         epoch, batch_idx = self._position
         parts = [batch] if self._placement.one_per_rank else _parts(batch, len(self._placement.local))
-        done = []
-        with self._streams.together() as enter:
-            for worker, part in zip(self._placement.local, parts, strict=True):
-                enter(self._seed, purpose, epoch, batch_idx + 1, worker)
-                done.append(function(part))
+        if purpose is None:
+            done = [function(part) for part in parts]
+        else:
+            done = []
+            with self._streams.together() as enter:
+                for worker, part in zip(self._placement.local, parts, strict=True):
+                    enter(self._seed, purpose, epoch, batch_idx + 1, worker)
+                    done.append(function(part))
         return done[0] if self._placement.one_per_rank else WorkerBatches(done)
 
     @contextmanager

@@ -77,9 +77,11 @@ class WorkerStrategy(DDPStrategy):
         run, transfer = self._run, super().batch_to_device
         if run is None or self._data is None or not run.module.trainer.training:
             return transfer(batch, device, dataloader_idx)
+        if not self._data.hooks_transfer:
+            return run.loop.each(lambda part: transfer(part, device, dataloader_idx), batch)
         before = before_transfer(run.module)
         return run.loop.each(
-            lambda part: transfer(before(part, dataloader_idx), device, dataloader_idx), batch, "transfer"
+            lambda part: transfer(before(part, dataloader_idx), device, dataloader_idx), batch, purpose="transfer"
         )
 
     # ------------------------------------------------------------------ steps
