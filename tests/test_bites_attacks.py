@@ -32,6 +32,12 @@ def test_an_attacker_sees_usable_rows_and_sends_in_its_own_place():
     assert column(record, "weight")[:2] == pytest.approx([-44 / 4, -11 - 43 / 3])
 
 
+def test_an_attack_may_send_what_it_was_shown():
+    swaps = Sends(lambda stack, attackers, generator: stack.vectors[1:3])
+    record = train(noted(((1, 2, 3, 4),), coordinates=70, attackers=[2, 1], attack=swaps))
+    assert shown(record, "rows") == [[1, 3, 2, 4]]
+
+
 def test_an_attackers_broken_row_counts_as_one():
     plan = noted(((1, 2, 3, 4),) * 2, Mean, attackers=[2], attack=NonFinite())
     record = train(plan)

@@ -52,6 +52,13 @@ def test_who_is_weighed_by_the_size_of_a_shard_goes_on_with_what_it_remembers(tm
     assert column(resumed, "step") == [1]
 
 
+def test_a_file_before_the_first_step_holds_no_optimizer(tmp_path):
+    path = str(tmp_path / "none.ckpt")
+    plan = noted(((2,), (4,)), workers=1, f=0, trainer={"accumulate_grad_batches": 2}, save={1: path})
+    assert train(plan)["weight"] == -3
+    assert file_of(path)["optimizers"] == {}
+
+
 def test_a_narrow_module_is_resumed_in_its_own_dtype(tmp_path):
     path = str(tmp_path / "one.ckpt")
     more = {"estimator": WorkerMomentum(0.5), "trainer": {"precision": "bf16-true", "max_epochs": 2}}

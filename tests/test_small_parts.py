@@ -12,14 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_byz.aggregators import Mean
+from lightning_byz.attacks import NonFinite
 from lightning_byz.data import IID
 from lightning_byz.estimators import Gradient, WorkerMomentum
-from lightning_byz.exchange import Placement
+from lightning_byz.exchange import Local, Placement
 from lightning_byz.exchange.pairwise import slice_bounds
 from lightning_byz.flat import Layout
 from lightning_byz.kernels import block_size
 from lightning_byz.memory import Memory
 from lightning_byz.random import Streams, derive, generator
+from lightning_byz.rounds import Aggregation
 from lightning_byz.rounds.checks import check_rows, check_vector, left_apart
 from lightning_byz.strategies.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, split_loader
 from tests.rounds import robust, take
@@ -226,6 +228,16 @@ def test_an_empty_shard_names_the_workers():
             workers=15,
             seed=3,
         )
+
+
+def test_a_turns_key_is_epoch_batch_and_worker():
+    placement, exchange = Placement(5, 2, 1), Local()
+    aggregation = Aggregation(robust(5, 1, Mean(), attackers=[3], attack=NonFinite()), exchange, placement, device=CPU)
+    turns = aggregation.turns((7, 9))
+    assert [(turn.worker, turn.key, turn.attacks) for turn in turns] == [
+        (3, ("step", 7, 9, 3), True),
+        (4, ("step", 7, 9, 4), False),
+    ]
 
 
 def test_a_steps_time_is_the_exchanges_or_the_rules(monkeypatch):

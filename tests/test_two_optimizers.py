@@ -16,6 +16,7 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import WorkerBuffers
 from lightning_byz.strategies import RobustStrategy
 from lightning_byz.strategies.run import Run
+from tests.recording import Noting
 from tests.rounds import robust, take
 from tests.scenarios import Classifier, Fit, Options, fit, same_bits
 
@@ -107,11 +108,13 @@ def test_both_are_logged_under_the_step_of_their_batch():
 
 
 def test_rules_that_draw_draw_otherwise_at_each_optimizer():
-    rows, seen = torch.ones(4, 3), []
+    rows, seen, noting = torch.ones(4, 3), [], Noting()
     for optimizer in (0, 1, 0):
-        round = robust(4, 0, Mean(), preaggregators=[Jitters()], optimizer=optimizer)
+        round = robust(4, 0, noting, preaggregators=[Jitters()], optimizer=optimizer)
         seen.append(take(round, Memory(), rows).vector.tolist())
     assert seen[0] == seen[2] != seen[1]
+    first, second, again = (shown["draw"] for shown in noting.seen)
+    assert first == again != second
 
 
 def test_both_are_resumed(ranks, tmp_path):
