@@ -26,7 +26,7 @@ class Census:
         arrival: What became of each worker's message.
         weights: How much each worker's row counts at this step; 0 for a row that is broken or absent.
         ages: Steps since the row in use was computed.
-        used: For each parameter, by how many of the rows in use it was used.
+        used: For each parameter, by how many of the workers that sent something it was used.
 
     """
 

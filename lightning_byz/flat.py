@@ -79,17 +79,17 @@ class Layout:
     ) -> None:
         """Set ``.grad`` of each parameter from ``vector`` (d,), times ``scale``; to ``None`` where no worker used it.
 
-        Where all parameters have the vector's dtype, each ``.grad`` is a view of the vector, as under
-        ``DDPStrategy(gradient_as_bucket_view=True)``: it is valid until the next backward pass.
+        Where a parameter has the vector's dtype and is contiguous, its ``.grad`` is a view of the vector, as under
+        ``DDPStrategy(gradient_as_bucket_view=True)``: it is valid until the next backward pass. Others get a copy with their strides.
         """
         if scale is not None and scale != 1.0:
             vector.mul_(scale)
-        alike = all(parameter.dtype == vector.dtype for parameter in parameters) and 0 not in self.sizes
-        parts = parts_like(vector, parameters) if alike else self.views(vector)
-        for parameter, part, count in zip(parameters, parts, used, strict=True):
+        alike = [parameter.dtype == vector.dtype and parameter.is_contiguous() for parameter in parameters]
+        parts = parts_like(vector, parameters) if all(alike) and 0 not in self.sizes else self.views(vector)
+        for parameter, part, count, viewed in zip(parameters, parts, used, alike, strict=True):
             if not count:
                 parameter.grad = None
-            elif parameter.dtype == vector.dtype:
+            elif viewed:
                 parameter.grad = part
             else:
                 parameter.grad = torch.empty_like(parameter)

@@ -46,3 +46,10 @@ class Slice:
     def blocks(self) -> Blocks:
         """The blocks of this slice."""
         return Blocks.of(self.stop - self.start, self.width, start=self.start)
+
+
+def whole_in_blocks(total: int, width: int | None) -> Slice | None:
+    """All coordinates in blocks of ``width``; None where that is what they are in anyway."""
+    if width is None or width == block_size(total):
+        return None
+    return Slice(0, total, total, lambda partials: partials, lambda counts: counts, width)

@@ -26,6 +26,7 @@ def take(round: Round, memory: Memory, rows: Tensor, *, absent: Sequence[int] = 
         wire.row(worker).copy_(row)
     sent = {worker: Sent([wire.row(worker)], [True]) for worker in range(len(rows)) if worker not in absent}
     outcome = round.take(memory, sent, wire, parameters=1, **rest)
+    vector = None if outcome.vector is None else outcome.vector.clone()
     for worker in range(len(rows)):
         wire.row(worker).fill_(-1.0)  # the next step writes over these rows
-    return outcome
+    return outcome._replace(vector=vector)

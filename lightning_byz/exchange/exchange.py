@@ -53,7 +53,7 @@ class Wire(ABC):
 
     @abstractmethod
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
-        """Return the whole vector from every rank's part: in ``out``, else in ``vector`` itself or the memory of delivered rows."""
+        """Return the whole vector from every rank's part: in ``out``, else in the memory of this rank's first row, which has been delivered."""
 
 
 class Exchange(ABC):

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
 from lightning_byz.exchange.placement import Placement
 from lightning_byz.kernels import unusable
+from lightning_byz.slice import Slice, whole_in_blocks
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Local(Exchange):
         self, total: int, *, dtype: torch.dtype, device: torch.device, placement: Placement, width: int | None = None
     ) -> Wire:
         """Return a wire whose rows are what the rules see."""
-        return _LocalWire(torch.empty(placement.workers, total, dtype=dtype, device=device))
+        rows = torch.empty(placement.workers, total, dtype=dtype, device=device)
+        return _LocalWire(rows, whole_in_blocks(total, width))
 
     def all_reduce(self, counts: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
         """Return the counts."""
@@ -64,8 +66,9 @@ class Local(Exchange):
 
 
 class _LocalWire(Wire):
-    def __init__(self, rows: Float[Tensor, "n d"]) -> None:
+    def __init__(self, rows: Float[Tensor, "n d"], part: Slice | None) -> None:
         self._rows, self._each = rows, dict(enumerate(rows))
+        self.slice = part
         self.local = range(len(rows))
 
     def row(self, worker: int) -> Float[Tensor, " d"]:
@@ -76,4 +79,4 @@ class _LocalWire(Wire):
         return Delivered(vectors, torch.cat([unusable(vectors), facts.to(vectors.device)]))
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
-        return vector if out is None else out.copy_(vector)
+        return (self._each[0] if out is None else out).copy_(vector)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
 from lightning_byz.exchange.placement import Placement
 from lightning_byz.kernels import block_size, unusable
-from lightning_byz.slice import Slice
+from lightning_byz.slice import Slice, whole_in_blocks
 
 Bounds = Sequence[tuple[int, int]]
 
@@ -79,7 +79,7 @@ class _PairwiseWire(Wire):
         self._each = dict(zip(local, self._rows, strict=True))
         self.local = local
         self.starts = sorted({first for first, last in bounds if first < last})
-        self.slice = None if self._whole else _slice(start, stop, bounds, width)
+        self.slice = whole_in_blocks(total, width) if self._whole else _slice(start, stop, bounds, width)
 
     def row(self, worker: int) -> Float[Tensor, " d"]:
         return self._each[worker]
@@ -107,10 +107,11 @@ class _PairwiseWire(Wire):
         return Delivered(vectors, self._added(unusable(vectors), facts.to(vectors.device)))
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
-        if self._whole:
-            return vector if out is None else out.copy_(vector)
         # the rows have been delivered: their memory is free for what is made of them
-        whole, own = self._rows[0] if out is None else out, vector.contiguous()
+        whole = self._rows[0] if out is None else out
+        if self._whole:
+            return whole.copy_(vector)
+        own = vector.contiguous()
         others = list(_others(self._bounds, self._placement.rank))
         received = [(whole[first:last], rank) for rank, (first, last) in others if first < last]
         works = _transfer([(own, rank) for rank, _ in others if own.numel()], received)

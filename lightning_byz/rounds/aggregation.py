@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_byz.census import Arrival
 from lightning_byz.exchange import Exchange, Placement, Wire
 from lightning_byz.flat import Layout
 from lightning_byz.memory import Memory
@@ -97,17 +96,17 @@ class Aggregation:
             TooManyFaults: If this was the third step in a row that could not be taken.
 
         """
-        parameters = self._parameters
-        vector, self.memory, report = self.round.take(
-            self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
-        )
-        census = report.census
+        parameters, layout = self._parameters, self.layout
+        with torch.no_grad():
+            vector, self.memory, report = self.round.take(
+                self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
+            )
         if vector is not None:
-            self.layout.write(vector, parameters, used=census.used, scale=scale)
+            layout.write(vector, parameters, used=report.census.used, scale=scale)
             return report
-        nobody = all(word is Arrival.ABSENT for word in census.arrival)
         for parameter in parameters:
-            parameter.grad = None if scale is None or nobody else torch.full_like(parameter, float("inf"))
+            overflowed = scale is not None and not report.without_gradients
+            parameter.grad = torch.full_like(parameter, float("inf")) if overflowed else None
         return report
 
     def adopt(self, memory: Memory, layout: Layout) -> None:

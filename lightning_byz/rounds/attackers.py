@@ -14,7 +14,7 @@ from lightning_byz.rounds.checks import check_rows, unwritten
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.stack import Stack
 
-STAGE = "attack"
+ATTACK_STAGE = "attack"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ class Attackers:
             ages=census.ages,
             step=step,
         )
-        held = {"stack.vectors": [honest.vectors], "past": [row for rows in past.values() for row in rows]}
+        held = {
+            "stack.vectors": [honest.vectors],
+            "stack.reference": [honest.reference],
+            "past": [row for rows in past.values() for row in rows],
+        }
         with unwritten(type(self.attack).__name__, held):
             rows = self.attack.replace(sight)
         check_rows(type(self.attack).__name__, rows, (len(attackers), honest.vectors.shape[1]))
@@ -80,7 +84,7 @@ class Attackers:
         return 0 if self.attack is None else self.attack.remembers
 
     def _kept(self, memory: Memory) -> Mapping[str, Tensor]:
-        return memory.rules[STAGE].values if self._remembers and STAGE in memory.rules else {}
+        return memory.rules[ATTACK_STAGE].values if self._remembers and ATTACK_STAGE in memory.rules else {}
 
 
 def _owner(name: str) -> int:

@@ -39,6 +39,8 @@ class WorkerBuffers:
         self._proposed: dict[int, Values] = {}
         self._changing: set[str] = set()
         self._resident: int | None = None
+        self._at_work: int | None = None
+        self._before: list[tuple[int, int]] = []
         self._places: list[tuple[str, nn.Module, str]] | None = None
         self._unversioned: set[str] = set()
 
@@ -57,23 +59,39 @@ class WorkerBuffers:
             return
         if self._resident != worker and self._changing:
             self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
-        before = [(id(buffer), version(buffer)) for _, buffer in self._now()]
+        self._resident = self._at_work = worker
+        self._look()
         try:
             yield
         finally:
-            changed = self._changed(worker, before)
-            self._changing.update(changed)
-            self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
-            self._resident = worker
+            self._at_work = None
+            self._propose(worker)
 
     def adopt(self, accepted: Sequence[bool]) -> None:
-        """Adopt what the accepted workers' steps changed, forget the rest."""
-        for worker, changed in self._proposed.items():
+        """Adopt what the accepted workers' steps changed, forget the rest; a step that still runs has changed what it has changed so far."""
+        inside = self._at_work
+        if inside is not None:
+            self._propose(inside)
+        proposed, self._proposed = self._proposed, {}
+        for worker, changed in proposed.items():
             if accepted[worker]:
                 self._adopted[worker].update(changed)
+            elif changed and worker == inside:
+                self._load({name: self._values(worker)[name] for name in changed})
             elif changed:
                 self._resident = None
-        self._proposed = {}
+        if inside is not None:
+            self._look()
+
+    def _look(self) -> None:
+        """Remember how the module's buffers are now."""
+        self._before = [(id(buffer), version(buffer)) for _, buffer in self._now()]
+
+    def _propose(self, worker: int) -> None:
+        """Propose what has changed since the last look."""
+        changed = self._changed(worker, self._before)
+        self._changing.update(changed)
+        self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
 
     def consensus(self, exchange: Exchange, placement: Placement) -> Values:
         """Return one value of each buffer that changes: the rule's of floating ones, worker 0's of counters.

@@ -50,6 +50,7 @@ class MemoryFile:
     ) -> None:
         """Take over the memories and buffers of this rank's workers."""
         for index, entry in saved["optimizers"].items():
+            self._refuse_other_stages(entry, aggregations[index])
             layout = Layout(tuple(entry["names"]), tuple(map(tuple, entry["shapes"])), _dtype(entry["dtype"]))
             counts, local = entry["counts"], self._placement.local
             needed = {counts["point"][worker] for worker in local} if "point" in counts else set()
@@ -63,6 +64,17 @@ class MemoryFile:
             )
             aggregations[index].adopt(memory, layout)
         buffers.restore(saved["buffers"])
+
+    def _refuse_other_stages(self, entry: Mapping[str, Any], aggregation: Aggregation) -> None:
+        """Refuse what workers remember of another estimator."""
+        declared = aggregation.round.remembered(torch.empty(1))
+        for stages in entry["memories"].values():
+            for stage, values in stages.items():
+                if set(values) != set(declared.get(stage, {})):
+                    raise ValueError(
+                        f"The checkpoint holds {sorted(values)} of each worker's {stage}, and this run's {stage} remembers"
+                        f" {sorted(declared.get(stage, {}))}: resume with the same {stage}, or start a new run from the weights alone."
+                    )
 
     def _here(self, stages: Mapping[str, Vectors]) -> dict[str, Vectors]:
         """Put what a worker remembers where it trains."""

@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor
 
 from lightning_byz.inside_torch import version
 from lightning_byz.memory import Vectors
+from lightning_byz.stack import Stack
+
+_NUMBERS = {int: Integral, float: Real}
 
 
 @contextmanager
@@ -19,7 +24,32 @@ def unwritten(name: str, held: Mapping[str, Sequence[Tensor | None]]) -> Iterato
             raise ValueError(f"{name} wrote to {key}, which others read: work on a copy.")
 
 
-def left_apart(estimator: object, estimate: object, left: Vectors, *, row: Tensor, memory: Vectors) -> Vectors:
+def check_memory(estimator: object, memory: object, *, coordinates: int) -> None:
+    """Refuse a blank memory that cannot be saved and moved."""
+    values = memory.items() if isinstance(memory, Mapping) else [("", memory)]
+    for name, value in values:
+        number = (isinstance(value, Tensor) and value.ndim == 0) or _kind(value) in (bool, int, float)
+        if not isinstance(name, str) or not (number or (isinstance(value, Tensor) and value.shape == (coordinates,))):
+            raise TypeError(
+                f"{type(estimator).__name__}.init returned { ({name: named(value)} if name else named(value))!s:.200}: return a dict"
+                " from names to vectors of the length of like and to numbers."
+            )
+
+
+def plain(memory: Mapping[str, Any]) -> Vectors:
+    """Return a memory whose numbers are Python's own, as they come back from a file."""
+    kinds = {key: _kind(value) for key, value in memory.items() if not isinstance(value, Tensor)}
+    return {**memory, **{key: kind(memory[key]) for key, kind in kinds.items()}} if kinds else memory  # type: ignore[operator]
+
+
+def versions_of(memory: Vectors) -> list[int]:
+    """How often each vector of a memory was written to."""
+    return [version(value) for value in memory.values() if isinstance(value, Tensor)]
+
+
+def left_apart(
+    estimator: object, estimate: object, left: object, *, row: Tensor, memory: Vectors, versions: Sequence[int]
+) -> Vectors:
     """Return the memory that an estimator leaves, apart from the row, which the next step writes over.
 
     Raises:
@@ -31,19 +61,32 @@ def left_apart(estimator: object, estimate: object, left: Vectors, *, row: Tenso
         raise ValueError(
             f"{name}.update must return an estimate of {row.numel()} {row.dtype} coordinates, not {named(estimate)}."
         )
-    if left.keys() != memory.keys() or any(_kind(left[key]) != _kind(memory[key]) for key in left):
+    if versions_of(memory) != versions:
         raise ValueError(
-            f"{name}.update returned the memory { ({key: named(value) for key, value in left.items()}) }, and"
+            f"{name}.update wrote to its memory, which counts if the message is refused: return a new one."
+        )
+    kinds = {key: _kind(value) for key, value in left.items()} if isinstance(left, Mapping) else None
+    if not isinstance(left, Mapping) or kinds != {key: _kind(value) for key, value in memory.items()}:
+        given = {key: named(value) for key, value in left.items()} if isinstance(left, Mapping) else named(left)
+        raise ValueError(
+            f"{name}.update returned the memory {given}, and"
             f" {name}.init declares { ({key: named(value) for key, value in memory.items()}) }: return the same names,"
             " shapes and dtypes."
         )
     shared = {key: value for key, value in left.items() if isinstance(value, Tensor) and share_memory(value, row)}
-    return {**left, **{key: value.clone() for key, value in shared.items()}} if shared else left
+    return plain({**left, **{key: value.clone() for key, value in shared.items()}} if shared else left)
 
 
 def share_memory(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors lie in one storage."""
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+
+
+def check_stack(name: str, mixed: object, *, like: Stack) -> None:
+    """Refuse what is no stack of as many rows and coordinates."""
+    if not isinstance(mixed, Stack) or mixed.vectors.shape != like.vectors.shape:
+        given = named(mixed.vectors) if isinstance(mixed, Stack) else named(mixed)
+        raise ValueError(f"{name} must return a Stack of {tuple(like.vectors.shape)} numbers, not {given}.")
 
 
 def check_vector(name: str, vector: object, *, coordinates: int) -> None:
@@ -68,4 +111,11 @@ def named(value: object) -> str:
 
 
 def _kind(value: object) -> object:
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
+    """What a value is, as far as files tell: the numbers of other libraries come back as Python's."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    return (
+        type(value)
+        if isinstance(value, bool)
+        else next((own for own in (int, float) if isinstance(value, _NUMBERS[own])), type(value))
+    )

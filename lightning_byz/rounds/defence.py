@@ -11,7 +11,7 @@ from lightning_byz.aggregators import Aggregator
 from lightning_byz.kernels import saturate
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import generator
-from lightning_byz.rounds.checks import check_vector, unwritten
+from lightning_byz.rounds.checks import check_stack, check_vector, unwritten
 from lightning_byz.slice import Slice
 from lightning_byz.stack import Stack
 
@@ -81,7 +81,11 @@ class Defence:
         device = stack.vectors.device
         for place, preaggregator in enumerate(self.preaggregators):
             draw = generator(self.seed, self.optimizer, "preaggregator", place, step, device=device)
-            stack = preaggregator(stack, generator=draw)
+            held = {"stack.vectors": [stack.vectors], "stack.reference": [stack.reference]}
+            with unwritten(type(preaggregator).__name__, held):
+                mixed = preaggregator(stack, generator=draw)
+            check_stack(type(preaggregator).__name__, mixed, like=stack)
+            stack = mixed
         name, draw = (
             type(self.aggregator).__name__,
             generator(self.seed, self.optimizer, "aggregator", step, device=device),

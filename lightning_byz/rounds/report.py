@@ -24,8 +24,8 @@ class Report:
         coefficients: Share of the row in the aggregate; ``None`` where the rule is no weighted sum of rows.
         reason: Why the step was not taken.
         bytes_received: What came to this rank from others, in bytes.
-        exchange_seconds: Time this rank spent in the exchange, waiting for others included.
-        rule_seconds: Time this rank spent in attack and rules.
+        exchange_seconds: Time this rank spent in estimators and the exchange, waiting for others included.
+        rule_seconds: Time this rank spent in attack and rules, and in what is measured and remembered of the step.
 
     """
 
@@ -55,6 +55,11 @@ class Report:
     def adopted(self) -> tuple[bool, ...]:
         """Whether the worker's message was accepted in a step that was taken, so that what its turn has left counts from now on."""
         return tuple(self.taken and arrival is Arrival.ARRIVED for arrival in self.census.arrival)
+
+    @property
+    def without_gradients(self) -> bool:
+        """Whether the step was not taken although nothing was broken: too few workers sent something."""
+        return not self.taken and not self.census.workers(Arrival.BROKEN)
 
     @property
     def left_out(self) -> tuple[bool, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isinf, isnan
 from time import perf_counter
 from typing import Any
 
@@ -15,8 +16,8 @@ from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import Memory, Sliced, Vectors
 from lightning_byz.random import generator
-from lightning_byz.rounds.attackers import STAGE, Attackers
-from lightning_byz.rounds.checks import left_apart, share_memory
+from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
+from lightning_byz.rounds.checks import left_apart, plain, share_memory, versions_of
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
@@ -78,29 +79,38 @@ class Robust(Round):
         arrived = perf_counter()
         census = self._census(facts.tolist())
         stack = self.defence.stack(vectors, slice=wire.slice, reference=_reference(memory))
-        vector, coefficients, past, reason = None, None, {}, ""
+        tried, past, reason = None, {}, ""
         try:
             honest = _present(stack.inspected(facts[: self.workers]), census).sanitised()
             past = self.attackers.remembered(memory, honest, census)
             stack, broken = self.attackers.replaced(honest, census, memory, self.defence)
             census = self._counted(census, broken)
             stack = stack.sanitised()
-            if self.defence.weight(census.workers(Arrival.ARRIVED)) > 0:
-                vector, coefficients = self.defence.aggregate(stack, step=memory.step)
-                coefficients = None if coefficients is None else coefficients.cpu()
-        except (TooManyFaults, ToleranceError) as error:
+            tried = stack if self.defence.weight(census.workers(Arrival.ARRIVED)) > 0 else None
+        except TooManyFaults as error:
             reason = str(error)
-        report = Report(memory.step, vector is not None, census, coefficients=coefficients, reason=reason)
-        if vector is None:
+        report = Report(memory.step, False, census, reason=reason)
+        vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
+        ruled = perf_counter()
+        whole = None if tried is None else self._assembled(vector, tried, wire)
+        exchanged = perf_counter() - ruled + arrived - started
+        if whole is None or vector is None:
+            reason = report.reason or "a rule refused this step on another rank"
+            report = replace(report, taken=False, reason=reason if tried is not None else report.reason)
             left = self._after_untaken(memory, report, counts=scale is None or scale <= 1.0)
         else:
             left = self._committed(memory, proposed, census, wire, vector=vector, past=past)
-            report = diagnosed(report, stack, vector) if diagnose else report
-        ruled = perf_counter()
-        whole = None if vector is None else self._assembled(vector, stack, wire)
-        exchanged = perf_counter() - ruled + arrived - started
         traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
         return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic))
+
+    def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
+        """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""
+        try:
+            vector, coefficients = self.defence.aggregate(stack, step=report.step)
+        except ToleranceError as error:
+            return None, replace(report, reason=str(error))
+        report = replace(report, taken=True, coefficients=None if coefficients is None else coefficients.cpu())
+        return vector, diagnosed(report, stack, vector) if diagnose else report
 
     def _estimate(
         self, memory: Memory, sent: Mapping[int, Sent], wire: Wire, scale: float | None
@@ -116,9 +126,11 @@ class Robust(Round):
             if scale is not None:
                 for gradient in own.gradients:
                     gradient.mul_(1.0 / scale)
-            known = memory.workers[worker]["estimator"] if worker in memory.workers else self.estimator.init(row)
+            known = memory.workers[worker]["estimator"] if worker in memory.workers else plain(self.estimator.init(row))
+            versions = versions_of(known)
             estimate, left = self.estimator.update(known, own.gradients, count=adopted[worker])
-            proposed[worker] = {"estimator": left_apart(self.estimator, estimate, left, row=row, memory=known)}
+            left = left_apart(self.estimator, estimate, left, row=row, memory=known, versions=versions)
+            proposed[worker] = {"estimator": left}
             if estimate is not row:
                 row.copy_(estimate)
         return proposed
@@ -157,7 +169,7 @@ class Robust(Round):
         adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
         before = memory.counts.get("adopted", [0] * self.workers)
         counts = [count + (word is Arrival.ARRIVED) for count, word in zip(before, census.arrival, strict=True)]
-        rules = {"reference": {"aggregate": vector.clone()} if self.defence.uses_reference else {}, STAGE: past}
+        rules = {"reference": {"aggregate": vector.clone()} if self.defence.uses_reference else {}, ATTACK_STAGE: past}
         return Memory(
             memory.step + 1,
             0,
@@ -180,19 +192,21 @@ class Robust(Round):
             f" tolerated: {report.reason}. Look for the cause at these workers, or change f."
         )
 
-    def _assembled(self, vector: Tensor, stack: Stack, wire: Wire) -> Tensor:
-        """The whole aggregate, in memory of its own or the wire's; a slice that is not finite is known by its first number everywhere."""
-        if bool(torch.stack(torch.aminmax(vector)).isfinite().all() if vector.numel() else True):
-            shared = [
-                held for held in (stack.vectors, stack.reference) if held is not None and share_memory(vector, held)
-            ]
-            whole = wire.assemble(vector.clone() if shared else vector)
+    def _assembled(self, vector: Tensor | None, stack: Stack, wire: Wire) -> Tensor | None:
+        """The whole aggregate; ``None`` if a rule refused on some rank. The first number of each slice carries the verdict everywhere."""
+        part = stack.vectors[0]
+        if vector is None:
+            whole = wire.assemble(torch.full_like(part, float("inf")))
+        elif bool(torch.stack(torch.aminmax(vector)).isfinite().all() if vector.numel() else True):
+            held = [one for one in (stack.vectors, stack.reference) if one is not None and share_memory(vector, one)]
+            whole = wire.assemble(vector.clone() if held else vector)
         else:
-            whole = wire.assemble(torch.full_like(vector, float("nan")))
-        if not bool(whole[wire.starts].isfinite().all()):
+            whole = wire.assemble(torch.full_like(part, float("nan")))
+        marks = whole[list(wire.starts)].tolist()
+        if any(isnan(mark) for mark in marks):
             name = type(self.defence.aggregator).__name__
             raise RuntimeError(f"{name} returned values that are not finite from rows that all are.")
-        return whole
+        return None if any(isinf(mark) for mark in marks) else whole
 
 
 def _present(stack: Stack, census: Census) -> Stack:

@@ -27,6 +27,7 @@ from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
+from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.start_up import fitting_defence, refuse_different_modules, start_up_line, warn_of_many
 from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
@@ -190,7 +191,9 @@ class RobustStrategy(WorkerStrategy):
         self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
-        check_optimizers(module, self.optimizers, has_memory=bool(self.estimator.init(torch.zeros(1))))
+        blank = self.estimator.init(torch.zeros(2))
+        check_memory(self.estimator, blank, coordinates=2)
+        check_optimizers(module, self.optimizers, has_memory=bool(blank))
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
         self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)

@@ -72,18 +72,35 @@ class Run:
         known = self._parameters.get(index, [])
         if len(known) != len(trained) or any(one is not other for one, other in zip(known, trained, strict=True)):
             names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-            aggregation.fit([(names.get(id(one), f"parameter {place}"), one) for place, one in enumerate(trained)])
+            named = [(names.get(id(one), f"parameter {place}"), one) for place, one in enumerate(trained)]
+            if named:
+                aggregation.fit(named)
             self._parameters[index] = trained
         return aggregation, trained
 
     def aggregate(
         self, index: int, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, *, diagnose: bool
-    ) -> Report:
-        """Replace the local gradients of an optimizer's parameters by the aggregate."""
-        aggregation, trained = self.ready(index, optimizer)
-        scale = None if scaler is None else _scale(scaler, self.module.device)
-        report = aggregation.step(self.loop.sent(aggregation, trained), scale=scale, diagnose=diagnose)
-        self.buffers.adopt(report.adopted)
+    ) -> Report | None:
+        """Replace the local gradients of an optimizer's parameters by the aggregate; no report where it trains nothing.
+
+        What several workers on a rank train was settled before their turns; what one of them has frozen or thawed counts from the next step on.
+        """
+        settled = not self.placement.one_per_rank and index in self._parameters
+        aggregation, trained = (
+            self.aggregation(index),
+            self._parameters[index] if settled else self.ready(index, optimizer)[1],
+        )
+        scale, sent = (
+            None if scaler is None else _scale(scaler, self.module.device),
+            self.loop.sent(aggregation, trained),
+        )
+        report = aggregation.step(sent, scale=scale, diagnose=diagnose) if trained else None
+        aggregated = {id(parameter) for parameter in trained}
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            if id(parameter) not in aggregated:
+                parameter.grad = None  # nobody else has seen it
+        if report is not None:
+            self.buffers.adopt(report.adopted)
         return report
 
     def consensus(self) -> dict[str, Tensor]:

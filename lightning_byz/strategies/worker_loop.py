@@ -15,8 +15,6 @@ from lightning_byz.rounds import Aggregation, Sent, Turn, WorkerBuffers
 from lightning_byz.strategies.inside_lightning import accumulates, loss_of, skips_backward
 from lightning_byz.strategies.loaders import WorkerBatches
 
-Gradients = list[Tensor | None]
-
 
 class WorkerLoop:
     """Takes the turns of the local workers: each in its own random streams, with its own buffers and gradients.
@@ -38,7 +36,7 @@ class WorkerLoop:
         self._buffers = buffers
         self._streams = streams
         self._seed = seed
-        self._accumulated: dict[int, Gradients] = {}
+        self._accumulated: dict[int, dict[int, Tensor | None]] = {}
         self._sent: dict[int, Sent] = {}
         self._computed = False
         self.worker: int | None = None
@@ -81,12 +79,12 @@ class WorkerLoop:
         trainer, losses = self._module.trainer, []
         self._begin()
         last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
-        blank: Gradients = [None] * len(trained)
         with self._streams.together() as enter:
             for turn, batch in zip(aggregation.turns(self._position), batches, strict=True):
                 here = turn.worker in self._accumulated
-                for parameter, gradient in zip(trained, self._accumulated.pop(turn.worker, blank), strict=True):
-                    parameter.grad = gradient
+                own = self._accumulated.pop(turn.worker, {})
+                for parameter in trained:
+                    parameter.grad = own.get(id(parameter))
                 enter(self._seed, *turn.key)
                 with self._at_work(turn.worker):
                     poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
@@ -110,7 +108,8 @@ class WorkerLoop:
 
     def sent(self, aggregation: Aggregation, parameters: Sequence[Tensor]) -> dict[int, Sent]:
         """Return what the local workers have sent, and start the next step without gradients."""
-        if self._placement.one_per_rank and (self._computed or not self._module.automatic_optimization):
+        computed = self._computed or not self._module.automatic_optimization
+        if self._placement.one_per_rank and computed and parameters:
             worker = self._placement.local[0]
             self._sent[worker] = aggregation.collect(worker, [parameter.grad for parameter in parameters])
             for parameter in parameters:
@@ -158,13 +157,14 @@ class WorkerLoop:
         self, turn: Turn, aggregation: Aggregation, trained: Sequence[Tensor], *, count: int, here: bool, last: bool
     ) -> None:
         """Keep the worker's gradients for its next micro-batch, or hand them over; leave none on the parameters."""
-        gradients = [parameter.grad for parameter in trained]
+        if here and last and count:
+            self._sent[turn.worker] = aggregation.collect(
+                turn.worker, [parameter.grad for parameter in trained[:count]]
+            )
+        elif here:
+            self._accumulated[turn.worker] = {id(parameter): parameter.grad for parameter in trained}
         for parameter in trained:
             parameter.grad = None
-        if here and last:
-            self._sent[turn.worker] = aggregation.collect(turn.worker, gradients[:count])
-        elif here:
-            self._accumulated[turn.worker] = gradients
 
     def _begin(self) -> None:
         """At the first micro-batch of a window, forget what a window without an optimizer step has left, as Lightning's zero_grad does."""

@@ -12,7 +12,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_byz.census import Arrival
 from lightning_byz.rounds import Report
 from lightning_byz.rounds.checkpoint import KEY
 from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
@@ -115,9 +114,10 @@ class WorkerStrategy(DDPStrategy):
         def aggregated() -> Any:
             output = closure()
             index, scaler = self.optimizers.index(optimizer), getattr(self.precision_plugin, "scaler", None)
-            self.report = run.aggregate(index, optimizer, scaler, diagnose=self.diagnose)
+            report = run.aggregate(index, optimizer, scaler, diagnose=self.diagnose)
+            self.report = report or self.report
             # None tells a gradient scaler that there was no backward pass
-            return None if all(word is Arrival.ABSENT for word in self.report.census.arrival) else output
+            return None if report is not None and report.without_gradients else output
 
         return super().optimizer_step(optimizer, aggregated, model, **kwargs)
 
