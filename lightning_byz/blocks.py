@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _SMALLEST, _LARGEST, _COUNT = 64, 16384, 256
 
@@ -45,4 +46,4 @@ class Blocks:
 
     def holding(self, ends: Sequence[int]) -> "Blocks":
         """As many blocks, which end at ``ends`` instead: of what is left of each where coordinates were left out."""
-        return Blocks(self.start, tuple(zip([0, *ends[:-1]], ends, strict=True)), self.width)
+        return Blocks(self.start, tuple(pairwise([0, *ends])), self.width)
