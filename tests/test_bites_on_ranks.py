@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from torch.utils.data import WeightedRandomSampler
 
 from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import Gaussian, LabelFlip, Replay
@@ -282,6 +283,16 @@ def test_what_a_worker_of_another_rank_used_has_a_gradient(ranks):
     rows = ((1, 2, 3, 2, 5),)
     for result in ranks(2).run(train, plan(rows, Mean, f=0, module=Unused, coordinates=1), 2):
         assert result["parameters"] == {"weight": [pytest.approx(-2.6)], "some": -0.5, "never": 1}
+
+
+def test_ranks_share_out_what_a_users_sampler_orders(ranks):
+    rows, own = (
+        tuple((2 * step, 2 * step + 1) for step in range(4)),
+        WeightedRandomSampler([1.0] * 8, 8, replacement=False),
+    )
+    results = ranks(2).run(train, pair(rows, shuffled=True, loader={"sampler": own}), 2)
+    dealt = [index for result in results for seen in result["seen"] for index in seen["index"]]
+    assert sorted(dealt) == list(range(8)) != dealt
 
 
 def draws_of(results: list) -> dict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from lightning_byz.aggregators import Mean
 from tests.recording import ABSENT, NAN, Line, Noting, Plan, Samples, by_worker, column, train
@@ -249,6 +249,18 @@ def test_a_logged_mean_is_over_the_samples_of_all_workers():
     record = train(plan(rows, workers=2, module=Logs, loader={"batch_size": 3}, shuffled=True))
     assert [len(seen["index"]) for seen in record["seen"]] == [3, 3, 1, 1]
     assert record["metrics"]["mean"] == pytest.approx(99 / 8)
+
+
+def small_ones(samples):
+    return default_collate([sample for sample in samples if sample["x"].item() < 50])
+
+
+def test_also_where_batches_of_one_step_are_of_unequal_size():
+    rows = ((1, 2, 3, 60), (70, 6, 7, 8))
+    loader = {"batch_size": 2, "collate_fn": small_ones}
+    record = train(plan(rows, workers=2, f=0, module=Logs, loader=loader, trainer={"overfit_batches": 2}))
+    assert sorted(len(seen["index"]) for seen in record["seen"]) == [1, 1, 2, 2]
+    assert record["metrics"]["mean"] == pytest.approx(27 / 6)
 
 
 def test_only_a_training_step_is_a_workers():
