@@ -52,16 +52,17 @@ def _refused(wire: Wire, worker: int) -> bool:
 @law("the ranks' slices are runs of whole blocks that cover every coordinate once, or all see all", part=0.4)
 @on_every_rank
 def exchange_slices(exchange: Exchange, case: Case) -> None:
-    """``starts`` are where they begin, but for empty ones; there is no slice where the exchange says that it has none."""
+    """``starts`` are where they begin, but for empty ones; all coordinates are seen where the exchange says that it has no slices."""
     opened = open_wire(exchange, case)
-    own, whole = opened.own, opened.wire.slice is None
+    own, alone = opened.own, opened.world.ranks == 1 or not exchange.slices
+    whole = opened.wire.slice is None or (alone and (own.start, own.stop) == (0, opened.d))
     wholes = opened.world.table([int(whole)])
     covered = torch.zeros(opened.d, dtype=torch.int64)
     covered[own] = 1
     seen = opened.world.sum(covered)
     spans = opened.world.table([own.start, own.stop])
     require(wholes in ([[0]] * len(wholes), [[1]] * len(wholes)), "some ranks have a slice, and others have none")
-    expected = "all coordinates" if opened.world.ranks == 1 or not exchange.slices else "slices"
+    expected = "all coordinates" if alone else "slices"
     require(whole == (expected == "all coordinates"), f"{expected} are expected, and the ranks have {spans}")
     times = 1 if not whole else opened.world.ranks
     require(bool((seen == times).all()), f"the ranks' coordinates {spans} do not cover each of {opened.d} once")
@@ -86,10 +87,11 @@ def exchange_partials(exchange: Exchange, case: Case) -> None:
     partials = case.normal(blocks, *case.one_of([(), (2,), (3, 3)])).to(opened.device)
     counts = torch.arange(5, device=opened.device) + 2**40
     gathered = part.gather(partials[first:last].clone())
-    added = part.add(counts * (opened.world.rank + 1))
+    added, ranks = part.add(counts * (opened.world.rank + 1)), opened.world.ranks
     require_bits(gathered, partials, "partial results gathered")
-    ranks = opened.world.ranks
-    require_equal(added, counts * (ranks * (ranks + 1) // 2), "counts added up")
+    # ranks that see all coordinates have counted for themselves
+    factor = ranks * (ranks + 1) // 2 if exchange.slices else opened.world.rank + 1
+    require_equal(added, counts * factor, "counts added up")
 
 
 @law("rows arrive as they were written, to the bit, in the order asked for")
