@@ -129,6 +129,26 @@ def test_memories_follow_their_parameters_by_name(tmp_path):
     assert file_of(paths[3])["optimizers"][0]["names"] == ["other", "weight"]
 
 
+class TakesTurns(Thaws):
+    """One of them trains in each epoch, so that their number stays."""
+
+    def on_train_epoch_start(self):
+        self.other.requires_grad_(self.current_epoch == 1)
+        self.weight.requires_grad_(self.current_epoch != 1)
+
+    def loss(self, x):
+        return ((10 * self.other if self.other.requires_grad else self.weight) * x).sum(1).mean()
+
+
+def test_as_many_other_parameters_are_others(tmp_path):
+    paths = {count: str(tmp_path / f"{count}.ckpt") for count in (1, 2, 3)}
+    plan = noted(((4, 8, 8, 8),), Mean, estimator=WorkerMomentum(0.5), module=TakesTurns, save=paths)
+    record = train(plan.but(trainer={"max_epochs": 3}))
+    assert [file_of(path)["optimizers"][0]["names"] for path in paths.values()] == [["weight"], ["other"], ["weight"]]
+    assert [momenta(path)[0] for path in paths.values()] == [2, 20, 2]
+    assert record["parameters"] == {"weight": [-7], "other": [-35]}
+
+
 class ByHand(Line):
     """Two optimizers, the second of which sees ten times the gradient, in one training step."""
 

@@ -95,7 +95,7 @@ def test_numbers_stay_and_vectors_follow_their_parameters(ranks):
         assert not same_bits(result["parameters"], results[0]["parameters"])
 
 
-# ---------------------------------------------------------------------- what no stage of ours leaves yet: points, numbers
+# ---------------------------------------------------------------------- what no stage of ours leaves: points, numbers
 
 
 class Numbers(Gradient):
@@ -110,7 +110,7 @@ STEPS, RAMP = [5, 9, 7, 5], torch.tensor([1.0, 2.0, 3.0])
 
 
 def of_three_parameters() -> tuple[Aggregation, MemoryFile, WorkerBuffers]:
-    """Return what this rank's workers, of four, remember of three parameters, the file of it, and their buffers: none."""
+    """Return what this rank's workers, of four, remember of three parameters, its file, and their buffers: none."""
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     exchange, cpu, module = AllToAll(), torch.device("cpu"), torch.nn.Linear(3, 1, bias=False)
@@ -149,6 +149,7 @@ def test_numbers_are_in_the_file_and_points_once_and_with_whoever_refers_to_them
     }
     kept = {worker: own["estimator"] for worker, own in entry["memories"].items()}
     assert kept == {worker: {"times": 2**60 + worker, "length": 0.1 + worker} for worker in range(4)}
+    assert {type(value) for own in kept.values() for value in own.values()} == {int, float}
     assert entry["rules"]["rule"]["table"].tolist() == [[1, 2, 3], [-1, -2, -3]]
     for other in others:
         assert [other["optimizers"][0][name] for name in ("points", "rules")] == [{}, {}], "rank 0 writes the file"
@@ -175,7 +176,7 @@ def test_points_follow_their_parameters_by_name_and_new_ones_are_where_they_star
 
 
 def slices_of_the_reference() -> list[tuple[int, int, list[float]]]:
-    """Return where this rank's part of the reference lies, and its values: after a step, of more parameters, and of a file's."""
+    """Return where this rank's part of the reference lies, and its values: after a step, another layout, a file."""
     of_three_parameters()
     placement, seen = AllToAll().place(4), []
     aggregation = Aggregation(robust(4, 0, Referring()), AllToAll(), placement, device=torch.device("cpu"))
