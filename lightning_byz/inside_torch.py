@@ -1,6 +1,7 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,8 @@ zero_each = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 """Set many tensors to zero in one call."""
 
 
-def version(tensor: Tensor) -> int:
-    """How often a tensor was written to in place; writes through ``.data`` are not counted."""
-    return tensor._version
+version = attrgetter("_version")
+"""How often a tensor was written to in place; writes through ``.data`` are not counted."""
 
 
 def buffers_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Randomness, flat vectors, placements, estimators and loaders, each by itself."""
 
 import random
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from lightning_byz.aggregators import Mean
 from lightning_byz.attacks import NonFinite
 from lightning_byz.data import IID
-from lightning_byz.estimators import Gradient, WorkerMomentum
+from lightning_byz.estimators import Estimator, Gradient, WorkerMomentum
 from lightning_byz.exchange import Local, Placement
 from lightning_byz.exchange.pairwise import slice_bounds
 from lightning_byz.flat import Layout
@@ -22,7 +23,7 @@ from lightning_byz.kernels import block_size
 from lightning_byz.memory import Memory
 from lightning_byz.random import Streams, derive, generator
 from lightning_byz.rounds import Aggregation
-from lightning_byz.rounds.checks import check_rows, check_vector, left_apart
+from lightning_byz.rounds.checks import check_rows, check_vector, estimated
 from lightning_byz.strategies.loaders import KeyedLoader, RunSeed, WorkerBatches, WorkerLoaders, split_loader
 from tests.rounds import robust, take
 
@@ -270,6 +271,20 @@ def test_a_steps_time_is_the_exchanges_or_the_rules(monkeypatch):
     assert (report.exchange_seconds, report.rule_seconds) == (2 + 16, 7)
 
 
+@dataclass(frozen=True)
+class Answers(Estimator):
+    """Returns what it is told to."""
+
+    estimate: object
+    left: object
+
+    def init(self, like):
+        return {}
+
+    def update(self, memory, gradients, *, count):
+        return self.estimate, self.left
+
+
 ROW, BLANK = torch.zeros(3), {"slow": torch.zeros(3), "tail": torch.zeros(2), "length": 0.0}
 
 
@@ -287,13 +302,14 @@ ROW, BLANK = torch.zeros(3), {"slow": torch.zeros(3), "tail": torch.zeros(2), "l
     ],
 )
 def test_an_estimator_that_breaks_its_word_is_named(estimate, left, sentence):
-    with pytest.raises(ValueError, match=f"WorkerMomentum.*{sentence}"):
-        left_apart(WorkerMomentum(), estimate, {**BLANK, **left}, row=ROW, memory=BLANK)
+    with pytest.raises(ValueError, match=f"Answers.*{sentence}"):
+        estimated(Answers(estimate, {**BLANK, **left}), BLANK, [ROW], count=0)
 
 
 def test_what_an_estimator_leaves_outlives_the_row():
     row = torch.tensor([1.0, 2.0, 3.0])
-    left = left_apart(WorkerMomentum(), row, {"slow": row, "tail": row[1:], "length": 4.0}, row=row, memory=BLANK)
+    given = {"slow": row, "tail": row[1:], "length": 4.0}
+    _, left = estimated(Answers(row, given), BLANK, [row], count=0)
     row.fill_(9.0)
     assert (left["slow"].tolist(), left["tail"].tolist(), left["length"]) == ([1, 2, 3], [2, 3], 4.0)
 

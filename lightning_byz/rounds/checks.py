@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_byz.estimators import Estimator
 from lightning_byz.inside_torch import version
 from lightning_byz.memory import Vectors
 from lightning_byz.stack import Stack
@@ -42,26 +43,24 @@ def plain(memory: Mapping[str, Any]) -> Vectors:
     return {**memory, **{key: kind(memory[key]) for key, kind in kinds.items()}} if kinds else memory  # type: ignore[operator]
 
 
-def versions_of(memory: Vectors) -> list[int]:
-    """How often each vector of a memory was written to."""
-    return [version(value) for value in memory.values() if isinstance(value, Tensor)]
-
-
-def left_apart(
-    estimator: object, estimate: object, left: object, *, row: Tensor, memory: Vectors, versions: Sequence[int]
-) -> Vectors:
-    """Return the memory that an estimator leaves, apart from the row, which the next step writes over.
+def estimated(
+    estimator: Estimator, memory: Vectors, gradients: Sequence[Tensor], *, count: int
+) -> tuple[Tensor, Vectors]:
+    """Return a worker's estimate, and the memory that it leaves: apart from the first gradient, which the next step writes over.
 
     Raises:
-        ValueError: If the message cannot travel, or the memory is not of the kind that the estimator declares.
+        ValueError: If the message cannot travel, or the memory was written to or is not of the kind that the estimator declares.
 
     """
-    name = type(estimator).__name__
+    name, row = type(estimator).__name__, gradients[0]
+    versions = [version(value) for value in memory.values() if isinstance(value, Tensor)]
+    answer: Any = estimator.update(memory, gradients, count=count)
+    estimate, left = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
     if not isinstance(estimate, Tensor) or estimate.shape != row.shape or estimate.dtype != row.dtype:
         raise ValueError(
             f"{name}.update must return an estimate of {row.numel()} {row.dtype} coordinates, not {named(estimate)}."
         )
-    if versions_of(memory) != versions:
+    if [version(value) for value in memory.values() if isinstance(value, Tensor)] != versions:
         raise ValueError(
             f"{name}.update wrote to its memory, which counts if the message is refused: return a new one."
         )
@@ -74,7 +73,7 @@ def left_apart(
             " shapes and dtypes."
         )
     shared = {key: value for key, value in left.items() if isinstance(value, Tensor) and share_memory(value, row)}
-    return plain({**left, **{key: value.clone() for key, value in shared.items()}} if shared else left)
+    return estimate, plain({**left, **{key: value.clone() for key, value in shared.items()}} if shared else left)
 
 
 def share_memory(first: Tensor, second: Tensor) -> bool:

@@ -17,7 +17,7 @@ from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import Memory, Sliced, Vectors
 from lightning_byz.random import generator
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
-from lightning_byz.rounds.checks import left_apart, plain, share_memory, versions_of
+from lightning_byz.rounds.checks import estimated, plain, share_memory
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
@@ -127,9 +127,7 @@ class Robust(Round):
                 for gradient in own.gradients:
                     gradient.mul_(1.0 / scale)
             known = memory.workers[worker]["estimator"] if worker in memory.workers else plain(self.estimator.init(row))
-            versions = versions_of(known)
-            estimate, left = self.estimator.update(known, own.gradients, count=adopted[worker])
-            left = left_apart(self.estimator, estimate, left, row=row, memory=known, versions=versions)
+            estimate, left = estimated(self.estimator, known, own.gradients, count=adopted[worker])
             proposed[worker] = {"estimator": left}
             if estimate is not row:
                 row.copy_(estimate)
