@@ -62,13 +62,13 @@ class _Tally:
 class WorkerMonitor(Callback):
     """Log each worker's norm, distance and share of the aggregate, and print a table of the workers after the fit.
 
-    With every ``log_every_n_steps``-th optimizer step, each logger receives, for worker i, ``worker_norm/i`` (Euclidean norm of its message as the
-    rules saw it), ``worker_distance/i`` (Euclidean distance of that message from the aggregate), ``worker_coefficient/i`` (its share of the
-    aggregate, absent where the rule is no weighted sum of messages) and ``worker_accepted/i`` (1 where a message arrived that the
-    rules could use; else ``worker_broken/i`` or ``worker_absent/i`` is 1) and ``worker_left_out/i`` (1 where something was sent and had no share in
-    the aggregate); norm and distance are NaN where no message arrived; and for rank 0, ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``. The table counts every step, shows weights
-    where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the aggregate of a step is
-    *left out* of it; that says nothing about why.
+    With every ``log_every_n_steps``-th optimizer step, each logger receives, for worker i, ``worker_norm/i`` (Euclidean norm of its message as
+    the rules saw it), ``worker_distance/i`` (Euclidean distance of that message from the aggregate), ``worker_coefficient/i`` (its share of the
+    aggregate, absent where the rule is no weighted sum of messages) and ``worker_accepted/i`` (1 where a message arrived that the rules could
+    use; else ``worker_broken/i`` or ``worker_absent/i`` is 1) and ``worker_left_out/i`` (1 where something was sent and had no share in the
+    aggregate); norm and distance are NaN where no message arrived; and for rank 0, ``exchange/bytes_received``, ``exchange/seconds`` and
+    ``rule/seconds``. The table counts every step, shows weights where they are unequal, and how often a worker was broken or absent where that
+    happened. A worker without a share in the aggregate of a step is *left out* of it; that says nothing about why.
 
     Cost: the distances of n messages from one vector per step, :math:`O(n d)`.
 
