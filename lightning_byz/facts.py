@@ -1,27 +1,9 @@
-"""What is known of a stack: computed once, when it is first asked for, and read from its device once."""
+"""What is known of weights and rows as numbers of the host, each read from its device once."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-Owner = TypeVar("Owner")
-Value = TypeVar("Value")
-
-
-def fact(compute: Callable[[Owner], Value]) -> Callable[[Owner], Value]:
-    """A method without arguments whose result the object keeps in its ``_cache``, under the name of the method."""
-    name = compute.__name__
-
-    @functools.wraps(compute)
-    def known(self: Any) -> Value:
-        if name not in self._cache:
-            self._cache[name] = compute(self)
-        return self._cache[name]
-
-    return known
 
 
 def counted(counts: Tensor) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """The messages of one step, and the arithmetic across their coordinates that every rule shares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -11,8 +12,22 @@ from torch import Tensor
 import lightning_byz.kernels as kernels
 from lightning_byz.blocks import Blocks, block_size
 from lightning_byz.errors import TooManyFaults
-from lightning_byz.facts import counted, fact, total_of, weights_of
+from lightning_byz.facts import counted, total_of, weights_of
 from lightning_byz.slice import Slice
+
+Value = TypeVar("Value")
+
+
+def fact(compute: Callable[["Stack"], Value]) -> Callable[["Stack"], Value]:
+    """A method without arguments whose result the stack keeps, under the name of the method."""
+
+    @wraps(compute)
+    def known(self: "Stack") -> Value:
+        if compute.__name__ not in self._cache:
+            self._cache[compute.__name__] = compute(self)
+        return self._cache[compute.__name__]
+
+    return known
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -74,8 +89,6 @@ class Stack:
         stack.__dict__.update({**self.__dict__, **changes, "_cache": dict(facts)})
         return stack
 
-    # ---- shape and blocks
-
     @property
     def total(self) -> int:
         """Coordinates of the whole."""
@@ -118,13 +131,7 @@ class Stack:
 
     def sampled_gram(self, columns: Int64[Tensor, " k"]) -> Float64[Tensor, "n n"]:
         """Inner products over some coordinates, ascending and counted over the whole, about their median; best told on the CPU."""
-        blocks = self.blocks()
-        own = columns.cpu() - blocks.start
-        own = own[(own >= 0) & (own < self.vectors.shape[1])]
-        ends = torch.searchsorted(own, torch.tensor([high for _, high in blocks.bounds], dtype=own.dtype)).tolist()
-        rows = self.vectors[:, own.to(self.vectors.device)]
-        origin = kernels.coordinate_median(rows, self.masses)
-        return self._summed(kernels.cross_products(rows, origin, blocks.holding(ends), together=False))
+        return self._summed(kernels.sampled_products(self.vectors, self.masses, columns, self.blocks()))
 
     def _summed(self, partials: Tensor) -> Tensor:
         gram = self._across(partials)
@@ -147,8 +154,6 @@ class Stack:
     def squared_norms(self) -> Float64[Tensor, " n"]:
         """Squared length of each row."""
         return self._across(kernels.square_sums(self.vectors, None, self.blocks()))
-
-    # ---- sums of rows
 
     def combination(
         self, coefficients: Float64[Tensor, " n"], about: Float[Tensor, " d"] | None = None
@@ -192,8 +197,6 @@ class Stack:
         usable = {"nonfinite": self.nonfinite(), "broken": ()} if short and not self.broken() else {}
         mixing = matrix if self.mixing is None else matrix @ self.mixing
         return self._with({"masses": self.masses, **usable}, vectors=vectors, f=f, mixing=mixing)
-
-    # ---- leaving rows out
 
     @fact
     def nonfinite(self) -> Int64[Tensor, " n"]:

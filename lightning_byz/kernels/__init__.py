@@ -15,6 +15,7 @@ from lightning_byz.kernels.blocks import (
 from lightning_byz.kernels.medians import coordinate_median, trimmed_mean
 from lightning_byz.kernels.neighbours import neighbour_scores
 from lightning_byz.kernels.networks import Comparator, network
+from lightning_byz.kernels.sampled import sampled_products
 from lightning_byz.kernels.shares import SLIVER, minority, mixed_distances, nearest_shares, symmetric
 from lightning_byz.kernels.spectral import principal_spread
 from lightning_byz.kernels.subsets import smallest_diameter, smallest_spread
@@ -34,6 +35,7 @@ __all__ = [
     "neighbour_scores",
     "network",
     "principal_spread",
+    "sampled_products",
     "saturate",
     "scaled_rows",
     "smallest_diameter",

@@ -32,19 +32,21 @@ class Attackers:
 
     def past(self, memory: Memory) -> dict[int, list[Tensor]]:
         """Return the rows that each attacker would have sent, as far as the attack remembers them, oldest first."""
-        past: dict[int, list[Tensor]] = {worker: [] for worker in self.workers if self._remembers}
-        for name, row in self._kept(memory).items():
+        if not (count := self._remembers):
+            return {}
+        past: dict[int, list[Tensor]] = {worker: [] for worker in self.workers}
+        for name, row in _kept(memory).items():
             past.setdefault(_owner(name), []).append(row)
-        return {worker: rows[-self._remembers :] for worker, rows in past.items()}
+        return {worker: rows[-count:] for worker, rows in past.items()}
 
     def remembered(self, memory: Memory, honest: Stack, census: Census) -> dict[str, Tensor]:
         """Return what the attack remembers after this step; a worker without a usable row adds none."""
-        past: dict[str, Tensor] = {}
-        for worker in self.workers if self._remembers else ():
-            rows = [(name, row) for name, row in self._kept(memory).items() if _owner(name) == worker]
+        count, past = self._remembers, {}
+        for worker in self.workers if count else ():
+            rows = [(name, row) for name, row in _kept(memory).items() if _owner(name) == worker]
             if census.arrival[worker] is Arrival.ARRIVED:
                 rows.append((f"worker {worker} step {memory.step}", honest.vectors[worker].clone()))
-            past.update(rows[-self._remembers :])
+            past.update(rows[-count:])
         return past
 
     def replaced(self, honest: Stack, census: Census, memory: Memory, defence: Defence) -> tuple[Stack, list[int]]:
@@ -83,8 +85,9 @@ class Attackers:
     def _remembers(self) -> int:
         return 0 if self.attack is None else self.attack.remembers
 
-    def _kept(self, memory: Memory) -> Mapping[str, Tensor]:
-        return memory.rules[ATTACK_STAGE].values if self._remembers and ATTACK_STAGE in memory.rules else {}
+
+def _kept(memory: Memory) -> Mapping[str, Tensor]:
+    return memory.rules[ATTACK_STAGE].values if ATTACK_STAGE in memory.rules else {}
 
 
 def _owner(name: str) -> int:
