@@ -127,7 +127,6 @@ def main(
         robust = RobustStrategy(workers=count, f=0, aggregator=aggregator)
         strategy = robust if local else DDPStrategy(process_group_backend="gloo")
         hand_in(measure(strategy, width, ranks=ranks, workers=count))
-        return
     length = LAYERS * width**2
     result = table(
         f"Memory of a rank beyond parameters and optimizer, {ranks} ranks, in multiples of d = {length:,} elements",

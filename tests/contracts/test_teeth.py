@@ -15,6 +15,7 @@ from lightning_byz.aggregators import (
     SMEA,
     Bulyan,
     CoordinateMedian,
+    DnC,
     GeometricMedian,
     Krum,
     Mean,
@@ -160,6 +161,10 @@ REPLACEMENTS = {
     "cross_products": (
         lambda vectors, origin, blocks, **rest: torch.ones(len(blocks), *[len(vectors)] * 2).double(),
         [Krum(), GeometricMedian()],
+    ),
+    "sampled_products": (
+        lambda vectors, masses, columns, blocks: torch.ones(len(blocks), *[len(vectors)] * 2).double(),
+        [DnC()],
     ),
     "square_sums": (
         lambda vectors, origin, blocks: torch.ones(len(blocks), len(vectors)).double(),
