@@ -31,7 +31,8 @@ class _Pool:
                 if self._threads is not None:
                     self._threads.shutdown(wait=False)
                 self._count, self._threads = count, ThreadPoolExecutor(count, "lightning-byz", _alone)
-                wait([self._threads.submit(torch.get_num_threads) for _ in range(count)])
+                together = threading.Barrier(count)  # or the first thread would do it all, and others begin later
+                wait([self._threads.submit(together.wait) for _ in range(count)])
                 torch.set_num_threads(count)  # which each new thread has set to 1 for the threads to come, too
             return self._threads
 
