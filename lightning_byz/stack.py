@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -12,22 +11,8 @@ from torch import Tensor
 import lightning_byz.kernels as kernels
 from lightning_byz.blocks import Blocks, block_size
 from lightning_byz.errors import TooManyFaults
-from lightning_byz.facts import counted, total_of, weights_of
+from lightning_byz.facts import counted, fact, refuse_unfit, total_of, weights_of
 from lightning_byz.slice import Slice
-
-Value = TypeVar("Value")
-
-
-def fact(compute: Callable[["Stack"], Value]) -> Callable[["Stack"], Value]:
-    """A method without arguments whose result the stack keeps, under the name of the method."""
-
-    @wraps(compute)
-    def known(self: "Stack") -> Value:
-        if compute.__name__ not in self._cache:
-            self._cache[compute.__name__] = compute(self)
-        return self._cache[compute.__name__]
-
-    return known
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -70,13 +55,7 @@ class Stack:
         *,
         mixing: Float64[Tensor, "n n"] | None = None,
     ) -> None:
-        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
-            given = f"{(*vectors.shape,)} of {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
-            raise ValueError(f"vectors must be a floating point tensor with one row per worker (n, d), not {given}")
-        if not 0 <= f < float("inf"):
-            raise ValueError(f"f must be a finite weight >= 0, not {f}")
-        if reference is not None and reference.shape != vectors.shape[1:]:
-            raise ValueError(f"reference must have {vectors.shape[1]} coordinates, not shape {tuple(reference.shape)}")
+        refuse_unfit(vectors, f, reference)
         if slice is not None and slice.stop - slice.start != vectors.shape[1]:
             raise ValueError(f"the slice {slice.start}..{slice.stop} does not have {vectors.shape[1]} coordinates")
         beside, masses = weights_of(weights, vectors)
@@ -119,6 +98,20 @@ class Stack:
     def centre(self) -> Float[Tensor, " d"]:
         """The coordinate-wise weighted median: it lies in the honest range when f is below half of the weight. Not to be written to."""
         return kernels.coordinate_median(self.vectors, self.masses)
+
+    @fact
+    def squared_distances_to_centre(self) -> Float64[Tensor, " n"]:
+        """Squared distance of each row from ``centre()``."""
+        self._cache["centre"], distances = self.around(kernels.coordinate_median)
+        return distances
+
+    def around(
+        self, statistic: Callable[[Tensor, Sequence[float], kernels.Squares], Tensor]
+    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"]]:
+        """A statistic of each coordinate, and the squared distance of each row from it: where kernels are compiled, the rows are read once."""
+        squares = self.vectors.new_empty(len(self.blocks()), len(self.vectors), dtype=torch.float64), self.blocks()
+        point = statistic(self.vectors, self.masses, squares)
+        return point, self._across(squares[0])
 
     @fact
     def gram(self) -> Float64[Tensor, "n n"]:

@@ -1,6 +1,6 @@
 """Aggregators: from the messages of one step to one vector."""
 
-from lightning_byz.aggregators.aggregator import Aggregator, RowAverage
+from lightning_byz.aggregators.aggregator import Aggregator, CoordinateRule, RowAverage
 from lightning_byz.aggregators.bulyan import Bulyan
 from lightning_byz.aggregators.caf import CAF
 from lightning_byz.aggregators.centered_clipping import CenteredClipping
@@ -27,6 +27,7 @@ __all__ = [
     "Bulyan",
     "CenteredClipping",
     "CoordinateMedian",
+    "CoordinateRule",
     "DnC",
     "GeometricMedian",
     "Krum",

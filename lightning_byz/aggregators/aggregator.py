@@ -1,6 +1,7 @@
 """The interface of aggregators: from the messages of one step to one vector."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Float64
@@ -31,6 +32,29 @@ class Aggregator(Rule, ABC):
     ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None]:
         """The aggregate, and each original row's coefficient in it, or None where it is no weighted sum of rows."""
         return self(stack, generator=generator), None
+
+    def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
+        """The squared distance of each row of an admitted stack from the aggregate."""
+        return stack.squared_distances_to(self(stack, generator=generator))
+
+
+class CoordinateRule(Aggregator):
+    """An aggregator that computes each coordinate from the rows' values there: it overrides ``statistic`` instead."""
+
+    @abstractmethod
+    def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
+        """What makes one number of each coordinate of an admitted stack, from its rows and their weights: a kernel, told all else."""
+
+    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+        """The aggregate of the rows of ``stack``, in their dtype and on their device."""
+        stack = self.admit(stack)
+        return self.statistic(stack)(stack.vectors, stack.masses)
+
+    def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
+        """The squared distance of each row of an admitted stack from the aggregate: in one pass, if nobody has overridden what that is."""
+        if type(self).__call__ is not CoordinateRule.__call__:
+            return super().distances(stack, generator=generator)
+        return stack.around(self.statistic(stack))[1]
 
 
 class RowAverage(Aggregator):

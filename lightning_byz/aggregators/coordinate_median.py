@@ -1,19 +1,19 @@
 """The coordinate-wise median."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lightning_byz.aggregators.aggregator import Aggregator
+from lightning_byz.aggregators.aggregator import CoordinateRule
 from lightning_byz.kernels import coordinate_median, minority
 from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
-class CoordinateMedian(Aggregator):
+class CoordinateMedian(CoordinateRule):
     r"""Take the weighted median of each coordinate.
 
     The value at which the cumulative weight passes half of the total; where it is exactly half, the mean of the values on both sides.
@@ -45,7 +45,10 @@ class CoordinateMedian(Aggregator):
         """``n / (n - 2 f)``."""
         return n / (n - 2 * f)
 
-    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+    def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
         """The median of each coordinate."""
-        stack = self.admit(stack)
-        return coordinate_median(stack.vectors, stack.masses)
+        return coordinate_median
+
+    def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
+        """The squared distance of each row of an admitted stack from its median, which the stack keeps."""
+        return stack.squared_distances_to_centre() if type(self) is CoordinateMedian else super().distances(stack)

@@ -8,7 +8,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import Aggregator, RowAverage
-from lightning_byz.aggregators.coordinate_median import CoordinateMedian
 from lightning_byz.kernels import minority, nearest_shares
 from lightning_byz.stack import Stack
 
@@ -79,8 +78,6 @@ class CTMA(RowAverage):
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""
-        median = type(self.base) is CoordinateMedian  # which the stack keeps: its rule would make another
-        start = stack.centre() if median else self.base(stack, generator=generator)
-        distances = stack.squared_distances_to(start)
+        distances = self.base.distances(stack, generator=generator)
         shares = nearest_shares(distances[None], stack.weights, stack.total_weight - stack.f)[0]
         return shares / shares.sum()

@@ -1,19 +1,19 @@
 """The mean around the median."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators.aggregator import Aggregator
+from lightning_byz.aggregators.aggregator import CoordinateRule
 from lightning_byz.kernels import mean_around_median, minority
 from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
-class MeanAroundMedian(Aggregator):
+class MeanAroundMedian(CoordinateRule):
     r"""Average each coordinate over the values nearest to its median.
 
     At each coordinate the values nearest to the weighted median are kept, up to a weight of :math:`W - f`; the value that passes it is kept in part,
@@ -44,7 +44,6 @@ class MeanAroundMedian(Aggregator):
         """``8 f / (n - 2 f)``."""
         return 8 * f / (n - 2 * f)
 
-    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+    def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
         """The mean of what is nearest to the median of each coordinate."""
-        stack = self.admit(stack)
-        return mean_around_median(stack.vectors, stack.masses, stack.f)
+        return partial(mean_around_median, f=stack.f)

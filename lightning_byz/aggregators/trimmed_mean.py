@@ -1,19 +1,19 @@
 """The coordinate-wise trimmed mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.aggregators.aggregator import Aggregator
+from lightning_byz.aggregators.aggregator import CoordinateRule
 from lightning_byz.kernels import minority, trimmed_mean
 from lightning_byz.stack import Stack
 
 
 @dataclass(frozen=True)
-class TrimmedMean(Aggregator):
+class TrimmedMean(CoordinateRule):
     r"""Average each coordinate after trimming the extreme weight on both sides.
 
     Sort the workers of a coordinate by value and lay their weights end to end: what lies within :math:`f` of either end of the line is trimmed,
@@ -45,7 +45,6 @@ class TrimmedMean(Aggregator):
         """``f / (n - 2 f)``."""
         return f / (n - 2 * f)
 
-    def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
+    def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
         """The trimmed mean of each coordinate."""
-        stack = self.admit(stack)
-        return trimmed_mean(stack.vectors, stack.masses, stack.f)
+        return partial(trimmed_mean, f=stack.f)

@@ -7,38 +7,44 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.blocks import saturate
+from lightning_byz.kernels.blocks import Squares, measured, saturate
 from lightning_byz.kernels.medians import present
 from lightning_byz.kernels.ordering import by_network, chunks, ranked
-from lightning_byz.kernels.shares import SLIVER, without_slivers
-from lightning_byz.kernels.weighted import median_of_line
+from lightning_byz.kernels.paths import compiled
+from lightning_byz.kernels.shares import SLIVER, slivers, without_slivers
+from lightning_byz.kernels.weighted import halves, median_of_line
 
 
-def mean_around_median(vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float) -> Float[Tensor, " d"]:
+def mean_around_median(
+    vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float, squares: Squares | None = None
+) -> Float[Tensor, " d"]:
     """The mean of each coordinate over the values nearest to its median, up to all but ``f`` of the weight.
 
     The value that passes this weight is kept in part; of two values equally far from the median the lower one is nearer.
     """
     rows, values = present(weights)
     if len(set(values)) > 1:
-        return _weighted(vectors, rows, values, f)
+        return _weighted(vectors, rows, values, f, squares)
     kept = len(rows) - f / values[0]
     count = int(kept + SLIVER)
     part = kept - count if kept - count > SLIVER else 0.0
-    return _unweighted(vectors, rows, count, part)
+    return _unweighted(vectors, rows, count, part, squares)
 
 
-def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float) -> Tensor:
+def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float, squares: Squares | None) -> Tensor:
     """The mean of the ``count`` nearest values and a ``part`` of the next one."""
+    groups = _groups(len(rows), count)
+    if fast := compiled(vectors, len(rows)):
+        return fast.mean_around_median(vectors, rows, groups, count, part, squares)
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     result = vectors.new_empty(vectors.shape[1])
-    for low, high, values in ranked(vectors, rows, _groups(len(rows), count)):
+    for low, high, values in ranked(vectors, rows, groups):
         wires = [value.to(dtype) for value in values]
         total = _nearest_sum(wires, count)
         if part:
             total.mul_(1 - part).add_(_nearest_sum(wires, count + 1), alpha=part)
         result[low:high] = saturate(total.div_(count + part), vectors.dtype)
-    return result
+    return measured(vectors, result, squares)
 
 
 def _groups(total: int, count: int) -> tuple[int, ...]:
@@ -72,9 +78,15 @@ def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
     return total
 
 
-def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float) -> Tensor:
+def _weighted(
+    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float, squares: Squares | None
+) -> Tensor:
     """For each value, how much weight is nearer to the median than it; what is left of all but ``f`` is how much of it is kept."""
-    budget, masses = total_of(weights) - f, torch.tensor(weights, dtype=torch.float64, device=vectors.device)
+    budget = total_of(weights) - f
+    if fast := compiled(vectors, len(rows)):
+        told = halves(weights), (budget, *slivers(budget + f))
+        return fast.weighted_mean_around_median(vectors, rows, weights, *told, squares)
+    masses = torch.tensor(weights, dtype=torch.float64, device=vectors.device)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors, count=len(rows)):
         values = [vectors[row, low:high].double() for row in rows]
@@ -86,7 +98,7 @@ def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f:
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)
-    return result
+    return measured(vectors, result, squares)
 
 
 def _nearer_in_pairs(values: Sequence[Tensor], middle: Tensor, weights: Sequence[float]) -> Sequence[Tensor]:

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from lightning_byz.blocks import Blocks
 from lightning_byz.facts import counted
+from lightning_byz.kernels.paths import compiled
 
 _CHUNK = 65536
 _CACHED = 8192  # rows of this many float64 numbers, n of them, stay in a core's second-level cache
 _BALANCE = 1e-9  # votes this close to balance, relatively, are balanced
 _SQUARABLE = 2.0**480  # float64 only: squares of larger numbers, summed, can overflow
+Squares = tuple[Tensor, Blocks]
+"""Where a kernel puts the squared distances of all rows from its result, in float64: one line per block, and the blocks."""
 
 
 def saturate(values: Float64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
@@ -50,6 +53,8 @@ def weighted_rows(
     about: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "m d"]:
     """``matrix @ (vectors - about) + about`` in float64, saturated to the dtype of ``vectors``; no temporary longer than some blocks."""
+    if (fast := compiled(vectors)) and fast.mixes(vectors, matrix):
+        return fast.weighted_rows(vectors, matrix, about)
     limits = torch.finfo(vectors.dtype)
     result = vectors.new_empty(matrix.shape[0], vectors.shape[1])
     products = torch.empty(matrix.shape[0], max(_CACHED, blocks.width), dtype=torch.float64, device=vectors.device)
@@ -84,7 +89,10 @@ def majority_signs(
     vectors: Float[Tensor, "n d"], weights: Float64[Tensor, " n"], blocks: Blocks
 ) -> Float[Tensor, " d"]:
     """The sign of the weighted sum of signs at each coordinate; zero where it is only rounding."""
-    result, balance = vectors.new_empty(vectors.shape[1]), _BALANCE * weights.sum()
+    balance = _BALANCE * float(weights.sum())
+    if fast := compiled(vectors):
+        return fast.majority_signs(vectors, weights, balance)
+    result = vectors.new_empty(vectors.shape[1])
     for _, low, places, copy in _in_float64(vectors, blocks):
         copy.sign_()
         votes = torch.empty_like(copy[0])
@@ -114,6 +122,8 @@ def cross_products(
 
     ``together`` must be false where blocks are not all of one width; any may be empty then.
     """
+    if together and (fast := compiled(vectors)):
+        return fast.cross_products(vectors, origin, blocks)
     count = vectors.shape[0]
     partials = torch.empty(len(blocks), count, count, dtype=torch.float64, device=vectors.device)
     for first, _, places, copy in _in_float64(vectors, blocks, origin, together=together):
@@ -128,11 +138,21 @@ def square_sums(
 ) -> Float64[Tensor, "blocks n"]:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
     partials = torch.empty(len(blocks), vectors.shape[0], dtype=torch.float64, device=vectors.device)
+    if fast := compiled(vectors):
+        fast.square_sums(vectors, origin, (partials, blocks))
+        return partials
     for first, _, places, copy in _in_float64(vectors, blocks, origin):
         copy.square_()
         for index, (start, stop) in enumerate(places, first):
             torch.sum(copy[:, start:stop], 1, out=partials[index])
     return partials
+
+
+def measured(vectors: Tensor, point: Tensor, squares: Squares | None) -> Tensor:
+    """``point``, after ``squares``, if they are asked for, have been filled with its squared distances from the rows."""
+    if squares is not None:
+        squares[0].copy_(square_sums(vectors, point, squares[1]))
+    return point
 
 
 def unusable(vectors: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
@@ -150,6 +170,8 @@ def _usable(values: Tensor) -> Tensor:
 
 def _suspects(vectors: Tensor) -> Tensor:
     """A cheap first look in one reading pass: a row of usable numbers is cleared, unless its sum overflows by itself."""
+    if fast := compiled(vectors):
+        return fast.suspects(vectors, _SQUARABLE if vectors.dtype == torch.float64 else torch.finfo(vectors.dtype).max)
     doubtful = torch.zeros(vectors.shape[0], dtype=torch.bool, device=vectors.device)
     for part in vectors.split(_CHUNK, dim=1) if vectors.numel() else ():
         if vectors.dtype == torch.float64:

@@ -14,6 +14,11 @@ def minority(weight: float, f: float) -> bool:
     return weight - 2 * f > SLIVER * weight
 
 
+def slivers(total: float) -> tuple[float, float]:
+    """What is only rounding: a share of a row's weight, and a part of the ``total``."""
+    return SLIVER, _GRAIN * total
+
+
 def without_slivers(
     shares: Float64[Tensor, "..."], weights: Float64[Tensor, "..."], total: float | Tensor
 ) -> Float64[Tensor, "..."]:

@@ -6,27 +6,36 @@ import torch
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.blocks import saturate
+from lightning_byz.kernels.blocks import Squares, measured, saturate
 from lightning_byz.kernels.ordering import chunks, ranked_with_rows
-from lightning_byz.kernels.shares import without_slivers
+from lightning_byz.kernels.paths import compiled
+from lightning_byz.kernels.shares import slivers, without_slivers
 
 _TOLERANCE = 1e-9  # weight this close to half of the total, relatively, is half of it
 
 
-def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float]) -> Tensor:
+def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], squares: Squares | None) -> Tensor:
     """The median of the given ``rows``, weighted by ``weights`` (of these rows only), at each coordinate."""
+    if fast := compiled(vectors, len(rows)):
+        return fast.weighted_median(vectors, rows, weights, halves(weights), squares)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors, count=len(rows)):
         result[low:high] = saturate(median_of_line(vectors, rows, weights, low, high), vectors.dtype)
-    return result
+    return measured(vectors, result, squares)
+
+
+def halves(weights: Sequence[float]) -> tuple[float, float]:
+    """Half of the weight, less and more what it may be off."""
+    half = total_of(weights) / 2
+    return half * (1 - _TOLERANCE), half * (1 + _TOLERANCE)
 
 
 def median_of_line(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int) -> Tensor:
     """The same of the coordinates from ``low`` to ``high``, in float64."""
-    half = total_of(weights) / 2
+    below, above = halves(weights)
     values, starts, _ = zip(*_line(vectors, rows, weights, low, high), strict=True)
-    lower = _last(starts, half * (1 - _TOLERANCE))
-    upper = _last(starts, half * (1 + _TOLERANCE))
+    lower = _last(starts, below)
+    upper = _last(starts, above)
     middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
     return (middles[0] + middles[1]).div_(2).add_(0.0)  # no negative zero
 
@@ -39,9 +48,13 @@ def _last(starts: Sequence[Tensor], limit: float) -> Tensor:
     return count.to(torch.int64)
 
 
-def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float) -> Tensor:
+def weighted_trimmed_mean(
+    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float, squares: Squares | None
+) -> Tensor:
     """The mean of what lies between ``f`` and the total less ``f`` on the line of weights, at each coordinate."""
     end = total_of(weights) - f
+    if fast := compiled(vectors, len(rows)):
+        return fast.weighted_trimmed_mean(vectors, rows, weights, (f, end, *slivers(end + f)), squares)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors, count=len(rows)):
         kept = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
@@ -52,7 +65,7 @@ def weighted_trimmed_mean(vectors: Tensor, rows: Sequence[int], weights: Sequenc
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)
-    return result
+    return measured(vectors, result, squares)
 
 
 def _line(

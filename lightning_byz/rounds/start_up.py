@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_byz.errors import ToleranceError
+from lightning_byz.errors import ToleranceError, warn_once
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.kernels import block_size
+from lightning_byz.kernels import block_size, paths
 from lightning_byz.random import derive
 from lightning_byz.rounds.attackers import Attackers
 from lightning_byz.rounds.defence import Defence
@@ -93,11 +93,22 @@ def refuse_different_modules(module: nn.Module, exchange: Exchange, device: torc
         )
 
 
-def start_up_line(defence: Defence, exchange: Exchange, placement: Placement) -> str:
-    """Return one line on exchange, trust, threads, weights, and the workers that could together exceed f."""
+def agree_on_kernels(exchange: Exchange, device: torch.device) -> None:
+    """Take torch's kernels everywhere if a rank has no compiled ones: sums may differ in a bit. Every rank must call it."""
+    lacking = int(exchange.all_reduce(torch.tensor([int(not paths.chosen())], dtype=torch.int64, device=device)))
+    if lacking and paths.chosen():
+        warn_once(
+            f"{lacking} rank{'s have' if lacking > 1 else ' has'} no compiled kernels (pip install 'lightning-byz[fast]'), so that none uses them"
+        )
+        paths.choose(False)
+
+
+def start_up_line(defence: Defence, exchange: Exchange, placement: Placement, *, parameters: int = 0) -> str:
+    """Return one line on exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
     line = (
         f"lightning_byz: {placement.workers} workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}, f = {defence.f:g};"
         f" exchange {type(exchange).__name__} trusts {exchange.trusts}; {torch.get_num_threads()} torch threads per rank"
+        f"; {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
     crowded = [

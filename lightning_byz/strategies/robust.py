@@ -28,7 +28,13 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.start_up import fitting_defence, refuse_different_modules, start_up_line, warn_of_many
+from lightning_byz.rounds.start_up import (
+    agree_on_kernels,
+    fitting_defence,
+    refuse_different_modules,
+    start_up_line,
+    warn_of_many,
+)
 from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
@@ -183,6 +189,7 @@ class RobustStrategy(WorkerStrategy):
         check_attackers(self.attackers, placement.workers)
         check_module(module, placement, synchronized=synchronizes_layers(self))
         refuse_different_modules(module, exchange, self.root_device)
+        agree_on_kernels(exchange, self.root_device)
         streams, given = Streams(self.root_device), self.weights
         self._announced, self._defence = "", None
         if not isinstance(given, str):
@@ -222,7 +229,8 @@ class RobustStrategy(WorkerStrategy):
         assert self._run is not None
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
-        line = start_up_line(defence, self._run.exchange, self._run.placement)
+        parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
+        line = start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
