@@ -106,11 +106,11 @@ class Stack:
         return distances
 
     def around(
-        self, statistic: Callable[[Tensor, Sequence[float], kernels.Squares], Tensor]
+        self, statistic: Callable[..., Float[Tensor, " d"]]
     ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"]]:
         """A statistic of each coordinate, and the squared distance of each row from it: where kernels are compiled, the rows are read once."""
         squares = self.vectors.new_empty(len(self.blocks()), len(self.vectors), dtype=torch.float64), self.blocks()
-        point = statistic(self.vectors, self.masses, squares)
+        point = statistic(self.vectors, self.masses, squares=squares)
         return point, self._across(squares[0])
 
     @fact

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import pytest
 
@@ -11,13 +12,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import torch.distributed as dist
 
+from lightning_byz.kernels import paths
 from tests.ranks import RankPool
 
 torch.set_num_threads(1)  # as on the ranks: bits are equal for equal numbers of threads
 
 
+KERNELS = pytest.mark.parametrize("kernels_path", ["torch", "compiled"], indirect=True, scope="module")
+"""For files whose tests run on both paths of the kernels."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels_path(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """Have this process and the ranks that it starts take the kernels of a path, if one is named."""
+    wanted = getattr(request, "param", None)
+    if wanted is None:
+        yield None
+        return
+    if wanted == "compiled" and find_spec("numba") is None:
+        pytest.skip("numba is not installed (the extra fast), so that there are no compiled kernels")
+    before, told = paths.chosen(), os.environ.get("LIGHTNING_BYZ_KERNELS")
+    os.environ["LIGHTNING_BYZ_KERNELS"] = wanted
+    paths.choose(wanted == "compiled")
+    yield wanted
+    os.environ.pop("LIGHTNING_BYZ_KERNELS")
+    os.environ.update({} if told is None else {"LIGHTNING_BYZ_KERNELS": told})
+    paths.choose(before)
+
+
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Callable[[int], RankPool]]:
+def ranks(kernels_path: str | None) -> Iterator[Callable[[int], RankPool]]:
     """Return the pool of a world size; pools are reused by the tests of a file and killed after them."""
     pools: dict[int, RankPool] = {}
     yield lambda world: pools.setdefault(world, RankPool(world))

@@ -25,16 +25,9 @@ from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
-from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers
+from lightning_byz.rounds import start_up, Attackers, Defence, Robust, Round, WorkerBuffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.start_up import (
-    agree_on_kernels,
-    fitting_defence,
-    refuse_different_modules,
-    start_up_line,
-    warn_of_many,
-)
 from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
@@ -188,8 +181,8 @@ class RobustStrategy(WorkerStrategy):
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
         check_module(module, placement, synchronized=synchronizes_layers(self))
-        refuse_different_modules(module, exchange, self.root_device)
-        agree_on_kernels(exchange, self.root_device)
+        start_up.refuse_different_modules(module, exchange, self.root_device)
+        start_up.agree_on_kernels(exchange, self.root_device)
         streams, given = Streams(self.root_device), self.weights
         self._announced, self._defence = "", None
         if not isinstance(given, str):
@@ -230,7 +223,7 @@ class RobustStrategy(WorkerStrategy):
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        line = start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
+        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
@@ -245,8 +238,8 @@ class RobustStrategy(WorkerStrategy):
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            defence = fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
-            warn_of_many(defence, Attackers(self.attackers, self.attack))
+            defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
         if not self.trust_heavy:
             refuse_heavy(defence)
         return defence

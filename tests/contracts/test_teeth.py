@@ -137,7 +137,7 @@ def test_wrong_attacks_are_caught(attack: Any, law: str) -> None:
         check_attack(attack, laws=[law])
 
 
-def mean_of(vectors: Tensor, weights: Any, *rest: Any) -> Tensor:
+def mean_of(vectors: Tensor, weights: Any, *rest: Any, **more: Any) -> Tensor:
     weights = torch.as_tensor(weights, dtype=torch.float64)
     total = weights.sum().clamp(min=1e-300)
     return kernels.saturate((weights / total) @ vectors.double(), vectors.dtype)
@@ -168,7 +168,7 @@ REPLACEMENTS = {
     ),
     "square_sums": (
         lambda vectors, origin, blocks: torch.ones(len(blocks), len(vectors)).double(),
-        [CTMA(CoordinateMedian())],
+        [CTMA(GeometricMedian())],
     ),
     "symmetric": (all_alike, [Krum()]),
     "weighted_rows": (
@@ -185,7 +185,7 @@ REPLACEMENTS = {
     "smallest_spread": (lambda gram, count: list(range(count)), [SMEA()]),
     "unusable": (lambda vectors: torch.zeros(len(vectors), dtype=torch.int64), [CoordinateMedian(), Krum()]),
 }
-UNUSED = {"SLIVER", "Comparator", "block_size", "minority", "moments", "network", "saturate"}
+UNUSED = {"SLIVER", "Comparator", "Squares", "block_size", "minority", "moments", "network", "saturate"}
 
 
 def test_every_kernel_is_replaced() -> None:

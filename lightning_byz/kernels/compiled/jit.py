@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
 
 from lightning_byz.threads import spread
 
+_SETTINGS: Any = numba.config
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
@@ -64,13 +64,13 @@ def _cached(function: Callable[..., Any]) -> Any:
     place = store()
     if place is None:
         return numba.njit(**_OPTIONS)(function)
-    users, config.CACHE_DIR = config.CACHE_DIR, str(place)
+    users, _SETTINGS.CACHE_DIR = _SETTINGS.CACHE_DIR, str(place)
     try:
         return numba.njit(**_OPTIONS, cache=True)(function)
     except RuntimeError:  # it can no longer be written to
         return numba.njit(**_OPTIONS)(function)
     finally:
-        config.CACHE_DIR = users
+        _SETTINGS.CACHE_DIR = users
 
 
 @cache
@@ -78,7 +78,9 @@ def store() -> Path | None:
     """Where compiled kernels of exactly these sources are kept: beside them, else in the user's cache, else nowhere."""
     here = Path(__file__).parent
     users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    places = [Path(config.CACHE_DIR)] if config.CACHE_DIR else [here / "__pycache__", Path(users, "lightning_byz")]
+    places = (
+        [Path(_SETTINGS.CACHE_DIR)] if _SETTINGS.CACHE_DIR else [here / "__pycache__", Path(users, "lightning_byz")]
+    )
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
     for place in places:
         with suppress(OSError):

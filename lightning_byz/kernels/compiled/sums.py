@@ -3,7 +3,6 @@
 import inspect
 
 import numba
-import numpy as np
 
 from lightning_byz.kernels.compiled.jit import Kernel, part
 from lightning_byz.kernels.compiled.tiles import TILE, add_lanes, add_squares, clear, left, load, store, window
