@@ -1,12 +1,15 @@
-"""How long the rules take, in ratio to copying the stack, beside a plain sort, a partition and ByzFL.
+"""How long the rules take, with compiled kernels and with torch's, in ratio to copying the stack; beside a sort, a partition and ByzFL.
 
     python benchmarks/rules.py
     python benchmarks/rules.py --workers='[8, 17, 32, 64, 128]' --coordinates='[100000, 1000000, 10000000]' --dtypes='[float32, bfloat16]'
     python benchmarks/rules.py --unequal_weights=true
     python benchmarks/rules.py --rules='[CoordinateMedian, CTMA]' --exponents_too=true
+    python benchmarks/rules.py --threads=1
 
-Every subject takes its turn in each round, and a round's copy, into memory that has been touched before, is what its times are divided by; the table
-shows the median of these ratios over the rounds, the smallest and the largest. A stack is made anew for every call, so that nothing cached helps.
+The paths take turns in each round, and a round's copy, into memory that has been touched before, is what its times are divided by; the table
+shows the median of these ratios over the rounds, the smallest and the largest, and the median for the processor's time, which several threads
+share. The compiled kernels need the extra ``fast``; what they compile is compiled before.
+ A stack is made anew for every call, so that nothing cached helps.
 Rules are all that ``lightning_byz.aggregators`` exports, with defaults, and the pre-aggregators before the coordinate-wise median; ``f`` is a fifth
 of the workers. Beside them: ``torch.sort`` along the workers, one ``numpy.partition`` of the transposed stack, and ByzFL's rules of the same names
 where it is installed.
@@ -29,10 +32,13 @@ from torch import Tensor
 
 from lightning_byz import Stack, ToleranceError, aggregators, preaggregators
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
+from lightning_byz.kernels import paths
 from lightning_byz.preaggregators import NNM, PreAggregator
 
 Subject = Callable[[], object]
-Results = dict[str, list[float] | str]
+Times = tuple[float, float]
+Results = dict[str, dict[str, list[Times]] | str]
+PATHS = ("compiled", "torch")
 RIVALS = {
     "Median": {},
     "TrMean": {"f"},
@@ -92,15 +98,15 @@ def rivals(rows: Tensor, f: int) -> dict[str, Subject]:
     return result | {"ByzFL NNM + Median": lambda: median(mixing(rows))}
 
 
-def seconds(subject: Subject, device: torch.device) -> float:
-    """How long one call takes."""
+def seconds(subject: Subject, device: torch.device) -> Times:
+    """How long one call takes, and how much time of the processor."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     subject()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 def measure(
@@ -122,37 +128,53 @@ def measure(
         device=device,
     ).to(dtype)
     target, f = torch.zeros_like(rows), workers // 5
-    subjects = {
-        name: called(before, rule, rows, f, unequal=unequal) for name, (before, rule) in chains().items()
-    } | rivals(rows, f)
+    ours = {name: called(before, rule, rows, f, unequal=unequal) for name, (before, rule) in chains().items()}
     results: Results = {}
-    for name, subject in subjects.items():
+    for name, subject in (ours | rivals(rows, f)).items():
         if names and not any(wanted in name for wanted in names):
             continue
+        here = [path for path in PATHS if path == "torch" or (name in ours and paths.available())]
         try:
-            first = seconds(subject, device)
+            first = [on_path(path, subject, device)[0] for path in here]
         except ToleranceError as error:
             results[name] = str(error)
             continue
-        ratios = []
-        for _ in range(1 if first > SLOW else rounds):
-            copy = min(seconds(lambda: target.copy_(rows), device) for _ in range(3))
-            ratios.append(seconds(subject, device) / copy)
+        ratios: dict[str, list[Times]] = {path: [] for path in here}
+        for _ in range(1 if max(first) > SLOW else rounds):
+            for path in here:
+                walls, processors = zip(*[seconds(lambda: target.copy_(rows), device) for _ in range(3)], strict=True)
+                wall, processor = on_path(path, subject, device)
+                ratios[path].append((wall / min(walls), processor / min(processors)))
         results[name] = ratios
     return results
+
+
+def on_path(path: str, subject: Subject, device: torch.device) -> Times:
+    """The times of a call through the kernels of one path."""
+    paths.choose(path == "compiled")
+    return seconds(subject, device)
 
 
 def table(title: str, results: Results) -> Table:
     """One cell's medians and spreads."""
     result = Table(title=title)
-    for column in ("rule", "copies", "from - to"):
+    for column in ("rule", *(name for path in PATHS for name in (f"{path}: copies", "from - to", "processor"))):
         result.add_column(column, justify="left" if column == "rule" else "right")
     for name, ratios in results.items():
         if isinstance(ratios, str):
             result.add_row(name, "refused", ratios.split(";")[0])
         else:
-            result.add_row(name, f"{statistics.median(ratios):.1f}", f"{min(ratios):.1f} - {max(ratios):.1f}")
+            result.add_row(name, *(cell for path in PATHS for cell in cells(ratios.get(path))))
     return result
+
+
+def cells(ratios: list[Times] | None) -> tuple[str, str, str]:
+    """What a table says of one path."""
+    if ratios is None:
+        return "-", "-", "-"
+    walls, processors = zip(*ratios, strict=True)
+    spread = f"{min(walls):.1f} - {max(walls):.1f}"
+    return f"{statistics.median(walls):.1f}", spread, f"{statistics.median(processors):.1f}"
 
 
 def exponents(names: list[str], *, rounds: int, device: torch.device) -> Table:
@@ -169,7 +191,7 @@ def exponents(names: list[str], *, rounds: int, device: torch.device) -> Table:
                 continue
             try:
                 subject = called(before, rule, rows, workers // 5)
-                times[name, workers, coordinates] = min(seconds(subject, device) for _ in range(rounds + 1))
+                times[name, workers, coordinates] = min(seconds(subject, device)[0] for _ in range(rounds + 1))
             except ToleranceError:
                 times[name, workers, coordinates] = float("nan")
     for name in dict.fromkeys(name for name, _, _ in times):
@@ -194,6 +216,7 @@ def main(
     rounds: int = 7,
     exponents_too: bool = False,
     unequal_weights: bool = False,
+    threads: int | None = None,
     device: str = "cpu",
     memory: float = 4.0,
 ) -> None:
@@ -206,11 +229,13 @@ def main(
         rules: Only subjects whose name contains one of these; all, if empty.
         rounds: How often each subject is timed.
         unequal_weights: Whether the rows weigh from 1 to 2, rather than 1 each.
+        threads: Of torch; as many as it takes by itself, if not given.
         exponents_too: Whether to fit how the time grows, too.
         device: Where the rows are.
         memory: Cells whose rows take more GiB are left out, and named.
     """
     place = torch.device(device)
+    torch.set_num_threads(threads or torch.get_num_threads())
     for name in dtypes:
         for length in coordinates:
             for count in workers:

@@ -30,6 +30,9 @@ class Rule:
     uses_reference: ClassVar[bool] = False
     """Whether the rule reads ``stack.reference``; only then is the last aggregate kept from step to step."""
 
+    centred: ClassVar[bool] = False
+    """Whether the rule reads ``stack.centre()``, which is then computed while rows are looked at for unusable numbers."""
+
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether a Byzantine weight of ``f`` among these ``weights`` is within what this rule was made for.
 
@@ -50,10 +53,16 @@ class Rule:
             TooManyFaults: If more weight than ``stack.f`` is unusable.
         """
         self._require(stack)
+        self.survey(stack)
         clean = stack.sanitised()
         if clean is not stack:
             self._require(clean)
         return clean
+
+    def survey(self, stack: Stack) -> None:
+        """Have ``stack`` find out what this rule needs while it looks for unusable rows: nothing depends on it but how often rows are read."""
+        if self.centred:
+            stack.survey_centre()
 
     def drawing(self, generator: torch.Generator | None) -> torch.Generator:
         """The generator of a rule that draws.

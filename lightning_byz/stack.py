@@ -43,7 +43,7 @@ class Stack:
     slice: Slice | None
     mixing: Float64[Tensor, "n n"] | None
     """``vectors == mixing @ original rows``; None where they are the original rows."""
-    _cache: dict[str, Any] = field(init=False, repr=False)
+    _cache: dict[Any, Any] = field(init=False, repr=False)
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Stack:
         values = {"vectors": vectors.detach(), "weights": beside, "f": float(f), "reference": reference}
         self.__dict__.update(values, slice=slice, mixing=mixing, _cache={"masses": masses})
 
-    def _with(self, facts: Mapping[str, Any], **changes: Any) -> "Stack":
+    def _with(self, facts: Mapping[Any, Any], **changes: Any) -> "Stack":
         """The stack with ``changes``, which are known to fit, and the ``facts`` that are known of it then."""
         stack = object.__new__(type(self))
         stack.__dict__.update({**self.__dict__, **changes, "_cache": dict(facts)})
@@ -99,19 +99,34 @@ class Stack:
         """The coordinate-wise weighted median: it lies in the honest range when f is below half of the weight. Not to be written to."""
         return kernels.coordinate_median(self.vectors, self.masses)
 
-    @fact
-    def squared_distances_to_centre(self) -> Float64[Tensor, " n"]:
-        """Squared distance of each row from ``centre()``."""
-        self._cache["centre"], distances = self.around(kernels.coordinate_median)
-        return distances
+    def survey(
+        self, statistic: Callable[..., Float[Tensor, " d"]], *, distances: bool = False
+    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"] | None] | None:
+        """A kernel's result for each coordinate and, if asked for, the squared distance of each row from it; None if there are broken rows.
 
-    def around(
-        self, statistic: Callable[..., Float[Tensor, " d"]]
-    ) -> tuple[Float[Tensor, " d"], Float64[Tensor, " n"]]:
-        """A statistic of each coordinate, and the squared distance of each row from it: where kernels are compiled, the rows are read once."""
-        squares = self.vectors.new_empty(len(self.blocks()), len(self.vectors), dtype=torch.float64), self.blocks()
-        point = statistic(self.vectors, self.masses, squares=squares)
-        return point, self._across(squares[0])
+        Where kernels are compiled the rows are read once for all of it.
+        """
+        aside = kernels.Aside(self.blocks() if distances else None, look="nonfinite" not in self._cache)
+        point = statistic(self.vectors, self.masses, aside=aside)
+        if aside.look:
+            self._cache["nonfinite"] = self._counted(kernels.unusable(self.vectors, aside.suspects))
+        squares = None if aside.squares is None else self._across(aside.squares)
+        if distances and statistic is kernels.coordinate_median and not self.broken():
+            self._cache["centre"] = point
+        return None if self.broken() else (point, squares)
+
+    def survey_centre(self) -> None:
+        """Find out ``centre()`` and whether rows are broken in one go: free if the centre is known."""
+        if "centre" not in self._cache and (found := self.survey(kernels.coordinate_median)):
+            self._cache["centre"] = found[0]
+
+    def keep(self, key: object, value: Any) -> None:
+        """Remember what a rule has found out about this stack."""
+        self._cache[key] = value
+
+    def kept(self, key: object) -> Any:
+        """What is remembered under ``key``; None if nothing is."""
+        return self._cache.get(key)
 
     @fact
     def gram(self) -> Float64[Tensor, "n n"]:
@@ -158,10 +173,6 @@ class Stack:
             return self.vectors[kept[0]].clone()
         return kernels.weighted_rows(self.vectors, coefficients[None], self.blocks(), about)[0]
 
-    def majority_signs(self) -> Float[Tensor, " d"]:
-        """The sign for which more of the weight votes, at each coordinate; zero where they balance."""
-        return kernels.majority_signs(self.vectors, self.weights, self.blocks())
-
     def moments(self, coefficients: Float64[Tensor, " n"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
         """Mean and variance of each coordinate over the rows, which count by ``coefficients`` (they sum to 1)."""
         return kernels.moments(self.vectors, coefficients, self.blocks())
@@ -194,7 +205,9 @@ class Stack:
     @fact
     def nonfinite(self) -> Int64[Tensor, " n"]:
         """How many coordinates of each whole row no rule can use: not finite, or beyond 2**480 in float64."""
-        counts = kernels.unusable(self.vectors)
+        return self._counted(kernels.unusable(self.vectors))
+
+    def _counted(self, counts: Tensor) -> Tensor:
         return counts if self.slice is None else self.slice.add(counts)
 
     @fact
@@ -213,7 +226,7 @@ class Stack:
         if not out:
             return self
         rows = rows.to(self.vectors.device)
-        facts: dict[str, Any] = {"masses": tuple(0.0 if row in out else own for row, own in enumerate(self.masses))}
+        facts: dict[Any, Any] = {"masses": tuple(0.0 if row in out else own for row, own in enumerate(self.masses))}
         if "nonfinite" in self._cache:
             facts["nonfinite"] = self.nonfinite().masked_fill(rows, 0)
             facts["broken"] = tuple(row for row in self.broken() if row not in out)

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
 
 import torch
 
@@ -63,7 +64,7 @@ def spread(work: Callable[[int, int], object], length: int, grain: int) -> None:
         with torch.inference_mode(inference):
             work(low, high)
 
-    runs = [_POOL.of(threads).submit(run, low, high) for low, high in zip(ends, ends[1:], strict=False)]
+    runs = [_POOL.of(threads).submit(run, low, high) for low, high in pairwise(ends)]
     wait(runs)
     for done in runs:
         done.result()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def _as_it_was() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def on(compiled: bool, function: Callable[[], Tensor]) -> Tensor:
+def on(compiled: bool, function: Callable[[], Any]) -> Any:
     paths.choose(compiled)
     return function()
 
@@ -113,34 +114,37 @@ def test_what_order_statistics_are() -> None:
     assert kernels.majority_signs(rows, torch.ones(5).double(), Blocks.of(3, 64)).tolist() == [1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("n", [1, 3, 17, 40])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sums_are_torchs_but_for_rounding(dtype: torch.dtype) -> None:
-    """Of numbers in float64, so that little is lost: partial sums per block, and what is rounded to the dtype of the rows."""
-    draws = torch.Generator().manual_seed(0)
-    for n in (1, 3, 17, 40):
-        rows = torch.randn(n, 5000, generator=draws).to(dtype)
-        point, blocks = rows[0] / 3, Blocks.of(5000, 64)
-        matrix = torch.rand(n, n, generator=draws, dtype=torch.float64)
-        one = matrix[:1].clone()
-        one[0, n // 2] = 0.0
-        for compute in (
-            lambda: kernels.square_sums(rows, point, blocks),
-            lambda: kernels.square_sums(rows, None, blocks),
-            lambda: kernels.square_sums(rows, point.double(), blocks),
-            lambda: kernels.cross_products(rows, point, blocks),
-        ):
-            torch.testing.assert_close(on(True, compute), on(False, compute), rtol=1e-13, atol=1e-12)
-        for compute in (
-            lambda: kernels.weighted_rows(rows, one, blocks),
-            lambda: kernels.weighted_rows(rows, one, blocks, point),
-            lambda: kernels.weighted_rows(rows, matrix, blocks),
-        ):
-            spacing = torch.finfo(dtype).eps
-            torch.testing.assert_close(
-                on(True, compute).double(), on(False, compute).double(), rtol=2 * spacing, atol=1e-14
-            )
-        exact = ((rows.double() - point.double()) ** 2).sum(1)
-        torch.testing.assert_close(on(True, lambda: kernels.square_sums(rows, point, blocks)).sum(0), exact)
+def test_sums_are_torchs_but_for_rounding(dtype: torch.dtype, n: int) -> None:
+    """Partial sums in float64, of which little is lost, and rows that are rounded to their dtype."""
+    draws = torch.Generator().manual_seed(n)
+    rows = torch.randn(n, 5000, generator=draws).to(dtype)
+    point, blocks = rows[0] / 3, Blocks.of(5000, 64)
+    matrix = torch.rand(n, n, generator=draws, dtype=torch.float64)
+    one = matrix[:1].clone()
+    one[0, n // 2] = 0.0
+
+    def partial_sums() -> list[Tensor]:
+        return [
+            kernels.square_sums(rows, point, blocks),
+            kernels.square_sums(rows, None, blocks),
+            kernels.square_sums(rows, point.double(), blocks),
+            kernels.cross_products(rows, point, blocks),
+        ]
+
+    def rounded_rows() -> list[Tensor]:
+        return [
+            kernels.weighted_rows(rows, one, blocks).double(),
+            kernels.weighted_rows(rows, one, blocks, point).double(),
+            kernels.weighted_rows(rows, matrix, blocks).double(),
+        ]
+
+    torch.testing.assert_close(on(True, partial_sums), on(False, partial_sums), rtol=1e-13, atol=1e-12)
+    spacing = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(on(True, rounded_rows), on(False, rounded_rows), rtol=spacing, atol=1e-14)
+    exact = (rows.double() - point.double()).square().sum(1)
+    torch.testing.assert_close(on(True, partial_sums)[0].sum(0), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -42,6 +42,7 @@ FLOORS = {
         "memory",
         "census",
         "inside_torch",
+        "threads",
     },
     1: {"aggregators", "preaggregators", "attacks", "compressors", "codes", "estimators", "links", "arrivals"},
     2: {"exchange"},

@@ -37,6 +37,10 @@ class Aggregator(Rule, ABC):
         """The squared distance of each row of an admitted stack from the aggregate."""
         return stack.squared_distances_to(self(stack, generator=generator))
 
+    def survey_distances(self, stack: Stack) -> None:
+        """As ``survey``, for who will ask for ``distances``."""
+        self.survey(stack)
+
 
 class CoordinateRule(Aggregator):
     """An aggregator that computes each coordinate from the rows' values there: it overrides ``statistic`` instead."""
@@ -47,14 +51,26 @@ class CoordinateRule(Aggregator):
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The aggregate of the rows of ``stack``, in their dtype and on their device."""
-        stack = self.admit(stack)
-        return self.statistic(stack)(stack.vectors, stack.masses)
+        self._require(stack)
+        found = stack.survey(self.statistic(stack))
+        if found is None:
+            clean = self.admit(stack)
+            found = clean.survey(self.statistic(clean))
+        assert found is not None, "an admitted stack has no broken rows"
+        return found[0]
 
     def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
-        """The squared distance of each row of an admitted stack from the aggregate: in one pass, if nobody has overridden what that is."""
-        if type(self).__call__ is not CoordinateRule.__call__:
-            return super().distances(stack, generator=generator)
-        return stack.around(self.statistic(stack))[1]
+        """The squared distance of each row of an admitted stack from the aggregate, found in one pass with it."""
+        self.survey_distances(stack)
+        known = stack.kept(self)
+        return super().distances(stack, generator=generator) if known is None else known
+
+    def survey_distances(self, stack: Stack) -> None:
+        """Keep ``distances``, unless a class derived from this one has made something else of the aggregate."""
+        if stack.kept(self) is not None or type(self).__call__ is not CoordinateRule.__call__:
+            return
+        if found := stack.survey(self.statistic(stack), distances=True):
+            stack.keep(self, found[1])
 
 
 class RowAverage(Aggregator):

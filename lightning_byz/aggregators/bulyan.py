@@ -46,6 +46,7 @@ class Bulyan(Aggregator):
     neighbors: Literal["weight", "paper"] = "paper"
 
     condition = "n >= 4 f + 3"
+    centred = True
     unequal_weights = False
     exceptions = frozenset(
         {"permutation"}

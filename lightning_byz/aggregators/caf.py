@@ -37,6 +37,7 @@ class CAF(RowAverage):
     """
 
     condition = "f < W / 2"
+    centred = True
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the total weight."""

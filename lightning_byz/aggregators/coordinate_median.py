@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
+import lightning_byz.kernels as kernels
 from lightning_byz.aggregators.aggregator import CoordinateRule
-from lightning_byz.kernels import coordinate_median, minority
+from lightning_byz.kernels import minority
 from lightning_byz.stack import Stack
 
 
@@ -47,8 +47,4 @@ class CoordinateMedian(CoordinateRule):
 
     def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
         """The median of each coordinate."""
-        return coordinate_median
-
-    def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
-        """The squared distance of each row of an admitted stack from its median, which the stack keeps."""
-        return stack.squared_distances_to_centre() if type(self) is CoordinateMedian else super().distances(stack)
+        return kernels.coordinate_median

@@ -76,6 +76,10 @@ class CTMA(RowAverage):
         base = self.base.kappa(n, f)
         return None if base is None else 4 * f / (n - f) * (1 + base)
 
+    def survey(self, stack: Stack) -> None:
+        """Have ``stack`` find out the distances from the result of ``base`` while it looks for unusable rows."""
+        self.base.survey_distances(stack)
+
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight kept."""
         distances = self.base.distances(stack, generator=generator)

@@ -44,6 +44,7 @@ class GeometricMedian(RowAverage):
     smoothing: float = 1e-6
 
     condition = "f < W / 2"
+    centred = True
 
     def __post_init__(self) -> None:
         check_whole("iterations", self.iterations, least=1)

@@ -39,6 +39,7 @@ class MDA(RowAverage):
     """
 
     condition = "f < n / 2 and f <= 24"
+    centred = True
     unequal_weights = False
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:

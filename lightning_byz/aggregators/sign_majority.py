@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.aggregators.aggregator import Aggregator
-from lightning_byz.kernels import minority
+from lightning_byz.kernels import majority_signs, minority
 from lightning_byz.stack import Stack
 
 
@@ -44,4 +44,5 @@ class SignMajority(Aggregator):
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The sign of each coordinate."""
-        return self.admit(stack).majority_signs()
+        stack = self.admit(stack)
+        return majority_signs(stack.vectors, stack.weights, stack.blocks())

@@ -40,6 +40,7 @@ class SMEA(RowAverage):
     """
 
     condition = "f < n / 2 and C(n, f) (n - f)^2 <= 2^25"
+    centred = True
     unequal_weights = False
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:

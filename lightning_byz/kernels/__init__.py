@@ -3,7 +3,7 @@
 from lightning_byz.blocks import block_size
 from lightning_byz.kernels.around import mean_around_median
 from lightning_byz.kernels.blocks import (
-    Squares,
+    Aside,
     cross_products,
     majority_signs,
     moments,
@@ -23,8 +23,8 @@ from lightning_byz.kernels.subsets import smallest_diameter, smallest_spread
 
 __all__ = [
     "SLIVER",
+    "Aside",
     "Comparator",
-    "Squares",
     "block_size",
     "coordinate_median",
     "cross_products",

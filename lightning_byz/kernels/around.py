@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.blocks import Squares, measured, saturate
+from lightning_byz.kernels.blocks import Aside, measured, saturate
 from lightning_byz.kernels.medians import present
 from lightning_byz.kernels.ordering import by_network, chunks, ranked
 from lightning_byz.kernels.paths import compiled
@@ -16,7 +16,7 @@ from lightning_byz.kernels.weighted import halves, median_of_line
 
 
 def mean_around_median(
-    vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float, squares: Squares | None = None
+    vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float, aside: Aside | None = None
 ) -> Float[Tensor, " d"]:
     """The mean of each coordinate over the values nearest to its median, up to all but ``f`` of the weight.
 
@@ -24,18 +24,18 @@ def mean_around_median(
     """
     rows, values = present(weights)
     if len(set(values)) > 1:
-        return _weighted(vectors, rows, values, f, squares)
+        return _weighted(vectors, rows, values, f, aside)
     kept = len(rows) - f / values[0]
     count = int(kept + SLIVER)
     part = kept - count if kept - count > SLIVER else 0.0
-    return _unweighted(vectors, rows, count, part, squares)
+    return _unweighted(vectors, rows, count, part, aside)
 
 
-def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float, squares: Squares | None) -> Tensor:
+def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float, aside: Aside | None) -> Tensor:
     """The mean of the ``count`` nearest values and a ``part`` of the next one."""
     groups = _groups(len(rows), count)
     if fast := compiled(vectors, len(rows)):
-        return fast.mean_around_median(vectors, rows, groups, count, part, squares)
+        return fast.mean_around_median(vectors, rows, groups, count, part, aside)
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     result = vectors.new_empty(vectors.shape[1])
     for low, high, values in ranked(vectors, rows, groups):
@@ -44,7 +44,7 @@ def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float, s
         if part:
             total.mul_(1 - part).add_(_nearest_sum(wires, count + 1), alpha=part)
         result[low:high] = saturate(total.div_(count + part), vectors.dtype)
-    return measured(vectors, result, squares)
+    return measured(vectors, result, aside)
 
 
 def _groups(total: int, count: int) -> tuple[int, ...]:
@@ -78,14 +78,12 @@ def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
     return total
 
 
-def _weighted(
-    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float, squares: Squares | None
-) -> Tensor:
+def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float, aside: Aside | None) -> Tensor:
     """For each value, how much weight is nearer to the median than it; what is left of all but ``f`` is how much of it is kept."""
     budget = total_of(weights) - f
     if fast := compiled(vectors, len(rows)):
         told = halves(weights), (budget, *slivers(budget + f))
-        return fast.weighted_mean_around_median(vectors, rows, weights, *told, squares)
+        return fast.weighted_mean_around_median(vectors, rows, weights, *told, aside)
     masses = torch.tensor(weights, dtype=torch.float64, device=vectors.device)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors, count=len(rows)):
@@ -98,7 +96,7 @@ def _weighted(
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)
-    return measured(vectors, result, squares)
+    return measured(vectors, result, aside)
 
 
 def _nearer_in_pairs(values: Sequence[Tensor], middle: Tensor, weights: Sequence[float]) -> Sequence[Tensor]:

@@ -4,9 +4,10 @@ Blocks are copied into a float64 buffer whose width never varies, so they give t
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from lightning_byz.blocks import Blocks
@@ -17,8 +18,23 @@ _CHUNK = 65536
 _CACHED = 8192  # rows of this many float64 numbers, n of them, stay in a core's second-level cache
 _BALANCE = 1e-9  # votes this close to balance, relatively, are balanced
 _SQUARABLE = 2.0**480  # float64 only: squares of larger numbers, summed, can overflow
-Squares = tuple[Tensor, Blocks]
-"""Where a kernel puts the squared distances of all rows from its result, in float64: one line per block, and the blocks."""
+
+
+@dataclass
+class Aside:
+    """What a kernel is asked besides its result, where finding it out on the way saves a reading of all rows, and what it answers.
+
+    Args:
+        blocks: Of which the squared distances of all rows from the result are wanted; none if None.
+        look: Whether a first look for unusable numbers is wanted.
+        squares: One line per block, in float64.
+        suspects: The rows that may hold such numbers.
+    """
+
+    blocks: Blocks | None = None
+    look: bool = False
+    squares: Float64[Tensor, "blocks n"] | None = None
+    suspects: Bool[Tensor, " n"] | None = None
 
 
 def saturate(values: Float64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
@@ -137,10 +153,9 @@ def square_sums(
     vectors: Float[Tensor, "n d"], origin: Float[Tensor, " d"] | None, blocks: Blocks
 ) -> Float64[Tensor, "blocks n"]:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
-    partials = torch.empty(len(blocks), vectors.shape[0], dtype=torch.float64, device=vectors.device)
     if fast := compiled(vectors):
-        fast.square_sums(vectors, origin, (partials, blocks))
-        return partials
+        return fast.square_sums(vectors, origin, blocks)
+    partials = torch.empty(len(blocks), vectors.shape[0], dtype=torch.float64, device=vectors.device)
     for first, _, places, copy in _in_float64(vectors, blocks, origin):
         copy.square_()
         for index, (start, stop) in enumerate(places, first):
@@ -148,30 +163,40 @@ def square_sums(
     return partials
 
 
-def measured(vectors: Tensor, point: Tensor, squares: Squares | None) -> Tensor:
-    """``point``, after ``squares``, if they are asked for, have been filled with its squared distances from the rows."""
-    if squares is not None:
-        squares[0].copy_(square_sums(vectors, point, squares[1]))
+def measured(vectors: Tensor, point: Tensor, aside: Aside | None) -> Tensor:
+    """``point``, after what is asked ``aside`` and was not found on the way has been found."""
+    if aside is not None and aside.blocks is not None and aside.squares is None:
+        aside.squares = square_sums(vectors, point, aside.blocks)
+    if aside is not None and aside.look and aside.suspects is None:
+        aside.suspects = suspects(vectors)
     return point
 
 
-def unusable(vectors: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
-    """How many coordinates of each row no rule can use: not finite, or so large that their squares overflow float64."""
+def unusable(vectors: Float[Tensor, "n d"], among: Bool[Tensor, " n"] | None = None) -> Int64[Tensor, " n"]:
+    """How many coordinates of each row no rule can use: not finite, or so large that their squares overflow float64.
+
+    The rows of which that is not zero are ``among`` these, if they are known.
+    """
     counts = torch.zeros(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    for row in counted(_suspects(vectors)):
+    for row in counted(suspects(vectors) if among is None else among):
         for part in vectors[row].split(_CHUNK):
             counts[row] += part.numel() - _usable(part).sum()
     return counts
 
 
+def usable_up_to(dtype: torch.dtype) -> float:
+    """The largest number that rules can use."""
+    return _SQUARABLE if dtype == torch.float64 else torch.finfo(dtype).max
+
+
 def _usable(values: Tensor) -> Tensor:
-    return values.abs() <= _SQUARABLE if values.dtype == torch.float64 else values.isfinite()
+    return values.abs() <= usable_up_to(values.dtype)
 
 
-def _suspects(vectors: Tensor) -> Tensor:
+def suspects(vectors: Tensor) -> Tensor:
     """A cheap first look in one reading pass: a row of usable numbers is cleared, unless its sum overflows by itself."""
     if fast := compiled(vectors):
-        return fast.suspects(vectors, _SQUARABLE if vectors.dtype == torch.float64 else torch.finfo(vectors.dtype).max)
+        return fast.suspects(vectors)
     doubtful = torch.zeros(vectors.shape[0], dtype=torch.bool, device=vectors.device)
     for part in vectors.split(_CHUNK, dim=1) if vectors.numel() else ():
         if vectors.dtype == torch.float64:

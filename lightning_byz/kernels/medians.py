@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.kernels.blocks import Squares, measured
+from lightning_byz.kernels.blocks import Aside, measured
 from lightning_byz.kernels.networks import groups_of
 from lightning_byz.kernels.ordering import ranked
 from lightning_byz.kernels.paths import compiled
@@ -22,29 +22,29 @@ from lightning_byz.kernels.weighted import weighted_median, weighted_trimmed_mea
 
 
 def coordinate_median(
-    vectors: Float[Tensor, "n d"], weights: Sequence[float], squares: Squares | None = None
+    vectors: Float[Tensor, "n d"], weights: Sequence[float], aside: Aside | None = None
 ) -> Float[Tensor, " d"]:
     """The weighted median of each coordinate over rows of positive weight: at exactly half the weight, the mean of both neighbours.
 
-    Zero where no row has weight. ``squares`` is filled with the squared distances of all rows from it.
+    Zero where no row has weight. ``aside`` is told what it asks for.
     """
     rows, values = present(weights)
     if not rows:
-        return measured(vectors, vectors.new_zeros(vectors.shape[1]), squares)
+        return measured(vectors, vectors.new_zeros(vectors.shape[1]), aside)
     if len(set(values)) > 1:
-        return weighted_median(vectors, rows, values, squares)
+        return weighted_median(vectors, rows, values, aside)
     shares = [float(abs(2 * rank + 1 - len(rows)) <= 1) for rank in range(len(rows))]
-    return _rank_average(vectors, rows, shares, squares)
+    return _rank_average(vectors, rows, shares, aside)
 
 
 def trimmed_mean(
-    vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float, squares: Squares | None = None
+    vectors: Float[Tensor, "n d"], weights: Sequence[float], f: float, aside: Aside | None = None
 ) -> Float[Tensor, " d"]:
     """The mean of each coordinate without the lowest and the highest ``f`` of its weight; ``f`` must be below half of it."""
     rows, values = present(weights)
     if len(set(values)) > 1:
-        return weighted_trimmed_mean(vectors, rows, values, f, squares)
-    return _rank_average(vectors, rows, _trimmed_shares(len(rows), f / values[0]), squares)
+        return weighted_trimmed_mean(vectors, rows, values, f, aside)
+    return _rank_average(vectors, rows, _trimmed_shares(len(rows), f / values[0]), aside)
 
 
 def present(weights: Sequence[float]) -> tuple[list[int], list[float]]:
@@ -60,10 +60,10 @@ def _trimmed_shares(count: int, trimmed: float) -> list[float]:
     return [0.0 if share < SLIVER else 1.0 if share > 1 - SLIVER**2 else share for share in shares]
 
 
-def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float], squares: Squares | None) -> Tensor:
+def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float], aside: Aside | None) -> Tensor:
     """The average, weighted by ``shares``, of the values at each rank; which of two zeros comes first is nobody's business, so none is negative."""
     if fast := compiled(vectors, len(rows)):
-        return fast.rank_average(vectors, rows, shares, squares)
+        return fast.rank_average(vectors, rows, shares, aside)
     groups, total = groups_of(shares), sum(shares)
     ranks = {group: [rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})}
     kept = [rank for rank, share in enumerate(shares) if share == 1] if len(ranks) == 1 else []
@@ -76,7 +76,7 @@ def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float],
             sums = [_times(_sum([wires[rank] for rank in members]), shares[members[0]]) for members in ranks.values()]
             average = reduce(Tensor.add_, sums).div_(total).add_(0.0)
             own.copy_(average.clamp_(*_limits(vectors.dtype)))
-    return measured(vectors, result, squares)
+    return measured(vectors, result, aside)
 
 
 def _halfway(first: Tensor, second: Tensor, out: Tensor) -> bool:

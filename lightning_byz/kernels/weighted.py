@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.blocks import Squares, measured, saturate
+from lightning_byz.kernels.blocks import Aside, measured, saturate
 from lightning_byz.kernels.ordering import chunks, ranked_with_rows
 from lightning_byz.kernels.paths import compiled
 from lightning_byz.kernels.shares import slivers, without_slivers
@@ -14,14 +14,14 @@ from lightning_byz.kernels.shares import slivers, without_slivers
 _TOLERANCE = 1e-9  # weight this close to half of the total, relatively, is half of it
 
 
-def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], squares: Squares | None) -> Tensor:
+def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], aside: Aside | None) -> Tensor:
     """The median of the given ``rows``, weighted by ``weights`` (of these rows only), at each coordinate."""
     if fast := compiled(vectors, len(rows)):
-        return fast.weighted_median(vectors, rows, weights, halves(weights), squares)
+        return fast.weighted_median(vectors, rows, weights, halves(weights), aside)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors, count=len(rows)):
         result[low:high] = saturate(median_of_line(vectors, rows, weights, low, high), vectors.dtype)
-    return measured(vectors, result, squares)
+    return measured(vectors, result, aside)
 
 
 def halves(weights: Sequence[float]) -> tuple[float, float]:
@@ -49,12 +49,12 @@ def _last(starts: Sequence[Tensor], limit: float) -> Tensor:
 
 
 def weighted_trimmed_mean(
-    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float, squares: Squares | None
+    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f: float, aside: Aside | None
 ) -> Tensor:
     """The mean of what lies between ``f`` and the total less ``f`` on the line of weights, at each coordinate."""
     end = total_of(weights) - f
     if fast := compiled(vectors, len(rows)):
-        return fast.weighted_trimmed_mean(vectors, rows, weights, (f, end, *slivers(end + f)), squares)
+        return fast.weighted_trimmed_mean(vectors, rows, weights, (f, end, *slivers(end + f)), aside)
     result = vectors.new_empty(vectors.shape[1])
     for low, high in chunks(vectors, count=len(rows)):
         kept = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
@@ -65,7 +65,7 @@ def weighted_trimmed_mean(
             kept += share * value
             total += share
         result[low:high] = saturate(kept / total, vectors.dtype)
-    return measured(vectors, result, squares)
+    return measured(vectors, result, aside)
 
 
 def _line(

@@ -33,6 +33,7 @@ class NNM(PreAggregator):
     """
 
     condition = "f < W / 2"
+    centred = True
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the total weight."""

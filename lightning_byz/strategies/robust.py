@@ -25,7 +25,7 @@ from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
-from lightning_byz.rounds import start_up, Attackers, Defence, Robust, Round, WorkerBuffers
+from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights

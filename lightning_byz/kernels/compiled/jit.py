@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
+from numba.core import config
 
 from lightning_byz.threads import spread
 
-_SETTINGS: Any = numba.config
+_SETTINGS: Any = config
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
@@ -42,10 +44,10 @@ class Kernel:
         """
         if not length:
             return
-        types = tuple(numba.typeof(argument) for argument in (0, length, room(), *arguments))
-        if types not in self._known:
-            self._compile(types)
-            self._known.add(types)
+        kinds = _kind(arguments)
+        if kinds not in self._known:
+            self._compile(tuple(numba.typeof(argument) for argument in (0, length, room(), *arguments)))
+            self._known.add(kinds)
         spread(lambda low, high: self._compiled(low, high, room(), *arguments), length, grain)
 
     def _compile(self, types: tuple[Any, ...]) -> None:
@@ -57,6 +59,13 @@ class Kernel:
         except OSError:  # the place to keep it is full, or gone
             self._compiled = numba.njit(**_OPTIONS)(self._function)
             self._compiled.compile(types)
+
+
+def _kind(argument: Any) -> Any:
+    """What tells types apart, where arrays are contiguous; numba's own answer takes as long as a small kernel."""
+    if isinstance(argument, tuple):
+        return tuple(map(_kind, argument))
+    return (argument.dtype.num, argument.ndim) if isinstance(argument, np.ndarray) else type(argument)
 
 
 def _cached(function: Callable[..., Any]) -> Any:

@@ -6,13 +6,14 @@ Arguments are those of ranks.py, and ``weights``, of the rows that count.
 import numpy as np
 
 from lightning_byz.kernels.compiled.jit import Kernel, part
-from lightning_byz.kernels.compiled.tiles import LANES, TILE, clear, exchange_with_rows, finish, left, load_rows
+from lightning_byz.kernels.compiled.tiles import LANES, TILE, clear, doubt, exchange_with_rows, finish, left, load_rows
 
 
 @part
 def line(stack, rows, start, count, comparators, tile, places):
     """Values by rank, and the place of each one's row among ``rows``."""
     load_rows(stack, rows, start, count, tile)
+    doubt(tile, stack[2], stack[3])
     for place in range(rows.shape[0]):
         own = places[place]
         for column in range(TILE):

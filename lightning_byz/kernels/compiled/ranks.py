@@ -1,13 +1,14 @@
 """Statistics of rows that weigh alike: of each coordinate's values by rank.
 
 Arguments of all kernels here and in lines.py: ``low`` and ``high``, the first coordinate and one past the last; ``room`` to work in; ``stack``, all
-rows one after the other, and how far it is from one to the next; ``width`` of a block; the ``rows`` that count; ``comparators`` of the network;
+rows one after the other, how far it is from one to the next, the largest number that is usable, and where to mark rows with others, or nothing;
+``width`` of a block; the ``rows`` that count; ``comparators`` of the network;
 ``limit``, the largest number that ``out``, the result, can hold; ``squares``, a line of each row's squared distance from the result per block, or
 empty.
 """
 
 from lightning_byz.kernels.compiled.jit import Kernel, part
-from lightning_byz.kernels.compiled.tiles import TILE, clear, exchange, finish, left, load_rows
+from lightning_byz.kernels.compiled.tiles import TILE, clear, doubt, exchange, finish, left, load_rows
 
 
 @Kernel
@@ -22,11 +23,17 @@ def rank_average(low, high, room, stack, width, rows, comparators, groups, limit
     start = low
     while start < high:
         load_rows(stack, rows, start, left(start, high, width), tile)
+        doubt(tile, stack[2], stack[3])
         exchange(tile, comparators)
         clear(average)
         member = 0
         for index in range(ends.shape[0]):
             clear(group)
+            while member + 2 <= ends[index]:
+                values, others = tile[members[member]], tile[members[member + 1]]
+                for place in range(TILE):
+                    group[place] = group[place] + values[place] + others[place]
+                member += 2
             while member < ends[index]:
                 values = tile[members[member]]
                 for place in range(TILE):
@@ -51,6 +58,7 @@ def mean_around_median(low, high, room, stack, width, rows, comparators, kept, l
     start = low
     while start < high:
         load_rows(stack, rows, start, left(start, high, width), tile)
+        doubt(tile, stack[2], stack[3])
         exchange(tile, comparators)
         lower, upper = tile[(n - 1) // 2], tile[n // 2]
         for place in range(TILE):

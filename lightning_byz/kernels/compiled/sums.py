@@ -53,35 +53,62 @@ def weighted_row(low, high, room, stack, rows, factors, about, narrow, limit, ou
 
 @Kernel
 def mixed_rows(low, high, room, stack, matrix, limit, out):
-    """``matrix`` times the rows; its lines go on with zeros up to a multiple of four."""
+    """``matrix`` times the rows."""
     _, scratch, lines, _, _ = room
-    first, second, tile = lines[0], lines[1], lines[2:]
-    n, start = out.shape[0], low
+    n, start, tile = out.shape[0], low, lines[4:]
     while start < high:
         count = left(start, high, TILE)
         for row in range(n):
             values, wide = window(stack[0], row * stack[1] + start, count, scratch), tile[row]
             for column in range(count):
                 wide[column] = values[column]
-        for line in range(0, n, 2):
-            other = min(line + 1, n - 1)
-            mix_two(tile, matrix[line], matrix[other], first, second)
-            store(first, count, limit, out[line], start)
-            store(second, count, limit, out[other], start)
+        for line in range(n):
+            if line % 4 == 0 and line + 4 <= n:
+                mix_four(tile, matrix[line : line + 4], lines)
+            elif line >= n - n % 4:
+                mix_one(tile, matrix[line], lines[line % 4])
+            store(lines[line % 4], count, limit, out[line], start)
         start += count
 
 
-def _mix_two(tile, one, two, first, second):
-    """Two lines at once, and four rows: each number that is read takes part in two products, each sum in four."""
+def _mix_four(tile, matrix, lines):
+    """Four lines at once, and four rows: each number that is read takes part in four products, each sum in four."""
+    first, second, third, fourth = lines[0], lines[1], lines[2], lines[3]
     for column in range(TILE):
-        first[column], second[column] = 0.0, 0.0
-    for row in range(0, tile.shape[0], 4):
-        a, b, c, d = tile[row], tile[row + 1], tile[row + 2], tile[row + 3]
-        p, q, r, s = one[row], one[row + 1], one[row + 2], one[row + 3]
-        t, u, v, w = two[row], two[row + 1], two[row + 2], two[row + 3]
+        first[column], second[column], third[column], fourth[column] = 0.0, 0.0, 0.0, 0.0
+    row = 0
+    while row + 4 <= tile.shape[0]:
+        w, x, y, z = tile[row], tile[row + 1], tile[row + 2], tile[row + 3]
+        a, b, c, d = matrix[0, row], matrix[0, row + 1], matrix[0, row + 2], matrix[0, row + 3]
+        e, f, g, h = matrix[1, row], matrix[1, row + 1], matrix[1, row + 2], matrix[1, row + 3]
+        i, j, k, m = matrix[2, row], matrix[2, row + 1], matrix[2, row + 2], matrix[2, row + 3]
+        p, q, r, s = matrix[3, row], matrix[3, row + 1], matrix[3, row + 2], matrix[3, row + 3]
         for column in range(TILE):
-            first[column] = first[column] + p * a[column] + q * b[column] + r * c[column] + s * d[column]
-            second[column] = second[column] + t * a[column] + u * b[column] + v * c[column] + w * d[column]
+            one, two, three, four = w[column], x[column], y[column], z[column]
+            first[column] = first[column] + a * one + b * two + c * three + d * four
+            second[column] = second[column] + e * one + f * two + g * three + h * four
+            third[column] = third[column] + i * one + j * two + k * three + m * four
+            fourth[column] = fourth[column] + p * one + q * two + r * three + s * four
+        row += 4
+    while row < tile.shape[0]:
+        values = tile[row]
+        a, b, c, d = matrix[0, row], matrix[1, row], matrix[2, row], matrix[3, row]
+        for column in range(TILE):
+            first[column] += a * values[column]
+            second[column] += b * values[column]
+            third[column] += c * values[column]
+            fourth[column] += d * values[column]
+        row += 1
+
+
+def _mix_one(tile, factors, result):
+    """What is left of the lines; rows in the same order."""
+    for column in range(TILE):
+        result[column] = 0.0
+    for row in range(tile.shape[0]):
+        values, factor = tile[row], factors[row]
+        for column in range(TILE):
+            result[column] += factor * values[column]
 
 
 @Kernel
@@ -104,14 +131,18 @@ def majority_signs(low, high, room, stack, weights, balance, out):
 
 
 @Kernel
-def suspects(low, high, room, bits, stride, limit, found):
-    """Mark the rows in which the bits of any number, but for its sign, are above ``limit``: a number of their type, in an array."""
+def suspects(low, high, room, stack, largest, found):
+    """Mark the rows in which any number is beyond ``largest``, or none."""
     for row in range(found.shape[0]):
-        here, largest = bits[row * stride + low : row * stride + high], limit[0]
-        for column in range(here.shape[0]):
-            largest = max(largest, here[column] & limit[1])
-        if largest > limit[0]:
-            found[row] = True
+        start = low
+        while start < high:
+            count = left(start, high, TILE)
+            values, doubtful = window(stack[0], row * stack[1] + start, count, room[1]), False
+            for column in range(count):
+                doubtful |= not abs(values[column]) <= largest
+            if doubtful:
+                found[row] = True
+            start += count
 
 
 @Kernel
@@ -162,7 +193,8 @@ def _add_products(tile, out):
 
 
 # sums of products may be rounded once, and inner products added up as suits the processor: partial sums travel, so that ranks agree nevertheless
-mix_two = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(inspect.unwrap(_mix_two))
+mix_four = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(inspect.unwrap(_mix_four))
+mix_one = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(inspect.unwrap(_mix_one))
 add_products = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(
     inspect.unwrap(_add_products)
 )

@@ -1,6 +1,7 @@
 """The compiled kernels as the others call them: with tensors, numbers and networks."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_byz.blocks import Blocks
-from lightning_byz.kernels.blocks import Squares
+from lightning_byz.kernels.blocks import Aside, measured, usable_up_to
 from lightning_byz.kernels.compiled import lines, ranks, sums
 from lightning_byz.kernels.compiled.tiles import LANES, TILE
-from lightning_byz.kernels.networks import Comparator, groups_of, network
+from lightning_byz.kernels.networks import groups_of, network
 
 Array = np.ndarray
 _RUN = 32 * TILE  # coordinates that are some hundred microseconds of work
 _BITS = {torch.float16: np.int16, torch.bfloat16: np.uint16}
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MIXED = 32  # rows, above which a matrix product of torch's mixes them faster
 
 
@@ -38,6 +38,10 @@ def _computed(dtype: torch.dtype) -> type:
     return np.float64 if dtype == torch.float64 else np.float32
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _point(point: Tensor | None) -> tuple[Array, Array]:
     """A vector, or nothing, and room for a tile of it in the type to compute it in."""
     own = torch.empty(0) if point is None else point.detach().contiguous()
@@ -56,10 +60,10 @@ def _room(dtype: torch.dtype, *, rows: int = 0, lines: int = 0, all_rows: int = 
     return room
 
 
-def _comparators(groups: Sequence[int]) -> Array:
-    """The network for ``groups``, as numbers."""
-    comparators: tuple[Comparator, ...] = network(tuple(groups))
-    return np.array(comparators, dtype=np.int64).reshape(-1, 4)
+@lru_cache(maxsize=256)
+def _comparators(groups: tuple[int, ...]) -> Array:
+    """The network for ``groups``, as numbers, which nobody writes to."""
+    return np.array(network(groups), dtype=np.int64).reshape(-1, 4)
 
 
 def _statistic(
@@ -69,33 +73,27 @@ def _statistic(
     groups: Sequence[int],
     *arguments: Any,
     lines: int,
-    squares: Squares | None,
+    aside: Aside | None,
 ) -> Tensor:
-    """Run a kernel that makes one number of each coordinate, and ``squares`` too."""
-    n, d, limit = vectors.shape[0], vectors.shape[1], torch.finfo(vectors.dtype).max
-    if (
-        squares is not None and vectors.dtype in _BITS
-    ):  # distances are those from the result, which is rounded once more
-        result = _statistic(kernel, vectors, rows, groups, *arguments, lines=lines, squares=None)
-        square_sums(vectors, result, squares)
-        return result
-    partials, width = (np.zeros((0, 0)), _RUN) if squares is None else (squares[0].numpy(), squares[1].width)
-    result = torch.empty(d, dtype=torch.float64 if vectors.dtype == torch.float64 else torch.float32)
-    room = _room(vectors.dtype, rows=len(rows), lines=lines, all_rows=0 if squares is None else n)
-    kernel.over(
-        d,
-        _grain(width),
-        room,
-        _stack(vectors),
-        width,
-        np.array(rows),
-        _comparators(groups),
-        *arguments,
-        limit,
-        result.numpy(),
-        partials,
-    )
-    return _narrowed(result, vectors.dtype)
+    """Run a kernel that makes one number of each coordinate, and finds out what is asked ``aside``."""
+    n, d, limit, asked = vectors.shape[0], vectors.shape[1], torch.finfo(vectors.dtype).max, aside or Aside()
+    blocks = (
+        None if vectors.dtype in _BITS else asked.blocks
+    )  # of a result that is rounded once more distances come later
+    partials = np.empty((0, 0)) if blocks is None else np.empty((len(blocks), n))
+    width = _RUN if blocks is None else blocks.width
+    doubts = np.zeros(n if asked.look and len(rows) == n else 0, np.bool_)
+    result = torch.empty(d, dtype=_wide(vectors.dtype))
+    room = _room(vectors.dtype, rows=len(rows), lines=lines, all_rows=partials.shape[1])
+    stack = *_stack(vectors), _computed(vectors.dtype)(usable_up_to(vectors.dtype)), doubts
+    told = np.array(rows), _comparators(tuple(groups)), *arguments, limit, result.numpy(), partials
+    kernel.over(d, _grain(width), room, stack, width, *told)
+    result = _narrowed(result, vectors.dtype)
+    if aside is not None:
+        aside.squares = None if blocks is None else torch.from_numpy(partials)
+        aside.suspects = torch.from_numpy(doubts) if len(doubts) else None
+        measured(vectors, result, aside)
+    return result
 
 
 def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,7 +106,7 @@ def _grain(width: int) -> int:
     return -(-_RUN // width) * width
 
 
-def rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float], squares: Squares | None) -> Tensor:
+def rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float], aside: Aside | None) -> Tensor:
     """The average, weighted by ``shares``, of the values at each rank."""
     groups = groups_of(shares)
     members = [[rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})]
@@ -118,24 +116,24 @@ def rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float], 
         np.array([float(shares[group[0]]) for group in members]),
         float(sum(shares)),
     )
-    return _statistic(ranks.rank_average, vectors, rows, groups, told, lines=2, squares=squares)
+    return _statistic(ranks.rank_average, vectors, rows, groups, told, lines=2, aside=aside)
 
 
 def mean_around_median(
-    vectors: Tensor, rows: Sequence[int], groups: Sequence[int], count: int, rest: float, squares: Squares | None
+    vectors: Tensor, rows: Sequence[int], groups: Sequence[int], count: int, rest: float, aside: Aside | None
 ) -> Tensor:
     """The mean of the ``count`` nearest values and a part, the ``rest``, of the next one."""
     parts = np.array([0.25, 0.5], _computed(vectors.dtype))
     told = (count, float(rest), parts)
-    return _statistic(ranks.mean_around_median, vectors, rows, groups, told, lines=2, squares=squares)
+    return _statistic(ranks.mean_around_median, vectors, rows, groups, told, lines=2, aside=aside)
 
 
 def weighted_median(
-    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], limits: tuple[float, float], squares: Squares | None
+    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], limits: tuple[float, float], aside: Aside | None
 ) -> Tensor:
     """The mean of the last values whose weights start at or below each of two ``limits``."""
     every, told = range(1, len(rows) + 1), (np.array(weights, dtype=np.float64), limits)
-    return _statistic(lines.weighted_median, vectors, rows, every, *told, lines=1, squares=squares)
+    return _statistic(lines.weighted_median, vectors, rows, every, *told, lines=1, aside=aside)
 
 
 def weighted_trimmed_mean(
@@ -143,11 +141,11 @@ def weighted_trimmed_mean(
     rows: Sequence[int],
     weights: Sequence[float],
     kept: tuple[float, float, float, float],
-    squares: Squares | None,
+    aside: Aside | None,
 ) -> Tensor:
     """The mean between two ends of the line of weights; ``kept`` are these, and what is a sliver of a row's weight and of all."""
     every, told = range(1, len(rows) + 1), (np.array(weights, dtype=np.float64), kept)
-    return _statistic(lines.weighted_trimmed_mean, vectors, rows, every, *told, lines=3 + len(rows), squares=squares)
+    return _statistic(lines.weighted_trimmed_mean, vectors, rows, every, *told, lines=3 + len(rows), aside=aside)
 
 
 def weighted_mean_around_median(
@@ -156,22 +154,23 @@ def weighted_mean_around_median(
     weights: Sequence[float],
     limits: tuple[float, float],
     kept: tuple[float, float, float],
-    squares: Squares | None,
+    aside: Aside | None,
 ) -> Tensor:
     """The mean of the weight nearest to the weighted median; ``kept`` is how much, and what is a sliver of a row's weight and of all."""
     every, told = range(1, len(rows) + 1), (np.array(weights, dtype=np.float64), limits, kept)
     return _statistic(
-        lines.weighted_mean_around_median, vectors, rows, every, *told, lines=3 + 2 * len(rows), squares=squares
+        lines.weighted_mean_around_median, vectors, rows, every, *told, lines=3 + 2 * len(rows), aside=aside
     )
 
 
-def square_sums(vectors: Tensor, origin: Tensor | None, squares: Squares) -> None:
-    """Squared length of each row of ``vectors - origin``, one partial sum per block, into ``squares``."""
-    partials, blocks = squares
+def square_sums(vectors: Tensor, origin: Tensor | None, blocks: Blocks) -> Tensor:
+    """Squared length of each row of ``vectors - origin``, one partial sum per block."""
+    partials = torch.empty(len(blocks), len(vectors), dtype=torch.float64)
     room = _room(vectors.dtype, lines=1, all_rows=len(vectors))
     sums.square_sums.over(
         vectors.shape[1], _grain(blocks.width), room, _stack(vectors), blocks.width, *_point(origin), partials.numpy()
     )
+    return partials
 
 
 def cross_products(vectors: Tensor, origin: Tensor, blocks: Blocks) -> Tensor:
@@ -192,32 +191,28 @@ def mixes(vectors: Tensor, matrix: Tensor) -> bool:
 def weighted_rows(vectors: Tensor, matrix: Tensor, about: Tensor | None) -> Tensor:
     """``matrix @ (vectors - about) + about``, of one line, or of as many as there are rows and no ``about``."""
     (n, d), dtype, limit = vectors.shape, vectors.dtype, torch.finfo(vectors.dtype).max
-    out = torch.empty(len(matrix), d, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    out = torch.from_numpy(np.empty((len(matrix), d), _computed(dtype)))  # numpy asks for large pages, which cost less
     if len(matrix) == 1:
         rows = matrix[0].nonzero()[:, 0]
         told = rows.numpy(), matrix[0, rows].numpy(), *_point(about), limit, out[0].numpy()
         sums.weighted_row.over(d, _RUN, _room(dtype, lines=2), _stack(vectors), *told)
     else:
-        factors = np.zeros((n, -(-n // 4) * 4))
-        factors[:, :n] = matrix.numpy()
-        room = _room(dtype, lines=2 + factors.shape[1])
-        sums.mixed_rows.over(d, _RUN, room, _stack(vectors), factors, limit, out.numpy())
+        sums.mixed_rows.over(
+            d, _RUN, _room(dtype, lines=4 + n), _stack(vectors), matrix.contiguous().numpy(), limit, out.numpy()
+        )
     return _narrowed(out, dtype)
 
 
 def majority_signs(vectors: Tensor, weights: Tensor, balance: float) -> Tensor:
     """The sign of the weighted sum of signs; zero where that is at most ``balance``."""
-    out = torch.empty(vectors.shape[1], dtype=torch.float64 if vectors.dtype == torch.float64 else torch.float32)
+    out = torch.empty(vectors.shape[1], dtype=_wide(vectors.dtype))
     room = _room(vectors.dtype, lines=1)
     sums.majority_signs.over(len(out), _RUN, room, _stack(vectors), weights.numpy(), balance, out.numpy())
     return _narrowed(out, vectors.dtype)
 
 
-def suspects(vectors: Tensor, largest: float) -> Tensor:
-    """The rows that hold a number beyond ``largest``, or none."""
-    line, stride = _stack(vectors)
-    bits = line.view(f"i{line.itemsize}")
-    most = torch.tensor(largest, dtype=vectors.dtype).view(_WORDS[line.itemsize])
-    found, limits = np.zeros(len(vectors), np.bool_), np.array([int(most), np.iinfo(bits.dtype).max], bits.dtype)
-    sums.suspects.over(vectors.shape[1], _RUN, _room(vectors.dtype), bits, stride, limits, found)
+def suspects(vectors: Tensor) -> Tensor:
+    """The rows that hold a number that is not usable."""
+    found, largest = np.zeros(len(vectors), np.bool_), _computed(vectors.dtype)(usable_up_to(vectors.dtype))
+    sums.suspects.over(vectors.shape[1], _RUN, _room(vectors.dtype), _stack(vectors), largest, found)
     return torch.from_numpy(found)

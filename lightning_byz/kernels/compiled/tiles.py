@@ -91,6 +91,17 @@ def load_rows(stack, rows, start, count, tile):
 
 
 @part
+def doubt(tile, largest, doubts):
+    """Mark the rows of ``tile`` that hold a number beyond ``largest``, or none, unless nobody asks: another row may have held it before."""
+    for row in range(doubts.shape[0]):
+        values, doubtful = tile[row], False
+        for place in range(TILE):
+            doubtful |= not abs(values[place]) <= largest
+        if doubtful:
+            doubts[row] = True
+
+
+@part
 def exchange(tile, comparators):
     """Let each of ``comparators`` (two rows, and whether the smaller and the larger value are kept) order its two rows of ``tile``."""
     for step in range(comparators.shape[0]):
