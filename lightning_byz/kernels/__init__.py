@@ -2,15 +2,14 @@
 
 from lightning_byz.blocks import block_size
 from lightning_byz.kernels.around import mean_around_median
+from lightning_byz.kernels.aside import Aside
 from lightning_byz.kernels.blocks import (
-    Aside,
     cross_products,
     majority_signs,
     moments,
     saturate,
     scaled_rows,
     square_sums,
-    unusable,
     weighted_rows,
 )
 from lightning_byz.kernels.medians import coordinate_median, trimmed_mean
@@ -20,6 +19,7 @@ from lightning_byz.kernels.sampled import sampled_products
 from lightning_byz.kernels.shares import SLIVER, minority, mixed_distances, nearest_shares, symmetric
 from lightning_byz.kernels.spectral import principal_spread
 from lightning_byz.kernels.subsets import smallest_diameter, smallest_spread
+from lightning_byz.kernels.usable import unusable
 
 __all__ = [
     "SLIVER",

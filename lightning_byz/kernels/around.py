@@ -7,12 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.blocks import Aside, measured, saturate
+from lightning_byz.kernels.aside import Aside, measured
+from lightning_byz.kernels.blocks import saturate
 from lightning_byz.kernels.medians import present
-from lightning_byz.kernels.ordering import by_network, chunks, ranked
+from lightning_byz.kernels.ordering import Chunks, Room, by_network, on_chunks, ranked
 from lightning_byz.kernels.paths import compiled
 from lightning_byz.kernels.shares import SLIVER, slivers, without_slivers
-from lightning_byz.kernels.weighted import halves, median_of_line
+from lightning_byz.kernels.weighted import PART, halves, median_of_line
 
 
 def mean_around_median(
@@ -38,12 +39,16 @@ def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float, a
         return fast.mean_around_median(vectors, rows, groups, count, part, aside)
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     result = vectors.new_empty(vectors.shape[1])
-    for low, high, values in ranked(vectors, rows, groups):
-        wires = [value.to(dtype) for value in values]
-        total = _nearest_sum(wires, count)
-        if part:
-            total.mul_(1 - part).add_(_nearest_sum(wires, count + 1), alpha=part)
-        result[low:high] = saturate(total.div_(count + part), vectors.dtype)
+
+    def average(chunks: Chunks) -> None:
+        for low, high, values in ranked(vectors, rows, groups, chunks):
+            wires = [value.to(dtype) for value in values]
+            total = _nearest_sum(wires, count)
+            if part:
+                total.mul_(1 - part).add_(_nearest_sum(wires, count + 1).mul_(part))
+            result[low:high].copy_(saturate(total.div_(count + part), vectors.dtype)).add_(0.0)
+
+    on_chunks(average, vectors, len(rows))
     return measured(vectors, result, aside)
 
 
@@ -66,8 +71,8 @@ def _nearest_sum(wires: Sequence[Tensor], count: int) -> Tensor:
     minus = -half
     gains = wires[0].new_empty(spare, len(half))  # 0 or 1: arithmetic is many times faster than `where`
     for rank, gain in enumerate(gains):
-        torch.sub(half, wires[rank], alpha=0.5, out=low)
-        torch.add(minus, wires[rank + count], alpha=0.5, out=high)
+        torch.sub(half, torch.mul(wires[rank], 0.5, out=low), out=low)
+        torch.add(minus, torch.mul(wires[rank + count], 0.5, out=high), out=high)
         torch.gt(low, high, out=gain)
     total = torch.zeros_like(half, dtype=torch.float64)
     for rank, value in enumerate(wires):
@@ -86,16 +91,21 @@ def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f:
         return fast.weighted_mean_around_median(vectors, rows, weights, *told, aside)
     masses = torch.tensor(weights, dtype=torch.float64, device=vectors.device)
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors, count=len(rows)):
-        values = [vectors[row, low:high].double() for row in rows]
-        middle = median_of_line(vectors, rows, weights, low, high)
-        nearer = _nearer_in_pairs(values, middle, weights) if by_network(rows) else _nearer(values, middle, masses)
-        kept, total = torch.zeros_like(middle), torch.zeros_like(middle)
-        for value, weight, before in zip(values, masses, nearer, strict=True):
-            share = without_slivers((budget - before).clamp_(min=0.0).clamp_(max=weight), weight, budget + f)
-            kept += share * value
-            total += share
-        result[low:high] = saturate(kept / total, vectors.dtype)
+
+    def average(chunks: Chunks) -> None:
+        room = Room()
+        for low, high in chunks:
+            values = [vectors[row, low:high].double() for row in rows]
+            middle = median_of_line(vectors, rows, weights, low, high, room)
+            nearer = _nearer_in_pairs(values, middle, weights) if by_network(rows) else _nearer(values, middle, masses)
+            kept, total = torch.zeros_like(middle), torch.zeros_like(middle)
+            for value, weight, before in zip(values, masses, nearer, strict=True):
+                share = without_slivers((budget - before).clamp_(min=0.0).clamp_(max=weight), weight, budget + f)
+                kept += share * value
+                total += share
+            result[low:high].copy_(saturate(kept / total, vectors.dtype)).add_(0.0)
+
+    on_chunks(average, vectors, len(rows), part=PART)
     return measured(vectors, result, aside)
 
 
@@ -103,13 +113,15 @@ def _nearer_in_pairs(values: Sequence[Tensor], middle: Tensor, weights: Sequence
     """The weight of the values that are nearer to ``middle`` than each one, of equally near ones the lower and then the first; every two compared."""
     distances = [(value - middle).abs_() for value in values]
     before = [torch.zeros_like(middle) for _ in values]
+    nearer, lower, other = torch.empty(3, len(middle), dtype=middle.dtype, device=middle.device)
     for second in range(len(values)):
         for first in range(second):
-            nearer = distances[first].lt(distances[second]) | (
-                distances[first].eq(distances[second]) & values[first].le(values[second])
-            )
+            # 0 or 1: with arithmetic, several times faster than truth values
+            torch.eq(distances[first], distances[second], out=nearer)
+            nearer.mul_(torch.le(values[first], values[second], out=lower))
+            nearer.add_(torch.lt(distances[first], distances[second], out=lower))
             before[second].add_(nearer, alpha=weights[first])
-            before[first].add_(~nearer, alpha=weights[second])
+            before[first].add_(torch.eq(nearer, 0.0, out=other), alpha=weights[second])
     return before
 
 

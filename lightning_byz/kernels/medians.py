@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.kernels.blocks import Aside, measured
+from lightning_byz.kernels.aside import Aside, measured
 from lightning_byz.kernels.networks import groups_of
-from lightning_byz.kernels.ordering import ranked
+from lightning_byz.kernels.ordering import Chunks, on_chunks, ranked
 from lightning_byz.kernels.paths import compiled
 from lightning_byz.kernels.shares import SLIVER
 from lightning_byz.kernels.weighted import weighted_median, weighted_trimmed_mean
@@ -68,14 +68,18 @@ def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float],
     ranks = {group: [rank for rank, own in enumerate(groups) if own == group] for group in sorted(set(groups) - {0})}
     kept = [rank for rank, share in enumerate(shares) if share == 1] if len(ranks) == 1 else []
     result = vectors.new_empty(vectors.shape[1])
-    for low, high, wires in ranked(vectors, rows, groups):
-        own = result[low:high]
-        if len(kept) == 1:
-            torch.clamp(wires[kept[0]], *_limits(vectors.dtype), out=own).add_(0.0)
-        elif len(kept) != 2 or not _halfway(wires[kept[0]], wires[kept[1]], own):
-            sums = [_times(_sum([wires[rank] for rank in members]), shares[members[0]]) for members in ranks.values()]
-            average = reduce(Tensor.add_, sums).div_(total).add_(0.0)
-            own.copy_(average.clamp_(*_limits(vectors.dtype)))
+
+    def average(chunks: Chunks) -> None:
+        for low, high, wires in ranked(vectors, rows, groups, chunks):
+            own = result[low:high]
+            if len(kept) == 1:
+                torch.clamp(wires[kept[0]], *_limits(vectors.dtype), out=own)
+            elif len(kept) != 2 or not _halfway(wires[kept[0]], wires[kept[1]], own):
+                sums = [_times(_sum([wires[rank] for rank in lot]), shares[lot[0]]) for lot in ranks.values()]
+                own.copy_(reduce(Tensor.add_, sums).div_(total).clamp_(*_limits(vectors.dtype)))
+            own.add_(0.0)
+
+    on_chunks(average, vectors, len(rows))
     return measured(vectors, result, aside)
 
 
@@ -89,7 +93,7 @@ def _halfway(first: Tensor, second: Tensor, out: Tensor) -> bool:
         return False
     torch.add(first, second, out=out)
     usable = math.isfinite(float(out.sum()))
-    out.mul_(0.5).add_(0.0)
+    out.mul_(0.5)
     return usable
 
 

@@ -1,17 +1,23 @@
 """Medians and trimmed means of coordinates whose weights differ: values are ordered together with the rows they came from."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.blocks import Aside, measured, saturate
-from lightning_byz.kernels.ordering import chunks, ranked_with_rows
+from lightning_byz.kernels.aside import Aside, measured
+from lightning_byz.kernels.blocks import saturate
+from lightning_byz.kernels.lines import Line, line
+from lightning_byz.kernels.ordering import Chunks, Room, on_chunks
 from lightning_byz.kernels.paths import compiled
 from lightning_byz.kernels.shares import slivers, without_slivers
 
+PART = 2  # of a chunk: eight bytes a value instead of four
 _TOLERANCE = 1e-9  # weight this close to half of the total, relatively, is half of it
+_ROUNDING = 1e-9  # more than sums in another order are off by, relatively
+_HEAVY = 2.0**-40  # of all weight: what is so heavy and kept whole is no sliver, whatever rounding makes of it
 
 
 def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], aside: Aside | None) -> Tensor:
@@ -19,8 +25,14 @@ def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[floa
     if fast := compiled(vectors, len(rows)):
         return fast.weighted_median(vectors, rows, weights, halves(weights), aside)
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors, count=len(rows)):
-        result[low:high] = saturate(median_of_line(vectors, rows, weights, low, high), vectors.dtype)
+
+    def median(chunks: Chunks) -> None:
+        room = Room()
+        for low, high in chunks:
+            middle = median_of_line(vectors, rows, weights, low, high, room)
+            result[low:high].copy_(saturate(middle, vectors.dtype)).add_(0.0)
+
+    on_chunks(median, vectors, len(rows), part=PART)
     return measured(vectors, result, aside)
 
 
@@ -30,22 +42,26 @@ def halves(weights: Sequence[float]) -> tuple[float, float]:
     return half * (1 - _TOLERANCE), half * (1 + _TOLERANCE)
 
 
-def median_of_line(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int) -> Tensor:
+def median_of_line(
+    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int, room: Room
+) -> Tensor:
     """The same of the coordinates from ``low`` to ``high``, in float64."""
-    below, above = halves(weights)
-    values, starts, _ = zip(*_line(vectors, rows, weights, low, high), strict=True)
-    lower = _last(starts, below)
-    upper = _last(starts, above)
-    middles = torch.stack(values).gather(0, torch.stack([lower, upper])).to(torch.float64)
-    return (middles[0] + middles[1]).div_(2).add_(0.0)  # no negative zero
-
-
-def _last(starts: Sequence[Tensor], limit: float) -> Tensor:
-    """The highest rank whose weight starts at or below ``limit``; starts never decrease."""
-    count = torch.zeros_like(starts[0])
-    for start in starts[1:]:
-        count += torch.le(start, limit, out=torch.empty_like(start))
-    return count.to(torch.int64)
+    limits = halves(weights)
+    least, most = _reach(weights)
+    first = max(rank for rank, start in enumerate(most[:-1]) if start <= limits[0])  # the median is not below it,
+    last = max(rank for rank, start in enumerate(least[:-1]) if start <= limits[1])  # and not above this
+    ordered = line(vectors, rows, low, high, room, last=last)
+    places = torch.zeros(2, high - low, dtype=torch.float64, device=vectors.device)
+    begun = torch.empty_like(places[0])
+    for rank, (start, _) in enumerate(_starts(ordered, weights, last)):
+        if (
+            rank > first
+        ):  # the highest rank whose weight starts at or below each limit, counted from the first; starts never decrease
+            for place, limit in zip(places, limits, strict=True):
+                place.add_(torch.le(start, limit, out=begun))
+    some = torch.stack(ordered.wires[first : last + 1])
+    middles = ordered.value(some.gather(0, places.to(torch.int64))).to(torch.float64)
+    return (middles[0] + middles[1]).div_(2)
 
 
 def weighted_trimmed_mean(
@@ -55,26 +71,47 @@ def weighted_trimmed_mean(
     end = total_of(weights) - f
     if fast := compiled(vectors, len(rows)):
         return fast.weighted_trimmed_mean(vectors, rows, weights, (f, end, *slivers(end + f)), aside)
+    least, most = _reach(weights)
+    first = min(rank for rank, stop in enumerate(most[1:]) if stop > f)
+    last = max(rank for rank, start in enumerate(least[:-1]) if start < end)
+    heavy = min(weights) > _HEAVY * (end + f)
+    whole = [heavy and least[rank] >= f and most[rank + 1] <= end for rank in range(len(rows))]
     result = vectors.new_empty(vectors.shape[1])
-    for low, high in chunks(vectors, count=len(rows)):
-        kept = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
-        total = torch.zeros_like(kept)
-        for value, start, weight in _line(vectors, rows, weights, low, high):
-            share = ((start + weight).clamp_(max=end) - start.clamp(min=f)).clamp_(min=0.0)
-            share = without_slivers(share, weight, end + f)
-            kept += share * value
-            total += share
-        result[low:high] = saturate(kept / total, vectors.dtype)
+
+    def average(chunks: Chunks) -> None:
+        room = Room()
+        for low, high in chunks:
+            ordered = line(vectors, rows, low, high, room, last=last)
+            kept, total, share = torch.zeros(3, high - low, dtype=torch.float64, device=vectors.device)
+            for rank, (start, weight) in enumerate(_starts(ordered, weights, last)):
+                if rank < first:
+                    continue
+                torch.add(start, weight, out=share)
+                if whole[rank]:
+                    share.sub_(start)
+                else:
+                    share.clamp_(max=end).sub_(start.clamp(min=f)).clamp_(min=0.0)
+                    share.copy_(without_slivers(share, weight, end + f))
+                total.add_(share)
+                kept.add_(share.mul_(ordered.value(ordered.wires[rank])))
+            result[low:high].copy_(saturate(kept.div_(total), vectors.dtype)).add_(0.0)
+
+    on_chunks(average, vectors, len(rows), part=PART)
     return measured(vectors, result, aside)
 
 
-def _line(
-    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """By rank, smallest first: the value, where its weight starts on the line of weights, and that weight."""
-    start = torch.zeros(high - low, dtype=torch.float64, device=vectors.device)
-    masses = torch.tensor(weights, dtype=torch.float64, device=vectors.device)
-    for value, row in ranked_with_rows(vectors, rows, low, high):
-        weight = masses.index_select(0, row)
-        yield value, start, weight
-        start = start + weight
+def _reach(weights: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Where the weight at each rank starts, and the last one ends, at least and at most."""
+    light = sorted(weights)
+    least, most = accumulate(light, initial=0.0), accumulate(reversed(light), initial=0.0)
+    return [start * (1 - _ROUNDING) for start in least], [start * (1 + _ROUNDING) for start in most]
+
+
+def _starts(ordered: Line, weights: Sequence[float], last: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """By rank, up to ``last``: where the value's weight starts on the line of weights, and that weight; both until the next."""
+    masses = torch.tensor(weights, dtype=torch.float64, device=ordered.wires[0].device)
+    start, weight = torch.zeros(2, len(ordered.wires[0]), dtype=torch.float64, device=masses.device)
+    for rank in range(last + 1):
+        torch.index_select(masses, 0, ordered.place(rank), out=weight)
+        yield start, weight
+        start.add_(weight)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_byz.blocks import Blocks
-from lightning_byz.kernels.blocks import Aside, measured, usable_up_to
+from lightning_byz.kernels.aside import Aside, measured
 from lightning_byz.kernels.compiled import lines, ranks, sums
 from lightning_byz.kernels.compiled.tiles import LANES, TILE
 from lightning_byz.kernels.networks import groups_of, network
+from lightning_byz.kernels.usable import usable_up_to
 
 Array = np.ndarray
 _RUN = 32 * TILE  # coordinates that are some hundred microseconds of work
