@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from lightning_byz.errors import ToleranceError
-from lightning_byz.kernels import SLIVER
+from lightning_byz.kernels import SLIVER, coordinate_median
 from lightning_byz.stack import Stack
 
 
@@ -61,8 +61,8 @@ class Rule:
 
     def survey(self, stack: Stack) -> None:
         """Have ``stack`` find out what this rule needs while it looks for unusable rows: nothing depends on it but how often rows are read."""
-        if self.centred:
-            stack.survey_centre()
+        if self.centred and "centre" not in stack.found and (found := stack.survey(coordinate_median)):
+            stack.found["centre"] = found[0]
 
     def drawing(self, generator: torch.Generator | None) -> torch.Generator:
         """The generator of a rule that draws.

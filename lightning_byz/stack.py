@@ -83,6 +83,11 @@ class Stack:
         """The sum of the weights."""
         return total_of(self.masses)
 
+    @property
+    def found(self) -> dict[Any, Any]:
+        """What has been found out about this stack, under the names of its methods; rules may add to it under keys of their own."""
+        return self._cache
+
     @fact
     def blocks(self) -> Blocks:
         """The blocks of coordinates of this slice."""
@@ -114,19 +119,6 @@ class Stack:
         if distances and statistic is kernels.coordinate_median and not self.broken():
             self._cache["centre"] = point
         return None if self.broken() else (point, squares)
-
-    def survey_centre(self) -> None:
-        """Find out ``centre()`` and whether rows are broken in one go: free if the centre is known."""
-        if "centre" not in self._cache and (found := self.survey(kernels.coordinate_median)):
-            self._cache["centre"] = found[0]
-
-    def keep(self, key: object, value: Any) -> None:
-        """Remember what a rule has found out about this stack."""
-        self._cache[key] = value
-
-    def kept(self, key: object) -> Any:
-        """What is remembered under ``key``; None if nothing is."""
-        return self._cache.get(key)
 
     @fact
     def gram(self) -> Float64[Tensor, "n n"]:

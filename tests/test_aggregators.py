@@ -11,6 +11,7 @@ from lightning_byz.errors import ToleranceError
 from lightning_byz.preaggregators import NNM
 from lightning_byz.stack import Stack
 from tests import reference
+from tests.conftest import KERNELS
 
 PAIRS = {
     "Mean": (Mean(), reference.mean),
@@ -23,7 +24,8 @@ PAIRS = {
 }
 WEIGHTS = [None, [0.1] * 9, [1, 2, 1, 3, 1, 2, 0, 1, 1], [0.1, 1 / 7, 1e-3, 1, 0.5, 0.25, 0.1, 0, 1 / 7]]
 PARTS = [0.0, 0.1, 0.25, 1 / 3, 0.45]
-pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates")
+
+pytestmark = [KERNELS, pytest.mark.filterwarnings("ignore:Mean tolerates")]
 
 
 def example(seed: int, n: int = 9) -> torch.Tensor:

@@ -25,6 +25,9 @@ from lightning_byz.kernels.ordering import chunks, ordered
 from lightning_byz.stack import Stack
 from lightning_byz.testing.cutting import on_slices
 from tests import reference
+from tests.conftest import KERNELS
+
+pytestmark = KERNELS
 
 INF = float("inf")
 

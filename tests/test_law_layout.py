@@ -13,7 +13,10 @@ from lightning_byz.preaggregators import NNM
 from lightning_byz.rounds import Defence
 from lightning_byz.rounds.start_up import start_up_line
 from lightning_byz.stack import Stack
+from tests.conftest import KERNELS
 from tests.scenarios import Fit, Options, attempt, fit, same_bits
+
+pytestmark = KERNELS
 
 STOCHASTIC = Options(dropout=0.2, batch_norm=True, augment=True)
 # Each stage appears beside each other stage's variants at least once, without the product of them all.

@@ -8,6 +8,9 @@ from lightning_byz.aggregators import CTMA, CoordinateMedian, Krum, Mean
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.preaggregators import NNM
 from lightning_byz.stack import Slice, Stack
+from tests.conftest import KERNELS
+
+pytestmark = KERNELS
 
 
 def seeded(n: int, d: int, seed: int = 0) -> torch.Tensor:

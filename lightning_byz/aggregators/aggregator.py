@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -51,26 +52,36 @@ class CoordinateRule(Aggregator):
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The aggregate of the rows of ``stack``, in their dtype and on their device."""
-        self._require(stack)
-        found = stack.survey(self.statistic(stack))
-        if found is None:
-            clean = self.admit(stack)
-            found = clean.survey(self.statistic(clean))
-        assert found is not None, "an admitted stack has no broken rows"
-        return found[0]
+        stack = self.admit(stack)
+        early = stack.found.pop(("aggregate", self), None)
+        return self._surveyed(stack)[0] if early is None else early
 
     def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """The squared distance of each row of an admitted stack from the aggregate, found in one pass with it."""
-        self.survey_distances(stack)
-        known = stack.kept(self)
-        return super().distances(stack, generator=generator) if known is None else known
+        early = stack.found.pop(("distances", self), None)
+        if early is not None:
+            return early
+        if (
+            type(self).__call__ is not CoordinateRule.__call__
+        ):  # a class derived from this one, which makes something else of it
+            return super().distances(stack, generator=generator)
+        return self._surveyed(stack, distances=True)[1]
+
+    def survey(self, stack: Stack) -> None:
+        """Aggregate a stack at which nobody has looked yet."""
+        if "nonfinite" not in stack.found and (found := stack.survey(self.statistic(stack))):
+            stack.found["aggregate", self] = found[0]
 
     def survey_distances(self, stack: Stack) -> None:
-        """Keep ``distances``, unless a class derived from this one has made something else of the aggregate."""
-        if stack.kept(self) is not None or type(self).__call__ is not CoordinateRule.__call__:
-            return
-        if found := stack.survey(self.statistic(stack), distances=True):
-            stack.keep(self, found[1])
+        """Find out ``distances`` of a stack at which nobody has looked yet."""
+        own = type(self).__call__ is CoordinateRule.__call__
+        if own and "nonfinite" not in stack.found and (found := stack.survey(self.statistic(stack), distances=True)):
+            stack.found["distances", self] = found[1]
+
+    def _surveyed(self, stack: Stack, *, distances: bool = False) -> tuple[Any, Any]:
+        found = stack.survey(self.statistic(stack), distances=distances)
+        assert found is not None, "an admitted stack has no broken rows"
+        return found
 
 
 class RowAverage(Aggregator):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from lightning_byz.testing.rows import DTYPES
+from tests.conftest import KERNELS
 from tests.contracts.subjects import RULES, label
 from tests.contracts.wrong import AdmitsAnything, BoundTooSmall, MeanForMedian
 from tests.fuzz import Record, fuzz, main, problem_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates")
+pytestmark = [KERNELS, pytest.mark.filterwarnings("ignore:Mean tolerates")]
 
 
 def records_of(rules: list, dtype: torch.dtype, cases: int) -> list[Record]:

@@ -6,9 +6,10 @@ import pytest
 
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, PREAGGREGATOR_LAWS, Law
+from tests.conftest import KERNELS
 from tests.contracts.subjects import ATTACKS, CHAINS, PLAIN, PREAGGREGATORS, label, seed_of, workers_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates")
+pytestmark = [KERNELS, pytest.mark.filterwarnings("ignore:Mean tolerates")]
 
 
 def pairs(rules: list[Any], laws: tuple[Law, ...]) -> list[Any]:

@@ -13,9 +13,10 @@ from lightning_byz.testing.case import Case
 from lightning_byz.testing.chain import Chain
 from lightning_byz.testing.cutting import cuts_of, on_slices
 from lightning_byz.testing.running import draw
+from tests.conftest import KERNELS
 from tests.contracts.subjects import ATTACKS, PLAIN, PREAGGREGATORS, RULES, label
 
-pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates")
+pytestmark = [KERNELS, pytest.mark.filterwarnings("ignore:Mean tolerates")]
 
 
 @pytest.mark.parametrize("rule", [*RULES, *ATTACKS], ids=label)

@@ -28,7 +28,10 @@ from lightning_byz.attacks import IPM, Attack, SignFlip
 from lightning_byz.preaggregators import ARC, NNM, PreAggregator
 from lightning_byz.stack import Stack
 from lightning_byz.testing import check_aggregator, check_attack, check_preaggregator
+from tests.conftest import KERNELS
 from tests.contracts.wrong import WRONG, Correct
+
+pytestmark = KERNELS
 
 
 def test_a_correct_rule_passes() -> None:
