@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,47 @@ def test_rules(tmp_path: Path) -> None:
     )
     assert [row[0] for row in rows[:3]] == ["Bulyan", "Krum", "MultiKrum"]
     assert all(row[1] == "refused" or is_spread(*row[1:]) for row in rows)
+
+
+def test_contention(tmp_path: Path) -> None:
+    """A row for each rule beside that of the sort, and the busy processes end with the benchmark."""
+    small = ("--workers=5", "--coordinates=1000", "--rounds=2", "--processes=1", "--rules=[Krum, Bulyan]")
+    rows = {name: cells for name, *cells in rows_of("contention", *small, folder=tmp_path)}
+    assert list(rows) == ["torch.sort", "Krum", "MultiKrum"]  # Bulyan refuses
+    assert rows["torch.sort"][4] == "1.00"
+    for cells in rows.values():
+        assert all(float(time.removesuffix(" ms")) >= 0 for time in cells[:2])
+        assert is_spread(*cells[2:4])
+        assert float(cells[4]) > 0
+
+
+def test_contention_leaves_nobody_busy(tmp_path: Path) -> None:
+    """Not when it is killed, either."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "contention.py"), "--coordinates=1000", "--rounds=1000000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as benchmark:
+        own: set[int] = set()
+        for _ in range(600):
+            time.sleep(0.05)
+            own = {child for child in processes() if parent_of(child) == benchmark.pid}
+            if own:
+                break
+        benchmark.kill()
+    assert own
+    for _ in range(200):
+        time.sleep(0.05)
+        if not own & processes():
+            break
+    assert not own & processes()
+
+
+def processes() -> set[int]:
+    return {int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()}
+
+
+def parent_of(process: int) -> int:
+    """Zero if it has ended."""
+    try:
+        return int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
