@@ -1,4 +1,4 @@
-"""How much slower rules become where other processes want the cores, beside a plain sort.
+"""How much slower rules become where other processes want the cores, with compiled kernels and with torch's, beside a plain sort.
 
     python benchmarks/contention.py
     python benchmarks/contention.py --rules='[Median, Krum]' --unequal_weights=true --processes=1
@@ -18,10 +18,11 @@ from contextlib import contextmanager
 import torch
 from jsonargparse import auto_cli
 from rich.table import Table
-from rules import Subject, called, chains, rivals, seconds
+from rules import PATHS, Subject, called, chains, rivals, seconds
 from tables import console, spread, table
 
 from lightning_byz import ToleranceError
+from lightning_byz.kernels import paths
 
 SORT = "torch.sort"
 BUSY = """
@@ -60,11 +61,21 @@ def measure(
     device = torch.device("cpu")
     for _ in range(rounds):
         for name, subject in subjects.items():
-            alone[name].append(seconds(subject, device))
+            alone[name].append(seconds(subject, device)[0])
         with busy(processes):
             for name, subject in subjects.items():
-                beside[name].append(seconds(subject, device))
+                beside[name].append(seconds(subject, device)[0])
     return alone, beside
+
+
+def through(path: str, subject: Subject) -> Subject:
+    """The same through the kernels of one path."""
+
+    def call() -> object:
+        paths.choose(path == "compiled")
+        return subject()
+
+    return call
 
 
 def tolerated(subjects: dict[str, Subject]) -> dict[str, Subject]:
@@ -117,9 +128,10 @@ def main(
     f = workers // 5
     rows = torch.randn(workers, coordinates, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
     subjects = {
-        name: called(before, rule, rows, f, unequal=unequal_weights)
+        f"{name}, {path}": through(path, called(before, rule, rows, f, unequal=unequal_weights))
         for name, (before, rule) in chains().items()
-        if not rules or any(wanted in name for wanted in rules)
+        for path in PATHS
+        if (not rules or any(wanted in name for wanted in rules)) and (path == "torch" or paths.available())
     }
     times = measure(tolerated({SORT: rivals(rows, f)[SORT], **subjects}), rounds, processes)
     cell = f"{workers} workers, {coordinates:,} coordinates, {dtype}, {torch.get_num_threads()} threads"
