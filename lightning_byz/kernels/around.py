@@ -13,7 +13,7 @@ from lightning_byz.kernels.medians import present
 from lightning_byz.kernels.ordering import Chunks, Room, by_network, on_chunks, ranked
 from lightning_byz.kernels.paths import compiled
 from lightning_byz.kernels.shares import SLIVER, slivers, without_slivers
-from lightning_byz.kernels.weighted import PART, halves, median_of_line
+from lightning_byz.kernels.weighted import PART, halves, median_between, median_of_line
 
 
 def mean_around_median(
@@ -88,7 +88,7 @@ def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f:
     budget = total_of(weights) - f
     if fast := compiled(vectors, len(rows)):
         told = halves(weights), (budget, *slivers(budget + f))
-        return fast.weighted_mean_around_median(vectors, rows, weights, *told, aside)
+        return fast.weighted_mean_around_median(vectors, rows, weights, *told, median_between(weights)[1], aside)
     masses = torch.tensor(weights, dtype=torch.float64, device=vectors.device)
     result = vectors.new_empty(vectors.shape[1])
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_byz.kernels.networks import Comparator, network
+from lightning_byz.kernels.networks import Comparator, network, up_to
 from lightning_byz.kernels.ordering import Room, by_network, ordered
 
 _KEYS = {2: (torch.int16, torch.int32), 4: (torch.int32, torch.int64)}  # bytes of a number: its bits, and its key
@@ -34,7 +34,7 @@ def line(vectors: Tensor, rows: Sequence[int], low: int, high: int, room: Room, 
     if not by_network(rows):
         values, places = chunk.sort(dim=0, stable=True)
         return Line(values.unbind(), places.__getitem__, torch.clone)
-    comparators = network(tuple(rank + 1 if rank <= last else 0 for rank in range(len(rows))))
+    comparators = network(up_to(last, len(rows)))
     if chunk.dtype == torch.float64:
         pairs = ordered_with_rows(chunk.unbind(), comparators)
         return Line([value for value, _ in pairs], lambda rank: pairs[rank][1].to(torch.int32), torch.clone)

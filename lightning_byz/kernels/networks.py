@@ -102,3 +102,8 @@ def groups_of(shares: Sequence[float]) -> tuple[int, ...]:
     """Number the ranks by their share: 0 where it is zero, the same number where it is the same."""
     distinct = sorted({share for share in shares if share > 0})
     return tuple(distinct.index(share) + 1 if share > 0 else _UNREAD for share in shares)
+
+
+def up_to(last: int, count: int) -> tuple[int, ...]:
+    """The groups that order ``count`` values up to the rank ``last``."""
+    return tuple(rank + 1 if rank <= last else _UNREAD for rank in range(count))

@@ -23,7 +23,7 @@ _HEAVY = 2.0**-40  # of all weight: what is so heavy and kept whole is no sliver
 def weighted_median(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], aside: Aside | None) -> Tensor:
     """The median of the given ``rows``, weighted by ``weights`` (of these rows only), at each coordinate."""
     if fast := compiled(vectors, len(rows)):
-        return fast.weighted_median(vectors, rows, weights, halves(weights), aside)
+        return fast.weighted_median(vectors, rows, weights, halves(weights), median_between(weights)[1], aside)
     result = vectors.new_empty(vectors.shape[1])
 
     def median(chunks: Chunks) -> None:
@@ -42,14 +42,19 @@ def halves(weights: Sequence[float]) -> tuple[float, float]:
     return half * (1 - _TOLERANCE), half * (1 + _TOLERANCE)
 
 
+def median_between(weights: Sequence[float]) -> tuple[int, int]:
+    """The ranks below and above which the median cannot be, whichever weight has which rank."""
+    below, above = halves(weights)
+    least, most = _reach(weights)
+    first = max(rank for rank, start in enumerate(most[:-1]) if start <= below)
+    return first, max(rank for rank, start in enumerate(least[:-1]) if start <= above)
+
+
 def median_of_line(
     vectors: Tensor, rows: Sequence[int], weights: Sequence[float], low: int, high: int, room: Room
 ) -> Tensor:
     """The same of the coordinates from ``low`` to ``high``, in float64."""
-    limits = halves(weights)
-    least, most = _reach(weights)
-    first = max(rank for rank, start in enumerate(most[:-1]) if start <= limits[0])  # the median is not below it,
-    last = max(rank for rank, start in enumerate(least[:-1]) if start <= limits[1])  # and not above this
+    limits, (first, last) = halves(weights), median_between(weights)
     ordered = line(vectors, rows, low, high, room, last=last)
     places = torch.zeros(2, high - low, dtype=torch.float64, device=vectors.device)
     begun = torch.empty_like(places[0])
@@ -69,11 +74,11 @@ def weighted_trimmed_mean(
 ) -> Tensor:
     """The mean of what lies between ``f`` and the total less ``f`` on the line of weights, at each coordinate."""
     end = total_of(weights) - f
-    if fast := compiled(vectors, len(rows)):
-        return fast.weighted_trimmed_mean(vectors, rows, weights, (f, end, *slivers(end + f)), aside)
     least, most = _reach(weights)
     first = min(rank for rank, stop in enumerate(most[1:]) if stop > f)
     last = max(rank for rank, start in enumerate(least[:-1]) if start < end)
+    if fast := compiled(vectors, len(rows)):
+        return fast.weighted_trimmed_mean(vectors, rows, weights, (f, end, *slivers(end + f)), (first, last), aside)
     heavy = min(weights) > _HEAVY * (end + f)
     whole = [heavy and least[rank] >= f and most[rank + 1] <= end for rank in range(len(rows))]
     result = vectors.new_empty(vectors.shape[1])

@@ -22,9 +22,8 @@ def line(stack, rows, start, count, comparators, tile, places):
 
 
 @part
-def middle(tile, places, weights, limits, out):
-    """The weighted median: the mean of the last values whose weights start at or below each of two ``limits``."""
-    last = tile.shape[0] - 1
+def middle(tile, places, weights, limits, last, out):
+    """The weighted median: the mean of the last values, up to the rank ``last``, whose weights start at or below each of two ``limits``."""
     for column in range(TILE):
         lower, start = 0, weights[places[0, column]]
         while lower < last and start <= limits[0]:
@@ -38,33 +37,34 @@ def middle(tile, places, weights, limits, out):
 
 
 @part
-def look_up(weights, places, first, out):
-    """The weights of ``LANES`` columns, one column after the other: along the rows compilers would gather, which processors are slow at."""
+def look_up(weights, places, first, last, out):
+    """The weights of ``LANES`` columns up to the rank ``last``, column by column: along the rows compilers would gather, which is slow."""
     for column in range(LANES):
-        for rank in range(places.shape[0]):
+        for rank in range(last + 1):
             out[rank, column] = weights[places[rank, first + column]]
 
 
 @Kernel
-def weighted_median(low, high, room, stack, width, rows, comparators, weights, limits, limit, out, squares):
-    """The weighted median. ``limits`` are half of the weight, less and more its tolerance."""
+def weighted_median(low, high, room, stack, width, rows, comparators, weights, limits, last, limit, out, squares):
+    """The weighted median. ``limits`` are half of the weight, less and more its tolerance; it is not above the rank ``last``."""
     tile, scratch, lines, lanes, places = room
     start = low
     while start < high:
         line(stack, rows, start, left(start, high, width), comparators, tile, places)
-        middle(tile, places, weights, limits, lines[0])
+        middle(tile, places, weights, limits, last, lines[0])
         start = finish(lines[0], stack, start, high, width, limit, out, squares, scratch, lanes)
 
 
 @Kernel
-def weighted_trimmed_mean(low, high, room, stack, width, rows, comparators, weights, kept, limit, out, squares):
-    """The mean of what lies between two ends of the line.
+def weighted_trimmed_mean(low, high, room, stack, width, rows, comparators, weights, kept, ranks, limit, out, squares):
+    """The mean of what lies between two ends of the line, which is of ``ranks`` from the first to the last.
 
     ``kept`` are these ends, and the share of a row and the absolute weight below which what is kept of it is rounding.
     """
     tile, scratch, lines, lanes, places = room
     result, total, begins, masses = lines[0], lines[1], lines[2], lines[3:]
     first, last, sliver, grain = kept
+    lowest, highest = ranks
     start = low
     while start < high:
         line(stack, rows, start, left(start, high, width), comparators, tile, places)
@@ -72,9 +72,13 @@ def weighted_trimmed_mean(low, high, room, stack, width, rows, comparators, weig
         clear(total)
         clear(begins)
         for run in range(0, TILE, LANES):
-            look_up(weights, places, run, masses)
+            look_up(weights, places, run, highest, masses)
             sums, shares, ends = result[run : run + LANES], total[run : run + LANES], begins[run : run + LANES]
-            for rank in range(rows.shape[0]):
+            for rank in range(lowest):
+                own = masses[rank]
+                for column in range(LANES):
+                    ends[column] += own[column]
+            for rank in range(lowest, highest + 1):
                 values, own = tile[rank][run : run + LANES], masses[rank]
                 for column in range(LANES):
                     weight, begin = own[column], ends[column]
@@ -90,7 +94,7 @@ def weighted_trimmed_mean(low, high, room, stack, width, rows, comparators, weig
 
 @Kernel
 def weighted_mean_around_median(
-    low, high, room, stack, width, rows, comparators, weights, limits, kept, limit, out, squares
+    low, high, room, stack, width, rows, comparators, weights, limits, kept, last, limit, out, squares
 ):
     """The mean of the weight nearest to the weighted median, every two values compared.
 
@@ -102,7 +106,7 @@ def weighted_mean_around_median(
     start = low
     while start < high:
         line(stack, rows, start, left(start, high, width), comparators, tile, places)
-        middle(tile, places, weights, limits, centre)
+        middle(tile, places, weights, limits, last, centre)
         load_rows(stack, rows, start, left(start, high, width), tile)
         for row in range(n):
             clear(nearer[row])

@@ -12,7 +12,7 @@ from lightning_byz.blocks import Blocks
 from lightning_byz.kernels.aside import Aside, measured
 from lightning_byz.kernels.compiled import lines, ranks, sums
 from lightning_byz.kernels.compiled.tiles import LANES, TILE
-from lightning_byz.kernels.networks import groups_of, network
+from lightning_byz.kernels.networks import groups_of, network, up_to
 from lightning_byz.kernels.usable import usable_up_to
 
 Array = np.ndarray
@@ -130,11 +130,16 @@ def mean_around_median(
 
 
 def weighted_median(
-    vectors: Tensor, rows: Sequence[int], weights: Sequence[float], limits: tuple[float, float], aside: Aside | None
+    vectors: Tensor,
+    rows: Sequence[int],
+    weights: Sequence[float],
+    limits: tuple[float, float],
+    last: int,
+    aside: Aside | None,
 ) -> Tensor:
-    """The mean of the last values whose weights start at or below each of two ``limits``."""
-    every, told = range(1, len(rows) + 1), (np.array(weights, dtype=np.float64), limits)
-    return _statistic(lines.weighted_median, vectors, rows, every, *told, lines=1, aside=aside)
+    """The mean of the last values, up to the rank ``last``, whose weights start at or below each of two ``limits``."""
+    told = np.array(weights, dtype=np.float64), limits, last
+    return _statistic(lines.weighted_median, vectors, rows, up_to(last, len(rows)), *told, lines=1, aside=aside)
 
 
 def weighted_trimmed_mean(
@@ -142,11 +147,13 @@ def weighted_trimmed_mean(
     rows: Sequence[int],
     weights: Sequence[float],
     kept: tuple[float, float, float, float],
+    ranks: tuple[int, int],
     aside: Aside | None,
 ) -> Tensor:
-    """The mean between two ends of the line of weights; ``kept`` are these, and what is a sliver of a row's weight and of all."""
-    every, told = range(1, len(rows) + 1), (np.array(weights, dtype=np.float64), kept)
-    return _statistic(lines.weighted_trimmed_mean, vectors, rows, every, *told, lines=3 + len(rows), aside=aside)
+    """The mean between two ends of the line of weights, of some ranks; ``kept`` are the ends, and what is a sliver of a row's weight and of all."""
+    told, room = (np.array(weights, dtype=np.float64), kept, ranks), 3 + len(rows)
+    groups = up_to(ranks[1], len(rows))
+    return _statistic(lines.weighted_trimmed_mean, vectors, rows, groups, *told, lines=room, aside=aside)
 
 
 def weighted_mean_around_median(
@@ -155,13 +162,13 @@ def weighted_mean_around_median(
     weights: Sequence[float],
     limits: tuple[float, float],
     kept: tuple[float, float, float],
+    last: int,
     aside: Aside | None,
 ) -> Tensor:
     """The mean of the weight nearest to the weighted median; ``kept`` is how much, and what is a sliver of a row's weight and of all."""
-    every, told = range(1, len(rows) + 1), (np.array(weights, dtype=np.float64), limits, kept)
-    return _statistic(
-        lines.weighted_mean_around_median, vectors, rows, every, *told, lines=3 + 2 * len(rows), aside=aside
-    )
+    told, room = (np.array(weights, dtype=np.float64), limits, kept, last), 3 + 2 * len(rows)
+    groups = up_to(last, len(rows))
+    return _statistic(lines.weighted_mean_around_median, vectors, rows, groups, *told, lines=room, aside=aside)
 
 
 def square_sums(vectors: Tensor, origin: Tensor | None, blocks: Blocks) -> Tensor:
