@@ -61,7 +61,7 @@ class Rule:
 
     def survey(self, stack: Stack) -> None:
         """Have ``stack`` find out what this rule needs while it looks for unusable rows: nothing depends on it but how often rows are read."""
-        if self.centred and "centre" not in stack.found and (found := stack.survey(coordinate_median)):
+        if self.centred and "nonfinite" not in stack.found and (found := stack.survey(coordinate_median)):
             stack.found["centre"] = found[0]
 
     def drawing(self, generator: torch.Generator | None) -> torch.Generator:

@@ -113,11 +113,10 @@ class Stack:
         """
         aside = kernels.Aside(self.blocks() if distances else None, look="nonfinite" not in self._cache)
         point = statistic(self.vectors, self.masses, aside=aside)
+        kernels.answered(self.vectors, point, aside)
         if aside.look:
             self._cache["nonfinite"] = self._counted(kernels.unusable(self.vectors, aside.suspects))
         squares = None if aside.squares is None else self._across(aside.squares)
-        if distances and statistic is kernels.coordinate_median and not self.broken():
-            self._cache["centre"] = point
         return None if self.broken() else (point, squares)
 
     @fact

@@ -76,8 +76,12 @@ def spread(work: Callable[[int, int], object], length: int, grain: int, *, alone
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             work(low, high)
 
-    pool = _POOLS.of(threads)
-    runs = [pool.submit(run, low, high) for low, high in pairwise(ends)]
+    try:
+        pool = _POOLS.of(threads)
+        runs = [pool.submit(run, low, high) for low, high in pairwise(ends)]
+    except RuntimeError:  # the interpreter is about to end, and starts no threads any more
+        work(0, length)
+        return
     wait(runs)
     for done in runs:
         done.result()

@@ -31,7 +31,7 @@ def kernels_path(request: pytest.FixtureRequest) -> Iterator[str | None]:
         return
     if wanted == "compiled" and find_spec("numba") is None:
         pytest.skip("numba is not installed (the extra fast), so that there are no compiled kernels")
-    before, told = paths.chosen(), os.environ.get("LIGHTNING_BYZ_KERNELS")
+    before, told = paths.own(), os.environ.get("LIGHTNING_BYZ_KERNELS")
     os.environ["LIGHTNING_BYZ_KERNELS"] = wanted
     paths.choose(wanted == "compiled")
     yield wanted

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_byz import kernels
-from lightning_byz.aggregators import CTMA, CoordinateMedian, MeanAroundMedian, TrimmedMean
+from lightning_byz.aggregators import CTMA, CoordinateMedian, CoordinateRule, Krum, MeanAroundMedian, TrimmedMean
 from lightning_byz.blocks import Blocks, block_size
 from lightning_byz.kernels import paths
+from lightning_byz.preaggregators import NNM
 from lightning_byz.stack import Stack
 
 pytest.importorskip("numba", reason="numba is not installed (the extra fast), so that there are no compiled kernels")
@@ -26,9 +28,10 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    before = paths.chosen()
+    before = paths.own()
     yield
     paths.choose(before)
+    paths.share(True)
     torch.set_num_threads(1)
 
 
@@ -186,7 +189,6 @@ def test_a_rule_derived_from_one_by_coordinate_is_asked_for_its_own_result() -> 
 
     stack = Stack(torch.randn(9, 500), f=1)
     assert torch.equal(Moved().distances(stack), stack.squared_distances_to(TrimmedMean()(stack) + 100))
-    assert not torch.equal(CTMA(Moved())(stack), CTMA(TrimmedMean())(stack))
 
 
 def every_kernel(rows: Tensor) -> list[Tensor]:
@@ -221,6 +223,90 @@ def test_bits_do_not_depend_on_threads_nor_on_how_rows_lie() -> None:
                 assert torch.equal(result, wanted)
     same = rows[:1].expand(5, -1)
     assert torch.equal(kernels.coordinate_median(same, [1.0] * 5), rows[0])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_threads_share_no_memory(compiled: bool) -> None:
+    """What is wrong only now and then is right many times."""
+    paths.choose(compiled)
+    rows = torch.randn(3, 400_000)
+    blocks, one = Blocks.of(400_000, 2048), torch.ones(1, 3, dtype=torch.float64)
+
+    def results() -> list[Tensor]:
+        return [
+            kernels.square_sums(rows, rows[0], blocks),
+            kernels.cross_products(rows, rows[1], blocks),
+            kernels.weighted_rows(rows, one, blocks, rows[2]),
+            kernels.coordinate_median(rows.bfloat16(), [1.0, 2.0, 2.5]),
+        ]
+
+    expected = results()
+    torch.set_num_threads(4)
+    for _ in range(25):
+        assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
+
+
+@dataclass  # not frozen, so that it has no hash
+class Half(CoordinateRule):
+    """A rule by coordinate as a user writes it: it answers nothing besides."""
+
+    part: float = 0.5
+
+    def statistic(self, stack: Stack) -> Callable[..., Tensor]:
+        return lambda vectors, weights, *, aside: vectors.sum(0) * self.part
+
+
+class Squared(TrimmedMean):
+    def admit(self, stack: Stack) -> Stack:
+        clean = super().admit(stack)
+        return Stack(clean.vectors**2, clean.weights, clean.f)
+
+
+def test_rules_by_coordinate_of_ones_own() -> None:
+    rows = torch.randn(9, 500)
+    stack = Stack(rows, f=1)
+    for rule in (Half(), Half(2.0)):
+        for compiled in (False, True):
+            assert torch.equal(on(compiled, lambda rule=rule: rule(stack)), rows.sum(0) * rule.part)
+            assert CTMA(rule)(Stack(rows, f=1)).shape == (500,)
+    assert torch.equal(Squared().distances(stack), stack.squared_distances_to(TrimmedMean()(Stack(rows**2, f=1))))
+
+
+def test_one_rule_does_not_mislead_another() -> None:
+    class Scaled(TrimmedMean):
+        def __init__(self, factor: float) -> None:
+            object.__setattr__(self, "factor", factor)
+
+        def statistic(self, stack: Stack) -> Callable[..., Tensor]:
+            inner = super().statistic(stack)
+            return lambda *given, **more: inner(*given, **more) * self.factor  # type: ignore[attr-defined]
+
+    paths.choose(True)
+    rows = torch.randn(9, 500)
+    expected = TrimmedMean()(Stack(rows, f=1))
+    stack = Stack(rows, f=1)
+    assert Scaled(1.0) == Scaled(2.0)
+    Scaled(1.0).admit(stack)
+    assert torch.equal(Scaled(2.0)(stack), 2 * expected)
+    first = TrimmedMean()(stack)
+    first.zero_()
+    assert torch.equal(TrimmedMean()(stack), expected)
+    CTMA(CoordinateMedian())(stack).zero_()
+    CoordinateMedian()(stack).zero_()
+    assert torch.equal(CTMA(CoordinateMedian())(stack), CTMA(CoordinateMedian())(Stack(rows, f=1)))
+    assert torch.equal(CTMA(MeanAroundMedian())(stack), CTMA(MeanAroundMedian())(Stack(rows, f=1)))
+
+
+def test_no_median_is_computed_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = NNM()(Stack(torch.randn(9, 100), f=1))
+    monkeypatch.setattr("lightning_byz.rule.coordinate_median", None)
+    assert Krum()(mixed).shape == (100,)
+
+
+def test_negative_views() -> None:
+    rows = torch.randn(5, 300)
+    view = torch._neg_view(-rows)
+    assert torch.equal(on(True, lambda: CTMA(TrimmedMean())(Stack(view, f=1))), CTMA(TrimmedMean())(Stack(rows, f=1)))
 
 
 def test_what_compiled_kernels_do_not_take_goes_to_torchs() -> None:
@@ -302,6 +388,32 @@ def test_the_store_goes_away(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [ANSWER], done.stderr
 
 
+def test_what_is_kept_is_damaged(tmp_path: Path) -> None:
+    for name in ("*.nbi", "*.nbc"):
+        process(STORE, home=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
+        for kept in (tmp_path / "numba").rglob(name):
+            kept.write_bytes(kept.read_bytes()[:20])
+        done = process(STORE, home=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
+        assert done.stdout.splitlines()[0] == ANSWER, done.stderr
+        assert not list((tmp_path / "numba").rglob(name)), "what is damaged is not kept"
+
+
+def test_numba_is_told_not_to_compile(tmp_path: Path) -> None:
+    done = process(USE, home=tmp_path, NUMBA_DISABLE_JIT="1")
+    assert done.stdout.splitlines() == ["[50000.0, 50001.0] kernels of torch"]
+    assert "NUMBA_DISABLE_JIT is set" in done.stderr
+
+
+def test_after_the_last_thread_of_the_pool(tmp_path: Path) -> None:
+    code = """
+import atexit
+def late():
+    print(kernels.trimmed_mean(rows, [1.0] * 3, 1.0)[:2].tolist())
+""" + USE.replace("print(", "atexit.register(late)\nprint(")
+    done = process(code, home=tmp_path)
+    assert done.stdout.splitlines() == [ANSWER, "[50000.0, 50001.0]"], done.stderr
+
+
 def test_eight_processes_start_at_once_and_one_compiles(tmp_path: Path) -> None:
     told = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     ranks = [
@@ -322,6 +434,7 @@ if not child:
     signal.alarm(60)
     assert kernels.coordinate_median(rows, [1.0] * 3)[1] == 50_001
     assert kernels.trimmed_mean(rows, [1.0, 1.0, 2.0], 1.0)[0] == 75_000
+    assert kernels.coordinate_median(rows.view(-1).bfloat16().view(3, -1), [1.0] * 3)[0] == 49_920
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
 """
@@ -375,6 +488,7 @@ def agreement(lacking: int) -> tuple[bool, list[str]]:
 
     dist.init_process_group("gloo")
     paths.choose(dist.get_rank() != lacking)
+    paths.share(True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         agree_on_kernels(AllToAll(), torch.device("cpu"))

@@ -48,38 +48,46 @@ class CoordinateRule(Aggregator):
 
     @abstractmethod
     def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
-        """What makes one number of each coordinate of an admitted stack, from its rows and their weights: a kernel, told all else."""
+        """What makes one number of each coordinate of an admitted stack: called with its rows, their weights as numbers, and ``aside=``.
+
+        That is a question which need not be answered (``lightning_byz.kernels.Aside``).
+        """
 
     def __call__(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float[Tensor, " d"]:
         """The aggregate of the rows of ``stack``, in their dtype and on their device."""
         stack = self.admit(stack)
-        early = stack.found.pop(("aggregate", self), None)
-        return self._surveyed(stack)[0] if early is None else early
+        early = stack.found.pop("aggregate", None)
+        if early is not None and early[0] is self:
+            return early[1]
+        return self._surveyed(stack)[0]
 
     def distances(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """The squared distance of each row of an admitted stack from the aggregate, found in one pass with it."""
-        early = stack.found.pop(("distances", self), None)
-        if early is not None:
-            return early
-        if (
-            type(self).__call__ is not CoordinateRule.__call__
-        ):  # a class derived from this one, which makes something else of it
-            return super().distances(stack, generator=generator)
-        return self._surveyed(stack, distances=True)[1]
+        early = stack.found.pop("distances", None)
+        if early is not None and early[0] is self:
+            return early[1]
+        return self._surveyed(stack, distances=True)[1] if self._as_here else super().distances(stack)
 
     def survey(self, stack: Stack) -> None:
         """Aggregate a stack at which nobody has looked yet."""
-        if "nonfinite" not in stack.found and (found := stack.survey(self.statistic(stack))):
-            stack.found["aggregate", self] = found[0]
+        if "nonfinite" not in stack.found and (found := self._survey(stack)):
+            stack.found["aggregate"] = self, found[0]
 
     def survey_distances(self, stack: Stack) -> None:
         """Find out ``distances`` of a stack at which nobody has looked yet."""
-        own = type(self).__call__ is CoordinateRule.__call__
-        if own and "nonfinite" not in stack.found and (found := stack.survey(self.statistic(stack), distances=True)):
-            stack.found["distances", self] = found[1]
+        if self._as_here and "nonfinite" not in stack.found and (found := self._survey(stack, distances=True)):
+            stack.found["distances"] = self, found[1]
+
+    @property
+    def _as_here(self) -> bool:
+        """Whether no derived class has made something else of what an aggregate is."""
+        return type(self).__call__ is CoordinateRule.__call__ and type(self).admit is CoordinateRule.admit
+
+    def _survey(self, stack: Stack, *, distances: bool = False) -> tuple[Any, Any] | None:
+        return stack.survey(self.statistic(stack), distances=distances)
 
     def _surveyed(self, stack: Stack, *, distances: bool = False) -> tuple[Any, Any]:
-        found = stack.survey(self.statistic(stack), distances=distances)
+        found = self._survey(stack, distances=distances)
         assert found is not None, "an admitted stack has no broken rows"
         return found
 

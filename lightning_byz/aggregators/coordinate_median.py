@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 import lightning_byz.kernels as kernels
 from lightning_byz.aggregators.aggregator import CoordinateRule
-from lightning_byz.kernels import minority
 from lightning_byz.stack import Stack
 
 
@@ -39,7 +39,7 @@ class CoordinateMedian(CoordinateRule):
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the total weight."""
-        return minority(sum(weights), f)
+        return kernels.minority(sum(weights), f)
 
     def kappa(self, n: float, f: float) -> float:
         """``n / (n - 2 f)``."""
@@ -48,3 +48,9 @@ class CoordinateMedian(CoordinateRule):
     def statistic(self, stack: Stack) -> Callable[..., Float[Tensor, " d"]]:
         """The median of each coordinate."""
         return kernels.coordinate_median
+
+    def _survey(self, stack: Stack, *, distances: bool = False) -> tuple[Any, Any] | None:
+        found = super()._survey(stack, distances=distances)
+        if found and distances:  # or else it is the caller's, who may write to it
+            stack.found["centre"] = found[0]
+        return found

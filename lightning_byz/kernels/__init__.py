@@ -2,7 +2,7 @@
 
 from lightning_byz.blocks import block_size
 from lightning_byz.kernels.around import mean_around_median
-from lightning_byz.kernels.aside import Aside
+from lightning_byz.kernels.aside import Aside, answered
 from lightning_byz.kernels.blocks import (
     cross_products,
     majority_signs,
@@ -25,6 +25,7 @@ __all__ = [
     "SLIVER",
     "Aside",
     "Comparator",
+    "answered",
     "block_size",
     "coordinate_median",
     "cross_products",

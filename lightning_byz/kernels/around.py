@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.facts import total_of
-from lightning_byz.kernels.aside import Aside, measured
+from lightning_byz.kernels.aside import Aside
 from lightning_byz.kernels.blocks import saturate
 from lightning_byz.kernels.medians import present
 from lightning_byz.kernels.ordering import Chunks, Room, by_network, on_chunks, ranked
@@ -49,7 +49,7 @@ def _unweighted(vectors: Tensor, rows: Sequence[int], count: int, part: float, a
             result[low:high].copy_(saturate(total.div_(count + part), vectors.dtype)).add_(0.0)
 
     on_chunks(average, vectors, len(rows))
-    return measured(vectors, result, aside)
+    return result
 
 
 def _groups(total: int, count: int) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ def _weighted(vectors: Tensor, rows: Sequence[int], weights: Sequence[float], f:
             result[low:high].copy_(saturate(kept / total, vectors.dtype)).add_(0.0)
 
     on_chunks(average, vectors, len(rows), part=PART)
-    return measured(vectors, result, aside)
+    return result
 
 
 def _nearer_in_pairs(values: Sequence[Tensor], middle: Tensor, weights: Sequence[float]) -> Sequence[Tensor]:

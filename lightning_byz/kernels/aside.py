@@ -14,6 +14,8 @@ from lightning_byz.kernels.usable import suspects
 class Aside:
     """What a kernel is asked besides its result, where finding it out on the way saves a reading of all rows, and what it answers.
 
+    Kernels need not answer: ``answered`` does the rest.
+
     Args:
         blocks: Of which the squared distances of all rows from the result are wanted; none if None.
         look: Whether a first look for unusable numbers is wanted.
@@ -27,10 +29,10 @@ class Aside:
     suspects: Shaped[Tensor, " n"] | None = None
 
 
-def measured(vectors: Tensor, point: Tensor, aside: Aside | None) -> Tensor:
-    """``point``, after what is asked ``aside`` and was not found on the way has been found."""
-    if aside is not None and aside.blocks is not None and aside.squares is None:
+def answered(vectors: Tensor, point: Tensor, aside: Aside) -> Aside:
+    """``aside`` with what was not found on the way to ``point``."""
+    if aside.blocks is not None and aside.squares is None:
         aside.squares = square_sums(vectors, point, aside.blocks)
-    if aside is not None and aside.look and aside.suspects is None:
+    if aside.look and aside.suspects is None:
         aside.suspects = suspects(vectors)
-    return point
+    return aside

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.kernels.aside import Aside, measured
+from lightning_byz.kernels.aside import Aside
 from lightning_byz.kernels.networks import groups_of
 from lightning_byz.kernels.ordering import Chunks, on_chunks, ranked
 from lightning_byz.kernels.paths import compiled
@@ -26,11 +26,11 @@ def coordinate_median(
 ) -> Float[Tensor, " d"]:
     """The weighted median of each coordinate over rows of positive weight: at exactly half the weight, the mean of both neighbours.
 
-    Zero where no row has weight. ``aside`` is told what it asks for.
+    Zero where no row has weight. ``aside`` is answered where that costs no reading of the rows.
     """
     rows, values = present(weights)
     if not rows:
-        return measured(vectors, vectors.new_zeros(vectors.shape[1]), aside)
+        return vectors.new_zeros(vectors.shape[1])
     if len(set(values)) > 1:
         return weighted_median(vectors, rows, values, aside)
     shares = [float(abs(2 * rank + 1 - len(rows)) <= 1) for rank in range(len(rows))]
@@ -80,7 +80,7 @@ def _rank_average(vectors: Tensor, rows: Sequence[int], shares: Sequence[float],
             own.add_(0.0)
 
     on_chunks(average, vectors, len(rows))
-    return measured(vectors, result, aside)
+    return result
 
 
 def _halfway(first: Tensor, second: Tensor, out: Tensor) -> bool:

@@ -10,6 +10,9 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import NamedTuple
 
+MOST = 256
+"""Rows that networks order; more are sorted."""
+
 _UNREAD, _OWN = 0, -1
 _SEARCHED = 256  # wires, up to which all ways to split them are tried
 

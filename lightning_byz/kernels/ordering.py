@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_byz.kernels.networks import Comparator, network
+from lightning_byz.kernels.networks import MOST, Comparator, network
 from lightning_byz.threads import spread
 
 Chunks = Iterable[tuple[int, int]]
@@ -18,7 +18,7 @@ Chunks = Iterable[tuple[int, int]]
 _CHUNK = 16384  # rows of this many coordinates, n of them, stay in a core's second-level cache
 _SHARED = 3  # so many times more where threads take turns at Python's lock, so that they meet there less often; below 2 they gain nothing
 _DEVICE_CHUNK = 2**22
-_NETWORK = 256  # rows, up to which a network orders them
+_NETWORK = MOST
 _SORTED, _DEVICE_SORTED = 2**20, 2**26  # numbers to sort at a time
 
 

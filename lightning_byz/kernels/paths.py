@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from lightning_byz.errors import warn_once
+from lightning_byz.kernels.networks import MOST
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _MANY = 2**22  # numbers, whose median takes torch about 50 ms on one core
-_MOST = 256  # rows that a network orders; more are sorted, which torch does as well
 
 
 class _Choice:
-    """Set by ``choose``, or when somebody asks for the first time."""
+    """``own`` is set by ``choose``, or when somebody asks for the first time; ``shared`` by the ranks of a run together."""
 
-    compiled: bool | None = None
+    own: bool | None = None
+    shared: bool = True
 
 
 def available() -> bool:
@@ -50,14 +51,24 @@ def choose(compiled: bool) -> None:
     """Take the compiled kernels, or torch's, from now on in this process."""
     if compiled and not available():
         raise ValueError("there are no compiled kernels in this process: pip install 'lightning-byz[fast]'")
-    _Choice.compiled = compiled
+    _Choice.own = compiled
+
+
+def own() -> bool:
+    """Whether this process, if it is asked alone, takes the compiled kernels."""
+    if _Choice.own is None:
+        _Choice.own = available()
+    return _Choice.own
+
+
+def share(compiled: bool) -> None:
+    """Say whether all ranks of the run that begins take the compiled kernels."""
+    _Choice.shared = compiled
 
 
 def chosen() -> bool:
     """Whether the compiled kernels run."""
-    if _Choice.compiled is None:
-        _Choice.compiled = available()
-    return _Choice.compiled
+    return _Choice.shared and own()
 
 
 def described(numbers: int) -> str:
@@ -74,7 +85,7 @@ def compiled(vectors: Tensor, rows: int = 0) -> Any:
         not vectors.numel()
         or vectors.device.type != "cpu"
         or vectors.dtype not in _DTYPES
-        or rows > _MOST
+        or rows > MOST
         or not chosen()
     ):
         return None

@@ -95,12 +95,12 @@ def refuse_different_modules(module: nn.Module, exchange: Exchange, device: torc
 
 def agree_on_kernels(exchange: Exchange, device: torch.device) -> None:
     """Take torch's kernels everywhere if a rank has no compiled ones: sums may differ in a bit. Every rank must call it."""
-    lacking = int(exchange.all_reduce(torch.tensor([int(not paths.chosen())], dtype=torch.int64, device=device)))
-    if lacking and paths.chosen():
+    lacking = int(exchange.all_reduce(torch.tensor([int(not paths.own())], dtype=torch.int64, device=device)))
+    if lacking and paths.own():
         warn_once(
             f"{lacking} rank{'s have' if lacking > 1 else ' has'} no compiled kernels (pip install 'lightning-byz[fast]'), so that none uses them"
         )
-        paths.choose(False)
+    paths.share(not lacking)
 
 
 def start_up_line(defence: Defence, exchange: Exchange, placement: Placement, *, parameters: int = 0) -> str:

@@ -188,7 +188,7 @@ REPLACEMENTS = {
     "smallest_spread": (lambda gram, count: list(range(count)), [SMEA()]),
     "unusable": (lambda vectors: torch.zeros(len(vectors), dtype=torch.int64), [CoordinateMedian(), Krum()]),
 }
-UNUSED = {"SLIVER", "Aside", "Comparator", "block_size", "minority", "moments", "network", "saturate"}
+UNUSED = {"SLIVER", "Aside", "Comparator", "answered", "block_size", "minority", "moments", "network", "saturate"}
 
 
 def test_every_kernel_is_replaced() -> None:

@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import inspect
 import os
+import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -18,7 +20,11 @@ from numba.core import config
 from lightning_byz.threads import spread
 
 _SETTINGS: Any = config
+_LOCK = threading.RLock()
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+if _SETTINGS.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,12 +57,15 @@ class Kernel:
         spread(lambda low, high: self._compiled(low, high, room(), *arguments), length, grain)
 
     def _compile(self, types: tuple[Any, ...]) -> None:
-        if self._compiled is None:
-            self._compiled = _cached(self._function)
         try:
-            with _alone():
+            with _LOCK, _alone():
+                if self._compiled is None:
+                    self._compiled = _cached(self._function)
                 self._compiled.compile(types)
-        except OSError:  # the place to keep it is full, or gone
+        except Exception as error:  # the place where it is kept is full or gone, or what is there is damaged
+            place = store()
+            if place is not None and not isinstance(error, OSError):
+                shutil.rmtree(place, ignore_errors=True)
             self._compiled = numba.njit(**_OPTIONS)(self._function)
             self._compiled.compile(types)
 
@@ -104,8 +113,15 @@ def store() -> Path | None:
 def _alone() -> Iterator[None]:
     """Of processes that share a store one compiles at a time: the others then find what it made."""
     place = store()
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
     with nullcontext() if place is None else open(place / "compiling", "a") as lock:
         if lock is not None:
             with suppress(OSError):  # some file systems know no locks: then each compiles for itself
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            if lock is not None:
+                with suppress(OSError):  # closing is not enough if the process has been forked meanwhile
+                    fcntl.flock(lock, fcntl.LOCK_UN)

@@ -47,7 +47,7 @@ def look_up(weights, places, first, last, out):
 @Kernel
 def weighted_median(low, high, room, stack, width, rows, comparators, weights, limits, last, limit, out, squares):
     """The weighted median. ``limits`` are half of the weight, less and more its tolerance; it is not above the rank ``last``."""
-    tile, scratch, lines, lanes, places = room
+    tile, scratch, lines, lanes, places, _ = room
     start = low
     while start < high:
         line(stack, rows, start, left(start, high, width), comparators, tile, places)
@@ -61,7 +61,7 @@ def weighted_trimmed_mean(low, high, room, stack, width, rows, comparators, weig
 
     ``kept`` are these ends, and the share of a row and the absolute weight below which what is kept of it is rounding.
     """
-    tile, scratch, lines, lanes, places = room
+    tile, scratch, lines, lanes, places, _ = room
     result, total, begins, masses = lines[0], lines[1], lines[2], lines[3:]
     first, last, sliver, grain = kept
     lowest, highest = ranks
@@ -100,7 +100,7 @@ def weighted_mean_around_median(
 
     ``kept`` are how much weight is, and the share of a row and the absolute weight below which what is kept of it is rounding.
     """
-    tile, scratch, lines, lanes, places = room
+    tile, scratch, lines, lanes, places, _ = room
     n, (budget, sliver, grain) = rows.shape[0], kept
     centre, total, result, distances, nearer = lines[0], lines[1], lines[2], lines[3 : 3 + n], lines[3 + n :]
     start = low

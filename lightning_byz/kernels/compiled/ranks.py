@@ -17,7 +17,7 @@ def rank_average(low, high, room, stack, width, rows, comparators, groups, limit
 
     ``groups`` are the ranks of one group after the other, where each group ends, the share of each of its ranks, and the sum of the shares.
     """
-    tile, scratch, lines, lanes, _ = room
+    tile, scratch, lines, lanes, _, _ = room
     members, ends, shares, total = groups
     average, group = lines[0], lines[1]
     start = low
@@ -52,7 +52,7 @@ def mean_around_median(low, high, room, stack, width, rows, comparators, kept, l
 
     ``kept`` is how many are kept, the part of the next one that is, and one quarter and one half in the type to compute in.
     """
-    tile, scratch, lines, lanes, marks = room
+    tile, scratch, lines, lanes, marks, _ = room
     nearest, rest, parts = kept
     n, total, more = rows.shape[0], lines[0], lines[1]
     start = low

@@ -18,9 +18,9 @@ def load_point(point, start, count, narrow, out):
 
 
 @Kernel
-def square_sums(low, high, room, stack, width, origin, narrow, squares):
-    """Squared distances of all rows from ``origin``, or their squared lengths if that is empty. ``narrow`` is of the type to compute it in."""
-    _, scratch, lines, lanes, _ = room
+def square_sums(low, high, room, stack, width, origin, squares):
+    """Squared distances of all rows from ``origin``, or their squared lengths if that is empty."""
+    _, scratch, lines, lanes, _, narrow = room
     start = low
     while start < high:
         count = left(start, high, width)
@@ -32,9 +32,9 @@ def square_sums(low, high, room, stack, width, origin, narrow, squares):
 
 
 @Kernel
-def weighted_row(low, high, room, stack, rows, factors, about, narrow, limit, out):
+def weighted_row(low, high, room, stack, rows, factors, about, limit, out):
     """The sum of the given ``rows`` less ``about`` times ``factors``, plus ``about``, which may be empty."""
-    _, scratch, lines, _, _ = room
+    _, scratch, lines, _, _, narrow = room
     point, result = lines[0], lines[1]
     start = low
     while start < high:
@@ -54,7 +54,7 @@ def weighted_row(low, high, room, stack, rows, factors, about, narrow, limit, ou
 @Kernel
 def mixed_rows(low, high, room, stack, matrix, limit, out):
     """``matrix`` times the rows."""
-    _, scratch, lines, _, _ = room
+    _, scratch, lines, _, _, _ = room
     n, start, tile = out.shape[0], low, lines[4:]
     while start < high:
         count = left(start, high, TILE)
@@ -114,7 +114,7 @@ def _mix_one(tile, factors, result):
 @Kernel
 def majority_signs(low, high, room, stack, weights, balance, out):
     """The sign of the sum of weighted signs, zero where that is at most ``balance``."""
-    _, scratch, lines, _, _ = room
+    _, scratch, lines, _, _, _ = room
     votes = lines[0]
     start = low
     while start < high:
@@ -146,9 +146,9 @@ def suspects(low, high, room, stack, largest, found):
 
 
 @Kernel
-def cross_products(low, high, room, stack, width, origin, narrow, products):
+def cross_products(low, high, room, stack, width, origin, products):
     """Inner products of all rows less ``origin``, of each block its own."""
-    _, scratch, lines, _, _ = room
+    _, scratch, lines, _, _, narrow = room
     point, tile = lines[0], lines[1:]
     n, start = products.shape[1], low
     while start < high:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_byz.blocks import Blocks
-from lightning_byz.kernels.aside import Aside, measured
+from lightning_byz.kernels.aside import Aside
 from lightning_byz.kernels.compiled import lines, ranks, sums
 from lightning_byz.kernels.compiled.tiles import LANES, TILE
 from lightning_byz.kernels.networks import groups_of, network, up_to
 from lightning_byz.kernels.usable import usable_up_to
+from lightning_byz.threads import spread
 
 Array = np.ndarray
 _RUN = 32 * TILE  # coordinates that are some hundred microseconds of work
@@ -30,7 +31,7 @@ def _line(values: Tensor) -> Array:
 
 def _stack(vectors: Tensor) -> tuple[Array, int]:
     """All rows in one line, and how far it is from one to the next."""
-    own = vectors.detach()
+    own = vectors.detach().resolve_neg()
     own = own if own.stride(1) == 1 or own.shape[1] == 1 else own.contiguous()
     return _line(own.as_strided(((own.shape[0] - 1) * own.stride(0) + own.shape[1],), (1,))), own.stride(0)
 
@@ -39,24 +40,33 @@ def _computed(dtype: torch.dtype) -> type:
     return np.float64 if dtype == torch.float64 else np.float32
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _fresh(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Memory for a result in the type to compute in; of much of it numpy asks for large pages, which are there sooner."""
+    return torch.from_numpy(np.empty(shape, _computed(dtype)))
 
 
-def _point(point: Tensor | None) -> tuple[Array, Array]:
-    """A vector, or nothing, and room for a tile of it in the type to compute it in."""
-    own = torch.empty(0) if point is None else point.detach().contiguous()
-    own = own if own.dtype in (*_BITS, torch.float32) else own.double()
-    return _line(own), np.zeros(TILE, _computed(own.dtype))
+def _point(point: Tensor | None) -> Array:
+    """A vector as kernels take it, or nothing."""
+    if point is None:
+        return np.zeros(0, np.float32)
+    own = point.detach().resolve_neg().contiguous()
+    return _line(own if own.dtype in (*_BITS, torch.float32) else own.double())
 
 
-def _room(dtype: torch.dtype, *, rows: int = 0, lines: int = 0, all_rows: int = 0) -> Callable[[], tuple[Array, ...]]:
-    """Memory to work in: a tile of ``rows``, one of a single row, ``lines`` in float64, sums for ``all_rows``, and whole numbers for ``rows``."""
+def _room(
+    dtype: torch.dtype, *, rows: int = 0, lines: int = 0, all_rows: int = 0, point: Array | None = None
+) -> Callable[[], tuple[Array, ...]]:
+    """Memory that a run works in, none of it shared.
+
+    A tile of ``rows``, one of a single row, ``lines`` in float64, sums for ``all_rows``, whole numbers for ``rows``, and a tile of a ``point``.
+    """
     own = _computed(dtype)
+    others = np.float64 if point is not None and point.dtype == np.float64 else np.float32
 
     def room() -> tuple[Array, ...]:
         tile, whole = np.zeros((rows, TILE), own), np.zeros((rows, TILE), np.int32)
-        return tile, np.zeros(TILE, own), np.zeros((lines, TILE)), np.zeros((all_rows, LANES)), whole
+        sums = np.zeros((all_rows, LANES))
+        return tile, np.zeros(TILE, own), np.zeros((lines, TILE)), sums, whole, np.zeros(TILE, others)
 
     return room
 
@@ -84,7 +94,7 @@ def _statistic(
     partials = np.empty((0, 0)) if blocks is None else np.empty((len(blocks), n))
     width = _RUN if blocks is None else blocks.width
     doubts = np.zeros(n if asked.look and len(rows) == n else 0, np.bool_)
-    result = torch.empty(d, dtype=_wide(vectors.dtype))
+    result = _fresh(vectors.dtype, d)
     room = _room(vectors.dtype, rows=len(rows), lines=lines, all_rows=partials.shape[1])
     stack = *_stack(vectors), _computed(vectors.dtype)(usable_up_to(vectors.dtype)), doubts
     told = np.array(rows), _comparators(tuple(groups)), *arguments, limit, result.numpy(), partials
@@ -93,13 +103,20 @@ def _statistic(
     if aside is not None:
         aside.squares = None if blocks is None else torch.from_numpy(partials)
         aside.suspects = torch.from_numpy(doubts) if len(doubts) else None
-        measured(vectors, result, aside)
     return result
 
 
 def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` in ``dtype``, without negative zeros."""
-    return values if values.dtype == dtype else values.to(dtype).add_(0.0)
+    if values.dtype == dtype:
+        return values
+    result = torch.empty(values.shape, dtype=dtype, device=values.device)
+
+    def narrow(low: int, high: int) -> None:
+        result[..., low:high].copy_(values[..., low:high]).add_(0.0)
+
+    spread(narrow, values.shape[-1], 4 * _RUN)
+    return result
 
 
 def _grain(width: int) -> int:
@@ -173,22 +190,20 @@ def weighted_mean_around_median(
 
 def square_sums(vectors: Tensor, origin: Tensor | None, blocks: Blocks) -> Tensor:
     """Squared length of each row of ``vectors - origin``, one partial sum per block."""
-    partials = torch.empty(len(blocks), len(vectors), dtype=torch.float64)
-    room = _room(vectors.dtype, lines=1, all_rows=len(vectors))
-    sums.square_sums.over(
-        vectors.shape[1], _grain(blocks.width), room, _stack(vectors), blocks.width, *_point(origin), partials.numpy()
-    )
-    return partials
+    partials, point = np.empty((len(blocks), len(vectors))), _point(origin)
+    room = _room(vectors.dtype, lines=1, all_rows=len(vectors), point=point)
+    told = _stack(vectors), blocks.width, point, partials
+    sums.square_sums.over(vectors.shape[1], _grain(blocks.width), room, *told)
+    return torch.from_numpy(partials)
 
 
 def cross_products(vectors: Tensor, origin: Tensor, blocks: Blocks) -> Tensor:
     """Gram matrix of ``vectors - origin``, one partial sum per block."""
-    partials = torch.zeros(len(blocks), len(vectors), len(vectors), dtype=torch.float64)
-    room = _room(vectors.dtype, lines=1 + len(vectors))
-    sums.cross_products.over(
-        vectors.shape[1], _grain(blocks.width), room, _stack(vectors), blocks.width, *_point(origin), partials.numpy()
-    )
-    return partials
+    partials, point = np.zeros((len(blocks), len(vectors), len(vectors))), _point(origin)
+    room = _room(vectors.dtype, lines=1 + len(vectors), point=point)
+    told = _stack(vectors), blocks.width, point, partials
+    sums.cross_products.over(vectors.shape[1], _grain(blocks.width), room, *told)
+    return torch.from_numpy(partials)
 
 
 def mixes(vectors: Tensor, matrix: Tensor) -> bool:
@@ -199,11 +214,11 @@ def mixes(vectors: Tensor, matrix: Tensor) -> bool:
 def weighted_rows(vectors: Tensor, matrix: Tensor, about: Tensor | None) -> Tensor:
     """``matrix @ (vectors - about) + about``, of one line, or of as many as there are rows and no ``about``."""
     (n, d), dtype, limit = vectors.shape, vectors.dtype, torch.finfo(vectors.dtype).max
-    out = torch.from_numpy(np.empty((len(matrix), d), _computed(dtype)))  # numpy asks for large pages, which cost less
+    out, point = _fresh(dtype, len(matrix), d), _point(about)
     if len(matrix) == 1:
         rows = matrix[0].nonzero()[:, 0]
-        told = rows.numpy(), matrix[0, rows].numpy(), *_point(about), limit, out[0].numpy()
-        sums.weighted_row.over(d, _RUN, _room(dtype, lines=2), _stack(vectors), *told)
+        told = rows.numpy(), matrix[0, rows].numpy(), point, limit, out[0].numpy()
+        sums.weighted_row.over(d, _RUN, _room(dtype, lines=2, point=point), _stack(vectors), *told)
     else:
         sums.mixed_rows.over(
             d, _RUN, _room(dtype, lines=4 + n), _stack(vectors), matrix.contiguous().numpy(), limit, out.numpy()
@@ -213,7 +228,7 @@ def weighted_rows(vectors: Tensor, matrix: Tensor, about: Tensor | None) -> Tens
 
 def majority_signs(vectors: Tensor, weights: Tensor, balance: float) -> Tensor:
     """The sign of the weighted sum of signs; zero where that is at most ``balance``."""
-    out = torch.empty(vectors.shape[1], dtype=_wide(vectors.dtype))
+    out = _fresh(vectors.dtype, vectors.shape[1])
     room = _room(vectors.dtype, lines=1)
     sums.majority_signs.over(len(out), _RUN, room, _stack(vectors), weights.numpy(), balance, out.numpy())
     return _narrowed(out, vectors.dtype)
