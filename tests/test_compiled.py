@@ -429,12 +429,13 @@ def test_a_process_forked_after_the_first_use(tmp_path: Path) -> None:
         USE
         + """
 import os, signal
+halves = rows.bfloat16()  # torch's own operations on several threads hang in a forked process
 child = os.fork()
 if not child:
     signal.alarm(60)
     assert kernels.coordinate_median(rows, [1.0] * 3)[1] == 50_001
     assert kernels.trimmed_mean(rows, [1.0, 1.0, 2.0], 1.0)[0] == 75_000
-    assert kernels.coordinate_median(rows.view(-1).bfloat16().view(3, -1), [1.0] * 3)[0] == 49_920
+    assert kernels.coordinate_median(halves, [1.0] * 3)[0] == 49_920
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
 """
