@@ -9,6 +9,7 @@ from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Geomet
 from lightning_byz.attacks import ALIE, IPM, Gaussian, NonFinite, ReverseGradient, SignFlip
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import AllGather, AllToAll, Local, Placement
+from lightning_byz.kernels import paths
 from lightning_byz.preaggregators import NNM
 from lightning_byz.rounds import Defence
 from lightning_byz.rounds.start_up import start_up_line
@@ -126,6 +127,10 @@ def test_the_start_up_line_names_the_exchange_and_whom_it_trusts():
     assert "4 workers on 4 ranks, f = 1; exchange AllGather trusts no rank as aggregator;" in lines[AllGather()]
     assert "exchange AllToAll trusts every rank as aggregator of its slice;" in lines[AllToAll()]
     assert "exchange Local trusts this process;" in lines[Local()]
+    kernels = "; compiled kernels" if paths.chosen() else "; kernels of torch"
+    assert all(line.endswith(kernels) for line in (lines[Local()], start_up_line(defence, Local(), placement)))
+    slow = start_up_line(defence, Local(), placement, parameters=10**7)
+    assert ("pip install 'lightning-byz[fast]'" in slow) != paths.chosen()
 
 
 def test_a_rule_across_coordinates_runs_where_ranks_see_all(ranks):
