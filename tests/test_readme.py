@@ -108,6 +108,7 @@ def test_names_are_the_packages_names() -> None:
     }
     interfaces = {
         "Aggregator",
+        "CoordinateRule",
         "RowAverage",
         "PreAggregator",
         "Estimator",
