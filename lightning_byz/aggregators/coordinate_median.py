@@ -30,6 +30,7 @@ class CoordinateMedian(CoordinateRule):
         ``kappa`` is derived in docs/bounds.md.
 
     Example:
+        >>> import torch
         >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [4.0, 6.0], [1e9, -1e9]])
         >>> CoordinateMedian()(Stack(rows, f=1))
         tensor([3.0000, 6.5000])

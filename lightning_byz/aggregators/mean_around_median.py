@@ -29,6 +29,7 @@ class MeanAroundMedian(CoordinateRule):
         Xie, Koyejo, Gupta. Generalized Byzantine-tolerant SGD. 2018, arXiv 1802.10116. ``kappa`` is derived in docs/bounds.md.
 
     Example:
+        >>> import torch
         >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [3.0, 6.5], [7.0, 6.0], [1e9, -1e9]])
         >>> MeanAroundMedian()(Stack(rows, f=1))
         tensor([3.2500, 6.8750])

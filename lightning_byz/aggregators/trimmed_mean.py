@@ -30,6 +30,7 @@ class TrimmedMean(CoordinateRule):
         ``kappa``, the smallest that any rule can have, is derived in docs/bounds.md.
 
     Example:
+        >>> import torch
         >>> rows = torch.tensor([[1.0, 8.0], [2.0, 7.0], [3.0, 6.5], [7.0, 6.0], [1e9, -1e9]])
         >>> TrimmedMean()(Stack(rows, f=1))
         tensor([4.0000, 6.5000])
