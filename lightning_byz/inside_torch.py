@@ -27,6 +27,11 @@ def buffers_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, buffer) for name, buffer in module._buffers.items() if buffer is not None)
 
 
-def keeps_running_statistics(module: nn.Module) -> bool:
-    """Whether the module is a normalisation layer that writes its buffers without counting a new version."""
-    return isinstance(module, _NormBase) and module.track_running_stats
+def running_statistics(module: nn.Module) -> set[str]:
+    """Return the names of the buffers that normalisation layers write without counting a new version of the tensor."""
+    return {
+        f"{name}.{buffer}".lstrip(".")
+        for name, part in module.named_modules()
+        if isinstance(part, _NormBase) and part.track_running_stats
+        for buffer, _ in buffers_of(part)
+    }

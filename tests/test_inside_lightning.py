@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 import lightning_byz
 from lightning_byz.aggregators import Mean
-from lightning_byz.inside_torch import buffers_of, copy_each, keeps_running_statistics, parts_like, version, zero_each
+from lightning_byz.inside_torch import buffers_of, copy_each, parts_like, running_statistics, version, zero_each
 from lightning_byz.strategies import RobustStrategy, inside_lightning
 from tests.scenarios import Classifier, Options
 
@@ -118,9 +118,11 @@ def test_names_of_torch() -> None:
     assert [version(value) for value in values] > before, "torch has moved Tensor._version"
     norm = nn.BatchNorm1d(2)
     assert [name for name, _ in buffers_of(norm)] == ["running_mean", "running_var", "num_batches_tracked"]
-    assert keeps_running_statistics(norm), "torch has moved _NormBase"
-    assert not keeps_running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
-    assert not keeps_running_statistics(nn.LayerNorm(2))
+    assert running_statistics(nn.Sequential(norm)) == {"0.running_mean", "0.running_var", "0.num_batches_tracked"}, (
+        "torch has moved _NormBase"
+    )
+    assert not running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
+    assert not running_statistics(nn.LayerNorm(2))
 
 
 def own_private_names(tree: ast.Module) -> set[str]:

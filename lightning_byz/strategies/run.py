@@ -1,6 +1,7 @@
 """Everything that lives for one fit."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.memory import Memory
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
+from lightning_byz.strategies.by_hand import ByHand
 from lightning_byz.strategies.worker_loop import WorkerLoop
 
 
@@ -48,6 +51,8 @@ class Run:
         self._saved: Mapping[str, Any] | None = None
         self._aggregations: dict[int, Aggregation] = {}
         self._parameters: dict[int, list[Tensor]] = {}
+        self._before: dict[int, Memory] = {}
+        self.by_hand = ByHand(module, exchange, stepped=self.stepped)
 
     def begin(self, rounds: Callable[[int], Round]) -> None:
         """Take the steps to come as ``rounds`` says, one round per optimizer."""
@@ -76,6 +81,7 @@ class Run:
             if named:
                 aggregation.fit(named)
             self._parameters[index] = trained
+            self._before.pop(index, None)
         return aggregation, trained
 
     def aggregate(
@@ -84,6 +90,7 @@ class Run:
         """Replace the local gradients of an optimizer's parameters by the aggregate; no report where it trains nothing.
 
         What several workers on a rank train was settled before their turns; what one of them has frozen or thawed counts from the next step on.
+        An aggregate that the optimizer never stepped on leaves no trace in what is remembered.
         """
         settled = not self.placement.one_per_rank and index in self._parameters
         aggregation, trained = (
@@ -94,6 +101,10 @@ class Run:
             None if scaler is None else _scale(scaler, self.module.device),
             self.loop.sent(aggregation, trained),
         )
+        if (before := self._before.pop(index, None)) is not None:
+            known = aggregation.memory
+            aggregation.memory = replace(before, step=known.step, faults=known.faults)
+        self._before[index] = aggregation.memory
         report = aggregation.step(sent, scale=scale, diagnose=diagnose) if trained else None
         aggregated = {id(parameter) for parameter in trained}
         for parameter in (one for group in optimizer.param_groups for one in group["params"]):
@@ -102,6 +113,10 @@ class Run:
         if report is not None:
             self.buffers.adopt(report.adopted)
         return report
+
+    def stepped(self, index: int) -> None:
+        """Keep what is remembered since the last aggregate: an optimizer has stepped on it."""
+        self._before.pop(index, None)
 
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""

@@ -1,6 +1,7 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_byz.rounds.checkpoint import KEY
 from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
 from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.run import Run
+from lightning_byz.strategies.synchronization import Synchronization
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
 
 
@@ -36,6 +38,8 @@ class WorkerStrategy(DDPStrategy):
         self._data: TrainingData | None = None
         self._saved: Mapping[str, Any] | None = None
         self._showing_consensus = False
+        self._synchronization = Synchronization()
+        self._unstepped: Report | None = None
 
     @property
     def seed(self) -> RunSeed:
@@ -51,12 +55,17 @@ class WorkerStrategy(DDPStrategy):
         """Start all ranks from rank 0's parameters; the module is not wrapped."""
         assert self.lightning_module is not None
         start_alike(self.lightning_module)
+        if not hasattr(self.lightning_module, "no_sync"):
+            self.lightning_module.no_sync = self._synchronization.no_sync  # type: ignore[assignment] - as DDP's wrapper has it
 
     def teardown(self) -> None:
         """End a run; memories stay until the next one, so that a checkpoint can still be saved."""
         if self._data is not None:
             self._data.remove()
             self._data = None
+        if self._run is not None:
+            self._run.by_hand.remove()
+            self._run.module.__dict__.pop("no_sync", None)
         self._saved = None
         super().teardown()
 
@@ -91,18 +100,45 @@ class WorkerStrategy(DDPStrategy):
         assert run is not None
         batch, *rest = args
         if not holds_worker_batches(batch):
-            return run.loop.run_one(run.aggregation(0), step, batch, *rest)
+            with run.by_hand.batch():
+                return run.loop.run_one(run.aggregation(0), step, batch, *rest)
         optimizer = self.optimizers[0]
         ready = run.ready(0, optimizer)
         return run.loop.run_each(*ready, step, partial(backward, optimizer=optimizer), batch, *rest)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the backward pass of the only worker; those of several are done by now."""
-        assert self._run is not None
-        backward = super().backward
-        if self._run.loop.finished:
+        """Run the backward pass of the only worker, those of several are done by now; then aggregate, unless gradients go on accumulating.
+
+        As under DDP, ``on_after_backward`` of the only worker sees the result.
+        """
+        run, module, plugin = self._run, self.lightning_module, self.precision_plugin
+        assert run is not None
+        assert module is not None
+        if run.loop.finished:
+            self._aggregate(run)
             return closure_loss
-        return self._run.loop.backward_of_one(lambda: backward(closure_loss, optimizer, *args, **kwargs))
+
+        def passed() -> Tensor:
+            self.pre_backward(closure_loss)
+            loss = plugin.pre_backward(closure_loss, module)
+            with run.by_hand.backward():
+                plugin.backward(loss, module, optimizer, *args, **kwargs)
+            self._aggregate(run)
+            loss = plugin.post_backward(loss, module)
+            self.post_backward(loss)
+            return loss
+
+        return run.loop.backward_of_one(passed)
+
+    def _aggregate(self, run: Run) -> None:
+        """Replace the gradients of this backward pass by the aggregate."""
+        if not self._synchronization.on:
+            return
+        scaler = getattr(self.precision_plugin, "scaler", None)
+        for index in [0] if run.module.automatic_optimization else run.by_hand.due():
+            report = run.aggregate(index, self.optimizers[index], scaler, diagnose=self.diagnose)
+            self.report = report or self.report
+            self._unstepped = report
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
@@ -113,13 +149,18 @@ class WorkerStrategy(DDPStrategy):
 
         def aggregated() -> Any:
             output = closure()
-            index, scaler = self.optimizers.index(optimizer), getattr(self.precision_plugin, "scaler", None)
-            report = run.aggregate(index, optimizer, scaler, diagnose=self.diagnose)
-            self.report = report or self.report
+            run.stepped(self.optimizers.index(optimizer))
+            report, self._unstepped = self._unstepped, None
             # None tells a gradient scaler that there was no backward pass
             return None if report is not None and report.without_gradients else output
 
         return super().optimizer_step(optimizer, aggregated, model, **kwargs)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Let gradients accumulate on each worker for the length of the block."""
+        with self._synchronization.no_sync():
+            yield
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
         """Reduce over ranks, but not inside one of several workers' steps: ranks may host unequal numbers of workers."""
