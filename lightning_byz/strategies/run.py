@@ -14,6 +14,7 @@ from lightning_byz.memory import Memory
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
 from lightning_byz.strategies.by_hand import ByHand
+from lightning_byz.strategies.step_values import StepValues
 from lightning_byz.strategies.worker_loop import WorkerLoop
 
 
@@ -44,7 +45,8 @@ class Run:
         self.exchange = exchange
         self.placement = placement
         self.buffers = buffers
-        self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed)
+        values = StepValues(module, exchange, placement)
+        self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed, values=values)
         self._seed = seed
         self._file = MemoryFile(exchange, placement, device=module.device)
         self._rounds: Callable[[int], Round] | None = None

@@ -163,9 +163,13 @@ class WorkerStrategy(DDPStrategy):
             yield
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
-        """Reduce over ranks, but not inside one of several workers' steps: ranks may host unequal numbers of workers."""
-        if self.worker is not None and self._run is not None and not self._run.placement.one_per_rank:
+        """Reduce over ranks, but not while several workers take their turns: what they log is reduced when all are done."""
+        run = self._run
+        if run is not None and run.loop.apart:
             return tensor
+        if run is not None and not run.placement.one_per_rank and reduce_op in ("mean", "avg", None):
+            counts = isinstance(tensor, Tensor) and not tensor.is_floating_point()
+            tensor = tensor.double() if counts else tensor  # a mean of batch sizes must not be cut to a whole number
         return super().reduce(tensor, group, reduce_op)
 
     # ------------------------------------------------------------------ evaluation and checkpoints
