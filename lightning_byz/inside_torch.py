@@ -1,6 +1,6 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 
 import torch
@@ -35,3 +35,14 @@ def running_statistics(module: nn.Module) -> set[str]:
         if isinstance(part, _NormBase) and part.track_running_stats
         for buffer, _ in buffers_of(part)
     }
+
+
+def at_end_of_backward(loss: Tensor, function: Callable[[], None]) -> None:
+    """Call ``function`` when all gradients of the next backward pass that starts from ``loss`` are there."""
+
+    def started(_: Tensor) -> None:
+        handle.remove()
+        torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]
+
+    if loss.requires_grad:
+        handle = loss.register_hook(started)

@@ -13,6 +13,7 @@ from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.memory import Memory
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
+from lightning_byz.strategies.backward_pass import BackwardPass
 from lightning_byz.strategies.by_hand import ByHand
 from lightning_byz.strategies.step_values import StepValues
 from lightning_byz.strategies.worker_loop import WorkerLoop
@@ -54,7 +55,8 @@ class Run:
         self._aggregations: dict[int, Aggregation] = {}
         self._parameters: dict[int, list[Tensor]] = {}
         self._before: dict[int, Memory] = {}
-        self.by_hand = ByHand(module, exchange, stepped=self.stepped)
+        self.by_hand = ByHand(module, exchange, alone=placement.workers == 1, stepped=self.stepped)
+        self.backward_pass = BackwardPass(self.loop, self.by_hand)
 
     def begin(self, rounds: Callable[[int], Round]) -> None:
         """Take the steps to come as ``rounds`` says, one round per optimizer."""

@@ -99,41 +99,41 @@ class WorkerStrategy(DDPStrategy):
         run, step, backward = self._run, super().training_step, super().backward
         assert run is not None
         batch, *rest = args
+        vars(self).pop("backward", None)
         if not holds_worker_batches(batch):
             with run.by_hand.batch():
-                return run.loop.run_one(run.aggregation(0), step, batch, *rest)
-        optimizer = self.optimizers[0]
-        ready = run.ready(0, optimizer)
-        return run.loop.run_each(*ready, step, partial(backward, optimizer=optimizer), batch, *rest)
-
-    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the backward pass of the only worker, those of several are done by now; then aggregate, unless gradients go on accumulating.
-
-        As under DDP, ``on_after_backward`` of the only worker sees the result.
-        """
-        run, module, plugin = self._run, self.lightning_module, self.precision_plugin
-        assert run is not None
-        assert module is not None
+                output = run.loop.run_one(run.aggregation(0), step, batch, *rest)
+        else:
+            optimizer = self.optimizers[0]
+            ready = run.ready(0, optimizer)
+            output = run.loop.run_each(*ready, step, partial(backward, optimizer=optimizer), batch, *rest)
         if run.loop.finished:
-            self._aggregate(run)
-            return closure_loss
+            self.backward = self._backward_is_done
+        return output
 
-        def passed() -> Tensor:
-            self.pre_backward(closure_loss)
-            loss = plugin.pre_backward(closure_loss, module)
-            with run.by_hand.backward():
-                plugin.backward(loss, module, optimizer, *args, **kwargs)
-            self._aggregate(run)
-            loss = plugin.post_backward(loss, module)
-            self.post_backward(loss)
-            return loss
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Begin the backward pass of the only worker; Lightning calls it for those of several too, which the loop prepares itself."""
+        super().pre_backward(closure_loss)
+        run = self._run
+        if run is not None and not run.loop.apart:
+            synchronized = self._synchronization.on
+            run.backward_pass.begin(closure_loss, partial(self._aggregate, run) if synchronized else None)
 
-        return run.loop.backward_of_one(passed)
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """End it."""
+        if self._run is not None and not self._run.loop.apart:
+            self._run.backward_pass.end()
+        super().post_backward(closure_loss)
+
+    def _backward_is_done(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Aggregate what several workers have left, or a worker without a loss."""
+        assert self._run is not None
+        if self._synchronization.on:
+            self._aggregate(self._run)
+        return closure_loss
 
     def _aggregate(self, run: Run) -> None:
         """Replace the gradients of this backward pass by the aggregate."""
-        if not self._synchronization.on:
-            return
         scaler = getattr(self.precision_plugin, "scaler", None)
         for index in [0] if run.module.automatic_optimization else run.by_hand.due():
             report = run.aggregate(index, self.optimizers[index], scaler, diagnose=self.diagnose)
