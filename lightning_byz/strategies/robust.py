@@ -28,7 +28,7 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
+from lightning_byz.rounds.weights import check_weights, gathered_sizes, worker_weights
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
@@ -58,8 +58,8 @@ class RobustStrategy(WorkerStrategy):
     workers send.
 
     Args:
-        f: How many workers may be Byzantine, in heads (may be fractional); ``"max"`` for the largest whole number that the rules tolerate. With
-            unequal weights, ``f`` of n workers is the part f / n of the total weight.
+        f: How many workers may be Byzantine, whoever they are (may be fractional); ``"max"`` for the largest whole number that the rules tolerate.
+            With unequal weights that is the weight of the ``f`` heaviest workers who take part in a step.
         aggregator: The robust rule.
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
@@ -71,7 +71,6 @@ class RobustStrategy(WorkerStrategy):
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
         max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
-        trust_heavy: Run although a worker alone weighs more than ``f``. Such a worker is trusted: no rule protects from it.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
         timeout: How long a collective waits for other ranks.
@@ -104,7 +103,6 @@ class RobustStrategy(WorkerStrategy):
         exchange: Exchange | None = None,
         weights: Sequence[float | int] | Literal["samples"] | None = None,
         max_share: float | None = None,
-        trust_heavy: bool = False,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
         timeout: timedelta = default_pg_timeout,
@@ -131,7 +129,7 @@ class RobustStrategy(WorkerStrategy):
             check_signature(attack)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
-        check_weights(weights, max_share, trust_heavy, workers)
+        check_weights(weights, max_share, workers)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
@@ -155,7 +153,6 @@ class RobustStrategy(WorkerStrategy):
         self.exchange = exchange
         self.weights = weights
         self.max_share = max_share
-        self.trust_heavy = trust_heavy
         self.buffers = buffers
         self._seed = seed
         self._announced = ""
@@ -240,6 +237,4 @@ class RobustStrategy(WorkerStrategy):
                 warnings.simplefilter("ignore")
             defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
-        if not self.trust_heavy:
-            refuse_heavy(defence)
         return defence
