@@ -41,6 +41,7 @@ from lightning_byz.strategies.refusals import (
     check_stages,
 )
 from lightning_byz.strategies.run import Run
+from lightning_byz.strategies.sites import check_data, check_sites
 from lightning_byz.strategies.training_data import TrainingData
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
@@ -64,6 +65,8 @@ class RobustStrategy(WorkerStrategy):
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
         workers: Number of logical workers, at least one per rank; ``None`` for one per rank.
+        data: ``"shared"`` where all ranks' loaders have the same data, which are dealt out; ``"local"`` where each rank is a site with loaders of its
+            own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
         attack: What they do.
@@ -97,6 +100,7 @@ class RobustStrategy(WorkerStrategy):
         preaggregators: Sequence[PreAggregator] = (),
         estimator: Estimator = Gradient(),  # noqa: B008 - frozen
         workers: int | None = None,
+        data: Literal["shared", "local"] = "shared",
         partition: Partition = IID(),  # noqa: B008 - frozen
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
@@ -130,6 +134,7 @@ class RobustStrategy(WorkerStrategy):
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
         check_weights(weights, max_share, workers)
+        check_data(data, partition)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
@@ -147,6 +152,7 @@ class RobustStrategy(WorkerStrategy):
         self.preaggregators = tuple(preaggregators)
         self.estimator = estimator
         self.workers = workers
+        self.data = data
         self.partition = partition
         self.attackers = tuple(attackers)
         self.attack = attack
@@ -177,6 +183,7 @@ class RobustStrategy(WorkerStrategy):
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
+        check_sites(self.data, placement)
         check_module(module, placement, synchronized=synchronizes_layers(self))
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
@@ -185,7 +192,8 @@ class RobustStrategy(WorkerStrategy):
         if not isinstance(given, str):
             capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
             self._defence = self._fitting(capped, exchange, placement)
-        self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
+        deals = {"partition": self.partition, "exchange": exchange, "local": self.data == "local"}
+        self._data = TrainingData(trainer, module, placement, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         blank = self.estimator.init(torch.zeros(2))

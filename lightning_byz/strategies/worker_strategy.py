@@ -1,6 +1,7 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ class WorkerStrategy(DDPStrategy):
         """Whether reports carry norms and distances; ``WorkerMonitor`` sets it."""
         self.report: Report | None = None
         """What the last step did with each worker."""
+        self.data = "shared"
+        """Whether all ranks' loaders have the same data, or each its own (``"local"``)."""
+        self._at_own_batch = False
         self._run: Run | None = None
         self._data: TrainingData | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -64,8 +68,9 @@ class WorkerStrategy(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Lightning's own, with the seed of the run."""
-        return {**super().distributed_sampler_kwargs, "seed": self.seed}
+        """Lightning's own, with the seed of the run; a site's data are not split among ranks."""
+        alone = {"num_replicas": 1, "rank": 0} if self.data == "local" else {}
+        return {**super().distributed_sampler_kwargs, **alone, "seed": self.seed}
 
     def process_dataloader(self, dataloader: object) -> object:
         """Give each local worker its loader."""
@@ -121,8 +126,28 @@ class WorkerStrategy(DDPStrategy):
 
         return super().optimizer_step(optimizer, aggregated, model, **kwargs)
 
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the validation step; sites have unequal numbers of batches, so that its values are reduced at the end only."""
+        with self._with_own_batch():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the test step, as :meth:`validation_step`."""
+        with self._with_own_batch():
+            return super().test_step(*args, **kwargs)
+
+    @contextmanager
+    def _with_own_batch(self) -> Iterator[None]:
+        self._at_own_batch = self.data == "local"
+        try:
+            yield
+        finally:
+            self._at_own_batch = False
+
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
         """Reduce over ranks, but not inside one of several workers' steps: ranks may host unequal numbers of workers."""
+        if self._at_own_batch:
+            return tensor
         if self.worker is not None and self._run is not None and not self._run.placement.one_per_rank:
             return tensor
         return super().reduce(tensor, group, reduce_op)
