@@ -12,6 +12,7 @@ from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+from torchmetrics import Metric
 
 
 def start_alike(module: nn.Module) -> None:
@@ -73,3 +74,17 @@ def logs_now(trainer: pl.Trainer) -> bool:
 def logged_step(trainer: pl.Trainer) -> int:
     """Return the step number under which Lightning logs a training step's values."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def own_values(trainer: pl.Trainer) -> dict[str, float]:
+    """Return what the running epoch's steps have logged on this rank, before ranks reduce it: numbers, and torchmetrics that compute one."""
+    values = {}
+    for result in (trainer._results or {}).values():
+        name, metric = result.meta.name, result.value
+        if isinstance(metric, Metric):
+            value = type(metric).compute(metric)  # what the instance has in its place reduces over ranks first
+        else:
+            value = metric / result.cumulated_batch_size if result.meta.is_mean_reduction else metric
+        if isinstance(value, Tensor) and value.numel() == 1:
+            values[name] = float(value)
+    return values
