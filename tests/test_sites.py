@@ -1,13 +1,18 @@
 """Each rank is a site with data of its own: nothing is shared or dealt out, and all sites take as many steps."""
 
 import re
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from itertools import islice
 
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from lightning_byz.aggregators import CoordinateMedian, Mean
+from lightning_byz.attacks import SignFlip
+from lightning_byz.callbacks import SiteTable
 from lightning_byz.data import SortedShards
 from lightning_byz.exchange import Placement
 from lightning_byz.strategies.sites import Site, check_sites, steps_of
@@ -258,3 +263,58 @@ def test_one_rank_is_one_site():
     check_sites("local", Placement(1, 1, 0))
     with pytest.raises(ValueError, match="3 workers are on 1 rank: leave workers out, or start 3 processes"):
         check_sites("local", Placement(3, 1, 0))
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def tabled(job: Fit, metric: str, mode: str, devices: int):
+    """Fit with a table of sites; return it, and what this site has by a count of its own."""
+    table, own = SiteTable(metric, mode), []
+
+    class Counts(job.module):
+        def on_validation_epoch_start(self):
+            own.clear()
+
+        def validation_step(self, batch, batch_idx):
+            own.extend((self(batch[0]).argmax(1) == batch[1]).tolist())
+            return super().validation_step(batch, batch_idx)
+
+    with redirect_stdout(StringIO()) as printed:
+        fit(replace(job, module=Counts, trainer={**job.trainer, "callbacks": [table]}), devices)
+    return table.values, sum(own) / len(own), printed.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_each_sites_own_metric_worst_first(ranks, mode):
+    job = sites(Sites(sizes=(70, 23), batch_sizes=(8, 8)), weights="samples", attackers=[1], attack=SignFlip())
+    (values, first, printed), (others, second, nothing) = ranks(2).run(tabled, job, "val_accuracy", mode, 2)
+    assert values == others == pytest.approx([first, second])
+    assert first != second
+    assert nothing == ""
+    rows = re.findall(r"([01])( \(attacks\))? [^\d]+ (\d+) [^\d]+ (\d\.\d{4}) ", printed)
+    expected = sorted([("0", "", "70", f"{first:.4f}"), ("1", " (attacks)", "23", f"{second:.4f}")], key=lambda r: r[3])
+    assert rows == (expected if mode == "max" else expected[::-1])
+
+
+def test_a_table_needs_sites_and_a_metric(ranks):
+    for job, metric, sentence in (
+        (
+            sites(data="shared", weights=None),
+            "val_accuracy",
+            'without sites: give Trainer(strategy=RobustStrategy(data="local"',
+        ),
+        (sites(), "accuracy", "validation_step logged ['right', 'val_accuracy'] for the epoch"),
+    ):
+        for answer in ranks(2).run(untabled, job, metric, 2):
+            assert sentence in answer
+    with pytest.raises(ValueError, match="mode='most'"):
+        SiteTable("val_accuracy", "most")
+
+
+def untabled(job: Fit, metric: str, devices: int) -> str:
+    try:
+        tabled(job, metric, "max", devices)
+    except MisconfigurationException as error:
+        return str(error)
+    return "nothing was refused"
