@@ -4,9 +4,11 @@ A test per function says in a sentence which of them Lightning has moved.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.utilities.data import _update_dataloader
@@ -76,15 +78,18 @@ def logged_step(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def own_values(trainer: pl.Trainer) -> dict[str, float]:
-    """Return what the running epoch's steps have logged on this rank, before ranks reduce it: numbers, and torchmetrics that compute one."""
-    values = {}
+def own_values(trainer: pl.Trainer, dataloader_idx: int = 0) -> dict[str, Callable[[], Any]]:
+    """Return what evaluation steps have logged so far on this rank, as functions; ask after each batch, for ranks then reduce sums in place."""
+    values: dict[str, Callable[[], Any]] = {}
     for result in (trainer._results or {}).values():
-        name, metric = result.meta.name, result.value
-        if isinstance(metric, Metric):
-            value = type(metric).compute(metric)  # what the instance has in its place reduces over ranks first
+        name, loader, own = result.meta.name, result.meta.dataloader_idx, result.value
+        if loader not in (None, dataloader_idx):
+            continue
+        if isinstance(own, Metric):  # what an instance has as its compute reduces over ranks first
+            compute = partial(type(own).compute, own)
         else:
-            value = metric / result.cumulated_batch_size if result.meta.is_mean_reduction else metric
-        if isinstance(value, Tensor) and value.numel() == 1:
-            values[name] = float(value)
+            compute = partial(
+                torch.div, own.clone(), result.cumulated_batch_size.clone() if result.meta.is_mean_reduction else 1
+            )
+        values[name if loader is None else f"{name}/dataloader_idx_{loader}"] = compute
     return values
