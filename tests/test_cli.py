@@ -73,7 +73,7 @@ def test_bare_names_nest(run: Run) -> None:
     [("samples", "samples"), ("[1, 2.5, 1, 1, 1, 1, 1, 1]", [1, 2.5, 1, 1, 1, 1, 1, 1]), ("null", None)],
 )
 def test_weights_in_the_file(run: Run, tmp_path: Path, given: str, read: object) -> None:
-    text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      weights: {given}\n      trust_heavy: true\n")
+    text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      weights: {given}\n")
     (tmp_path / "weighted.yaml").write_text(text)
     assert strategy_of(run("fit", "--config", "weighted.yaml", "--print_config", status=0))["weights"] == read
     assert "Workers over 2 steps" in run("fit", "--config", "weighted.yaml", *SHORT)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
+from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_byz
 from lightning_byz.aggregators import Mean
@@ -104,6 +105,30 @@ def test_layers_that_synchronize(fitted) -> None:
         accelerator="cpu", devices=1, strategy=RobustStrategy(f=0, aggregator=Mean()), sync_batchnorm=True, **QUIET
     )
     assert inside_lightning.synchronizes_layers(trainer.strategy) is True, moved("DDPStrategy._layer_sync")
+
+
+class Logs(Classifier):
+    """Logs a number and a metric for the epoch."""
+
+    def validation_step(self, batch, batch_idx) -> None:
+        self.log("number", float(batch_idx), batch_size=3 if batch_idx else 1)
+        self.log("largest", float(batch_idx), reduce_fx="max")
+        self.right(self(batch[0]), batch[1])
+        self.log("right", self.right)
+
+        self.found = {name: float(value()) for name, value in inside_lightning.own_values(self.trainer).items()}
+
+
+def test_values_before_ranks_reduce_them() -> None:
+    module = Logs(Options())
+    module.right = MulticlassAccuracy(2, average="micro")
+    pl.Trainer(
+        accelerator="cpu", devices=1, strategy=RobustStrategy(f=0, aggregator=Mean()), max_epochs=1, **QUIET
+    ).fit(module)
+    assert set(module.found) == {"number", "largest", "right"}, moved("_ResultMetric.meta")
+    assert module.found["number"] == pytest.approx(3 * (1 + 2 + 3) / 10), moved("_ResultMetric.cumulated_batch_size")
+    assert module.found["largest"] == 3
+    assert module.found["right"] == pytest.approx(float(module.trainer.callback_metrics["right"]))
 
 
 def test_names_of_torch() -> None:

@@ -12,7 +12,8 @@ from lightning_byz.kernels import block_size, paths
 from lightning_byz.random import derive
 from lightning_byz.rounds.attackers import Attackers
 from lightning_byz.rounds.defence import Defence
-from lightning_byz.rounds.weights import heaviest_coalition, heavy_workers
+from lightning_byz.rounds.remedies import refused
+from lightning_byz.rounds.weights import ROUNDING
 from lightning_byz.stack import Slice
 
 
@@ -26,7 +27,10 @@ def fitting_defence(f: float | str, make: Callable[[float], Defence], *, workers
     """
     if not isinstance(f, str):
         defence = make(float(f))
-        defence.check()
+        try:
+            defence.check()
+        except ToleranceError as error:
+            raise refused(defence, error) from None
     else:
         defence = _largest(make, workers)
     if sliced:
@@ -37,7 +41,7 @@ def fitting_defence(f: float | str, make: Callable[[float], Defence], *, workers
 def warn_of_many(defence: Defence, attackers: Attackers) -> None:
     """Warn where more weight attacks than is tolerated."""
     attacking = defence.weight(attackers.workers)
-    if attacking > defence.f_weight:
+    if attacking > defence.f_weight * (1 + ROUNDING):
         by_weight = f" (by weight, {attacking:g} and {defence.f_weight:g} of {sum(defence.weights or ()):g})"
         warnings.warn(
             f"{len(attackers.workers)} workers attack in this experiment and f = {defence.f:g} are tolerated"
@@ -104,7 +108,7 @@ def agree_on_kernels(exchange: Exchange, device: torch.device) -> None:
 
 
 def start_up_line(defence: Defence, exchange: Exchange, placement: Placement, *, parameters: int = 0) -> str:
-    """Return one line on exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
+    """Return one line on exchange, trust, threads, kernels, and what unequal weights mean for f."""
     line = (
         f"lightning_byz: {placement.workers} workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}, f = {defence.f:g};"
         f" exchange {type(exchange).__name__} trusts {exchange.trusts}; {torch.get_num_threads()} torch threads per rank"
@@ -114,7 +118,7 @@ def start_up_line(defence: Defence, exchange: Exchange, placement: Placement, *,
     crowded = [
         list(workers)
         for workers in map(placement.of, range(placement.ranks))
-        if sum(weights[worker] for worker in workers) > defence.f_weight
+        if sum(weights[worker] for worker in workers) > defence.f_weight * (1 + ROUNDING)
     ]
     if placement.ranks > 1 and crowded:
         line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"
@@ -123,12 +127,8 @@ def start_up_line(defence: Defence, exchange: Exchange, placement: Placement, *,
 
 def _on_weights(defence: Defence, weights: Sequence[float | int]) -> str:
     """Return what unequal weights mean for f."""
-    text = f"; weights {', '.join(f'{weight:.4g}' for weight in weights)}, of which f is {defence.f_weight:.4g}"
-    if defence.f:
-        text += f"; workers {heaviest_coalition(defence, weights)} together exceed it"
-    if heavy := heavy_workers(defence):
-        text += f"; workers {heavy} alone do, and are trusted"
-    return text
+    text = f"; weights {', '.join(f'{weight:.4g}' for weight in weights)}"
+    return f"{text}, of which any {defence.f:g} workers have at most {defence.f_weight:.4g}" if defence.f else text
 
 
 def _largest(make: Callable[[float], Defence], workers: int) -> Defence:

@@ -5,6 +5,7 @@ A test per function says in a sentence which of them Lightning has moved.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+from torchmetrics import Metric
 
 
 def start_alike(module: nn.Module) -> None:
@@ -150,3 +152,20 @@ def log_nothing(
         sync_dist=synchronized,
         sync_dist_fn=module.trainer.strategy.reduce,
     )
+
+
+def own_values(trainer: pl.Trainer, dataloader_idx: int = 0) -> dict[str, Callable[[], Any]]:
+    """Return what evaluation steps have logged so far on this rank, as functions; ask after each batch, for ranks then reduce sums in place."""
+    values: dict[str, Callable[[], Any]] = {}
+    for result in (trainer._results or {}).values():
+        name, loader, own = result.meta.name, result.meta.dataloader_idx, result.value
+        if loader not in (None, dataloader_idx):
+            continue
+        if isinstance(own, Metric):  # what an instance has as its compute reduces over ranks first
+            compute = partial(type(own).compute, own)
+        else:
+            compute = partial(
+                torch.div, own.clone(), result.cumulated_batch_size.clone() if result.meta.is_mean_reduction else 1
+            )
+        values[name if loader is None else f"{name}/dataloader_idx_{loader}"] = compute
+    return values

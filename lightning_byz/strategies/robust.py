@@ -28,7 +28,7 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
+from lightning_byz.rounds.weights import check_weights, gathered_sizes, worker_weights
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
@@ -41,6 +41,7 @@ from lightning_byz.strategies.refusals import (
     check_stages,
 )
 from lightning_byz.strategies.run import Run
+from lightning_byz.strategies.sites import check_data, check_sites
 from lightning_byz.strategies.training_data import TrainingData
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
@@ -58,12 +59,14 @@ class RobustStrategy(WorkerStrategy):
     workers send.
 
     Args:
-        f: How many workers may be Byzantine, in heads (may be fractional); ``"max"`` for the largest whole number that the rules tolerate. With
-            unequal weights, ``f`` of n workers is the part f / n of the total weight.
+        f: How many workers may be Byzantine, whoever they are (may be fractional); ``"max"`` for the largest whole number that the rules tolerate.
+            With unequal weights that is the weight of the ``f`` heaviest workers who take part in a step.
         aggregator: The robust rule.
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
         workers: Number of logical workers, at least one per rank; ``None`` for one per rank.
+        data: ``"shared"`` where all ranks' loaders have the same data, which are dealt out; ``"local"`` where each rank is a site with loaders of its
+            own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
         attack: What they do.
@@ -71,7 +74,6 @@ class RobustStrategy(WorkerStrategy):
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
         max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
-        trust_heavy: Run although a worker alone weighs more than ``f``. Such a worker is trusted: no rule protects from it.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
         timeout: How long a collective waits for other ranks.
@@ -98,13 +100,13 @@ class RobustStrategy(WorkerStrategy):
         preaggregators: Sequence[PreAggregator] = (),
         estimator: Estimator = Gradient(),  # noqa: B008 - frozen
         workers: int | None = None,
+        data: Literal["shared", "local"] = "shared",
         partition: Partition = IID(),  # noqa: B008 - frozen
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
         exchange: Exchange | None = None,
         weights: Sequence[float | int] | Literal["samples"] | None = None,
         max_share: float | None = None,
-        trust_heavy: bool = False,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
         timeout: timedelta = default_pg_timeout,
@@ -131,7 +133,8 @@ class RobustStrategy(WorkerStrategy):
             check_signature(attack)
         check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
-        check_weights(weights, max_share, trust_heavy, workers)
+        check_weights(weights, max_share, workers)
+        check_data(data, partition)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
@@ -149,13 +152,13 @@ class RobustStrategy(WorkerStrategy):
         self.preaggregators = tuple(preaggregators)
         self.estimator = estimator
         self.workers = workers
+        self.data = data
         self.partition = partition
         self.attackers = tuple(attackers)
         self.attack = attack
         self.exchange = exchange
         self.weights = weights
         self.max_share = max_share
-        self.trust_heavy = trust_heavy
         self.buffers = buffers
         self._seed = seed
         self._announced = ""
@@ -180,6 +183,7 @@ class RobustStrategy(WorkerStrategy):
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
+        check_sites(self.data, placement)
         check_module(module, placement, synchronized=synchronizes_layers(self))
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
@@ -188,7 +192,8 @@ class RobustStrategy(WorkerStrategy):
         if not isinstance(given, str):
             capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
             self._defence = self._fitting(capped, exchange, placement)
-        self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
+        deals = {"partition": self.partition, "exchange": exchange, "local": self.data == "local"}
+        self._data = TrainingData(trainer, module, placement, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         blank = self.estimator.init(torch.zeros(2))
@@ -240,6 +245,4 @@ class RobustStrategy(WorkerStrategy):
                 warnings.simplefilter("ignore")
             defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
-        if not self.trust_heavy:
-            refuse_heavy(defence)
         return defence

@@ -34,6 +34,9 @@ class WorkerStrategy(DDPStrategy):
         """Whether reports carry norms and distances; ``WorkerMonitor`` sets it."""
         self.report: Report | None = None
         """What the last step did with each worker."""
+        self.data = "shared"
+        """Whether all ranks' loaders have the same data, or each its own (``"local"``)."""
+        self._at_own_batch = False
         self._run: Run | None = None
         self._data: TrainingData | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -73,8 +76,9 @@ class WorkerStrategy(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Lightning's own, with the seed of the run."""
-        return {**super().distributed_sampler_kwargs, "seed": self.seed}
+        """Lightning's own, with the seed of the run; a site's data are not split among ranks."""
+        alone = {"num_replicas": 1, "rank": 0} if self.data == "local" else {}
+        return {**super().distributed_sampler_kwargs, **alone, "seed": self.seed}
 
     def process_dataloader(self, dataloader: object) -> object:
         """Give each local worker its loader."""
@@ -162,10 +166,28 @@ class WorkerStrategy(DDPStrategy):
         with self._synchronization.no_sync():
             yield
 
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the validation step; sites have unequal numbers of batches, so that its values are reduced at the end only."""
+        with self._with_own_batch():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the test step, as :meth:`validation_step`."""
+        with self._with_own_batch():
+            return super().test_step(*args, **kwargs)
+
+    @contextmanager
+    def _with_own_batch(self) -> Iterator[None]:
+        self._at_own_batch = self.data == "local"
+        try:
+            yield
+        finally:
+            self._at_own_batch = False
+
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
         """Reduce over ranks, but not while several workers take their turns: what they log is reduced when all are done."""
         run = self._run
-        if run is not None and run.loop.apart:
+        if self._at_own_batch or (run is not None and run.loop.apart):
             return tensor
         if run is not None and not run.placement.one_per_rank and reduce_op in ("mean", "avg", None):
             counts = isinstance(tensor, Tensor) and not tensor.is_floating_point()
