@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -96,6 +97,15 @@ def test_loaders_with_another_sampler() -> None:
     loader = DataLoader(range(4), batch_size=2, shuffle=True, drop_last=True)
     other = inside_lightning.with_sampler(loader, SequentialSampler(range(3)))
     assert [batch.tolist() for batch in other] == [[0, 1]], moved("utilities.data._update_dataloader")
+
+
+def test_files_written_by_another_thread() -> None:
+    wraps = AsyncCheckpointIO()
+    assert isinstance(wraps, inside_lightning.WrappingCheckpointIO), moved("plugins.io.wrapper._WrappingCheckpointIO")
+    first, second = TorchCheckpointIO(), TorchCheckpointIO()
+    wraps.checkpoint_io = first
+    wraps.checkpoint_io = second
+    assert wraps.checkpoint_io is first, moved("the meaning of _WrappingCheckpointIO.checkpoint_io")
 
 
 def test_layers_that_synchronize(fitted) -> None:

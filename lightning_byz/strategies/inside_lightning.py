@@ -9,9 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+
+WrappingCheckpointIO = _WrappingCheckpointIO
+"""A way of writing files around another, such as ``AsyncCheckpointIO``; assigning its ``checkpoint_io`` fills it if it wraps none yet."""
 
 
 def start_alike(module: nn.Module) -> None:
