@@ -1,6 +1,7 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from operator import attrgetter
 
 import torch
@@ -30,3 +31,17 @@ def buffers_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def keeps_running_statistics(module: nn.Module) -> bool:
     """Whether the module is a normalisation layer that writes its buffers without counting a new version."""
     return isinstance(module, _NormBase) and module.track_running_stats
+
+
+def wait_at_most(timeout: timedelta) -> None:
+    """Let the collectives of the default group wait this long from now on; messages between two ranks wait for :func:`present_timeout`."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timeout, None)
+
+
+def present_timeout() -> timedelta | None:
+    """How long a message through gloo may take, which keeps the timeout that it was opened with unless told; ``None`` for other backends."""
+    if torch.distributed.get_backend() != "gloo":
+        return None
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    return group._get_backend(torch.device("cpu")).options._timeout

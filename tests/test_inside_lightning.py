@@ -2,11 +2,14 @@
 
 import ast
 import inspect
+import socket
+from datetime import timedelta
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch import nn
@@ -14,7 +17,16 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 import lightning_byz
 from lightning_byz.aggregators import Mean
-from lightning_byz.inside_torch import buffers_of, copy_each, keeps_running_statistics, parts_like, version, zero_each
+from lightning_byz.inside_torch import (
+    buffers_of,
+    copy_each,
+    keeps_running_statistics,
+    parts_like,
+    present_timeout,
+    version,
+    wait_at_most,
+    zero_each,
+)
 from lightning_byz.strategies import RobustStrategy, inside_lightning
 from tests.scenarios import Classifier, Options
 
@@ -131,6 +143,16 @@ def test_names_of_torch() -> None:
     assert keeps_running_statistics(norm), "torch has moved _NormBase"
     assert not keeps_running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
     assert not keeps_running_statistics(nn.LayerNorm(2))
+
+
+def test_how_long_messages_wait() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    dist.init_process_group("gloo", init_method=address, rank=0, world_size=1, timeout=timedelta(seconds=40))
+    assert present_timeout() == timedelta(seconds=40), "torch has moved the timeout of gloo's options"
+    wait_at_most(timedelta(seconds=20))
+    assert present_timeout() == timedelta(seconds=20), "torch has moved _set_pg_timeout"
 
 
 def own_private_names(tree: ast.Module) -> set[str]:

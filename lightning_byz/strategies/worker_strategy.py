@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -15,21 +13,24 @@ from torch.optim import Optimizer
 
 from lightning_byz.rounds import Report
 from lightning_byz.rounds.checkpoint import KEY
-from lightning_byz.strategies.checkpoint_io import SealedCheckpointIO, read_together
-from lightning_byz.strategies.inside_lightning import WrappingCheckpointIO, before_transfer, start_alike
+from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
 from lightning_byz.strategies.loaders import RunSeed
+from lightning_byz.strategies.refusals import check_digest_every
+from lightning_byz.strategies.reliable import ReliableDDPStrategy
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
 
 
-class WorkerStrategy(DDPStrategy):
+class WorkerStrategy(ReliableDDPStrategy):
     """Hands Lightning's calls to a :class:`Run` between ``setup`` and the next one; outside a fit it is DDP.
 
     The module is not wrapped and the user's optimizer not replaced: the closure is, so that hooks, clipping and precision see the aggregate.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, digest_every: int | None = 50, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_digest_every(digest_every)
+        self.digest_every = digest_every
         self.diagnose = False
         """Whether reports carry norms and distances; ``WorkerMonitor`` sets it."""
         self.report: Report | None = None
@@ -121,7 +122,13 @@ class WorkerStrategy(DDPStrategy):
             # None tells a gradient scaler that there was no backward pass
             return None if report is not None and report.without_gradients else output
 
-        return super().optimizer_step(optimizer, aggregated, model, **kwargs)
+        output = super().optimizer_step(optimizer, aggregated, model, **kwargs)
+        run.steps += 1
+        if run.steps == 1:
+            self.settle()
+        if self.digest_every is not None and run.steps % self.digest_every == 0:
+            run.refuse_drifted(self.optimizers)
+        return output
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
         """Reduce over ranks, but not inside one of several workers' steps: ranks may host unequal numbers of workers."""
@@ -157,26 +164,6 @@ class WorkerStrategy(DDPStrategy):
         if self._run is not None and "optimizer_states" in checkpoint:
             checkpoint[KEY] = self._run.memories()
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-
-    @property
-    def checkpoint_io(self) -> CheckpointIO:
-        """The user's, else files that are whole and unchanged, or refused."""
-        if self._checkpoint_io is None:
-            self._checkpoint_io = SealedCheckpointIO()
-        elif isinstance(self._checkpoint_io, WrappingCheckpointIO):
-            self._checkpoint_io.checkpoint_io = SealedCheckpointIO()  # which it takes if it wraps none yet
-        return self._checkpoint_io
-
-    @checkpoint_io.setter
-    def checkpoint_io(self, io: CheckpointIO) -> None:
-        self._checkpoint_io = io
-
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the file on every rank, or on none."""
-        read = partial(super().load_checkpoint, checkpoint_path, weights_only=weights_only)
-        return read_together(
-            read, checkpoint_path, rank=self.global_rank, ranks=self.world_size, device=self.root_device
-        )
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load the module; the file's seed counts from now on."""
