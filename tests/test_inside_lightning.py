@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import os
+import signal
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -109,6 +111,28 @@ def test_loaders_with_another_sampler() -> None:
     loader = DataLoader(range(4), batch_size=2, shuffle=True, drop_last=True)
     other = inside_lightning.with_sampler(loader, SequentialSampler(range(3)))
     assert [batch.tolist() for batch in other] == [[0, 1]], moved("utilities.data._update_dataloader")
+
+
+class Signalled(pl.Callback):
+    """Sends itself a SIGTERM in the third batch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 2:
+            (own,) = signal.getsignal(signal.SIGTERM).signal_handlers
+            assert own.__name__ == "note", moved("_HandlersCompose.signal_handlers")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_is_noted_and_ends_the_run_between_two_batches() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    strategy = RobustStrategy(workers=2, f=0, aggregator=Mean())
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, max_epochs=1, callbacks=[Signalled()], **QUIET
+    )
+    with pytest.raises(SystemExit):
+        trainer.fit(Classifier(Options()))
+    assert trainer.global_step == 3
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_files_written_by_another_thread() -> None:

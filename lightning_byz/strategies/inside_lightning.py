@@ -23,6 +23,22 @@ def start_alike(module: nn.Module) -> None:
     _sync_module_states(module)
 
 
+def note_sigterm(trainer: pl.Trainer) -> None:
+    """Let SIGTERM be noted and passed on, and no more: Lightning also broadcasts inside the handler, which falls between any two messages of a step.
+
+    Lightning's loop tells all ranks at the next batch, and they stop together. To be called before Lightning registers its handlers.
+    """
+    connector = trainer._signal_connector
+
+    def note(signum: int, _: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if not connector.received_sigterm and launcher is not None:
+            launcher.kill(signum)
+        connector.received_sigterm = True
+
+    connector._sigterm_notifier_fn = note  # type: ignore[method-assign]
+
+
 def with_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
     """Return the same loader with another sampler."""
     return _update_dataloader(loader, sampler)

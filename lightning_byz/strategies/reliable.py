@@ -4,11 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_byz.strategies.checkpoint_io import SealedCheckpointIO, read_together
-from lightning_byz.strategies.inside_lightning import WrappingCheckpointIO
+from lightning_byz.strategies.inside_lightning import WrappingCheckpointIO, note_sigterm
 from lightning_byz.strategies.process_group import be_patient, close_at_exit, leave_open, patience, settle
 
 
@@ -22,6 +23,11 @@ class ReliableDDPStrategy(DDPStrategy):
         self._timeout = given
         be_patient(given)
         close_at_exit()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Prepare a run that a signal ends between two batches."""
+        note_sigterm(trainer)
+        super().setup(trainer)
 
     def on_exception(self, exception: BaseException) -> None:
         """Leave groups alone in which something may be under way."""
