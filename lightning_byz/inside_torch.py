@@ -1,6 +1,7 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from operator import attrgetter
 
 import torch
@@ -46,3 +47,17 @@ def at_end_of_backward(loss: Tensor, function: Callable[[], None]) -> None:
 
     if loss.requires_grad:
         handle = loss.register_hook(started)
+
+
+def wait_at_most(timeout: timedelta) -> None:
+    """Let the collectives of the default group wait this long from now on; messages between two ranks wait for :func:`present_timeout`."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timeout, None)
+
+
+def present_timeout() -> timedelta | None:
+    """How long a message through gloo may take, which keeps the timeout that it was opened with unless told; ``None`` for other backends."""
+    if torch.distributed.get_backend() != "gloo":
+        return None
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    return group._get_backend(torch.device("cpu")).options._timeout

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
 from lightning_byz.exchange.placement import Placement
+from lightning_byz.inside_torch import present_timeout
 from lightning_byz.kernels import block_size, unusable
 from lightning_byz.slice import Slice, whole_in_blocks
 
@@ -99,8 +100,7 @@ class _PairwiseWire(Wire):
             for worker in due:
                 if worker in self._placement.local:
                     self._vectors[worker].copy_(self._each[worker][start:stop])
-        for work in works:
-            work.wait()
+        _finish(works)
         self.received += sum(values.nbytes for values, _ in received)
         everyone = list(due) == list(range(self._placement.workers))
         vectors = self._vectors if everyone else self._vectors[list(due)]
@@ -116,8 +116,7 @@ class _PairwiseWire(Wire):
         received = [(whole[first:last], rank) for rank, (first, last) in others if first < last]
         works = _transfer([(own, rank) for rank, _ in others if own.numel()], received)
         whole[slice(*self._own)].copy_(own)
-        for work in works:
-            work.wait()
+        _finish(works)
         self.received += sum(values.nbytes for values, _ in received)
         return whole
 
@@ -175,6 +174,13 @@ def _transfer(sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tenso
         *(dist.P2POp(dist.isend, _bytes(values), rank) for values, rank in sent),
     ]
     return dist.batch_isend_irecv(transfers) if transfers else ()
+
+
+def _finish(works: Sequence[dist.Work]) -> None:
+    """Wait for messages, as long as a collective would."""
+    limit = present_timeout() if works else None
+    for work in works:
+        work.wait() if limit is None else work.wait(limit)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

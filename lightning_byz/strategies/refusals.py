@@ -43,6 +43,14 @@ def check_arguments(
         )
 
 
+def check_digest_every(digest_every: int | None) -> None:
+    """Refuse what is no number of steps."""
+    if digest_every is not None and (type(digest_every) is not int or digest_every < 1):
+        raise ValueError(
+            f"digest_every={digest_every!r}: give the number of steps, 1 or more, between two looks at whether ranks have drifted apart, or None."
+        )
+
+
 def check_attackers(attackers: Sequence[int], workers: int) -> None:
     """Refuse ids that no worker has."""
     outside = [worker for worker in attackers if not 0 <= worker < workers]

@@ -76,7 +76,8 @@ class RobustStrategy(WorkerStrategy):
         max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
-        timeout: How long a collective waits for other ranks.
+        digest_every: Steps between two comparisons of all ranks' parameters, bit by bit: a rank that drifted stops the run by name. ``None``: never.
+        timeout: How long a collective waits for other ranks, once all have taken a step.
         accelerator: As for ``DDPStrategy``.
         parallel_devices: As for ``DDPStrategy``.
         cluster_environment: As for ``DDPStrategy``.
@@ -109,6 +110,7 @@ class RobustStrategy(WorkerStrategy):
         max_share: float | None = None,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
+        digest_every: int | None = 50,
         timeout: timedelta = default_pg_timeout,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -138,6 +140,7 @@ class RobustStrategy(WorkerStrategy):
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
+            digest_every=digest_every,
             accelerator=accelerator,
             parallel_devices=parallel_devices,
             cluster_environment=cluster_environment,

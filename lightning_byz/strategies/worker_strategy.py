@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -17,19 +16,23 @@ from lightning_byz.rounds import Report
 from lightning_byz.rounds.checkpoint import KEY
 from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
 from lightning_byz.strategies.loaders import RunSeed
+from lightning_byz.strategies.refusals import check_digest_every
+from lightning_byz.strategies.reliable import ReliableDDPStrategy
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.synchronization import Synchronization
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
 
 
-class WorkerStrategy(DDPStrategy):
+class WorkerStrategy(ReliableDDPStrategy):
     """Hands Lightning's calls to a :class:`Run` between ``setup`` and the next one; outside a fit it is DDP.
 
     The module is not wrapped and the user's optimizer not replaced: the closure is, so that hooks, clipping and precision see the aggregate.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, digest_every: int | None = 50, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_digest_every(digest_every)
+        self.digest_every = digest_every
         self.diagnose = False
         """Whether reports carry norms and distances; ``WorkerMonitor`` sets it."""
         self.report: Report | None = None
@@ -158,7 +161,13 @@ class WorkerStrategy(DDPStrategy):
             # None tells a gradient scaler that there was no backward pass
             return None if report is not None and report.without_gradients else output
 
-        return super().optimizer_step(optimizer, aggregated, model, **kwargs)
+        output = super().optimizer_step(optimizer, aggregated, model, **kwargs)
+        run.steps += 1
+        if run.steps == 1:
+            self.settle()
+        if self.digest_every is not None and run.steps % self.digest_every == 0:
+            run.refuse_drifted(self.optimizers)
+        return output
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
