@@ -16,6 +16,10 @@ from lightning_byz.slice import Slice, whole_in_blocks
 
 Bounds = Sequence[tuple[int, int]]
 
+_gather = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)  # the older name warns where both exist
+
 
 class Pairwise(Exchange):
     """An exchange among ranks, each of which aggregates a run of coordinates that the subclass chooses.
@@ -144,7 +148,7 @@ def _slice(start: int, stop: int, bounds: Bounds, width: int) -> Slice:
         own = partials.new_zeros((longest, *partials.shape[1:]))
         own[: partials.shape[0]] = partials
         whole = partials.new_empty((ranks * longest, *partials.shape[1:]))
-        dist.all_gather_into_tensor(whole, own)
+        _gather(whole, own)
         return whole[:blocks]
 
     return Slice(start, stop, total, gather, _sum, width)

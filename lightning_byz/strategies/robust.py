@@ -223,7 +223,8 @@ class RobustStrategy(WorkerStrategy):
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
+        acting = self.estimator, Attackers(self.attackers, self.attack)
+        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, parameters=parameters)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
@@ -239,6 +240,7 @@ class RobustStrategy(WorkerStrategy):
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
             defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            start_up.warn_of_none(self.f, defence)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
         if not self.trust_heavy:
             refuse_heavy(defence)

@@ -1,5 +1,6 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,9 @@ class WorkerStrategy(DDPStrategy):
         self._showing_consensus = False
 
     @property
+    @abstractmethod
     def seed(self) -> RunSeed:
         """The seed of the run."""
-        raise NotImplementedError
 
     @property
     def worker(self) -> int | None:
