@@ -51,24 +51,21 @@ class CommandLine(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, save what was predicted beside the log, and say what it is and where."""
-        batches = self.trainer.predict(**kwargs)
-        writers = [type(c).__name__ for c in self.trainer.callbacks if isinstance(c, BasePredictionWriter)]  # pyright: ignore[reportAttributeAccessIssue] - set by a connector
+        batches, folder = (
+            self.trainer.predict(**kwargs),
+            Path(self.trainer.log_dir or "."),
+        )  # every rank asks for the folder
+        callbacks = getattr(self.trainer, "callbacks", [])
+        writers = [type(callback).__name__ for callback in callbacks if isinstance(callback, BasePredictionWriter)]
         if writers:
-            rank_zero_only(print)(f"predictions: left to {', '.join(writers)}.")
+            rank_zero_only(print)(f"predictions: left to {', '.join(writers)}")
         elif not batches:
-            rank_zero_only(print)(
-                "predictions: none were kept; return_predictions must be true and predict_step must return some."
-            )
+            print("predictions: none; predict_step returned none, or return_predictions is false")
         else:
-            print(f"predictions: {counted(batches)}, saved to {self._saved(batches)}")
-
-    def _saved(self, batches: list[Any]) -> Path:
-        """Save this rank's predictions, and return the file's path."""
-        folder, ranks = Path(self.trainer.log_dir or "."), self.trainer.world_size
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / (f"predictions-rank{self.trainer.global_rank}.pt" if ranks > 1 else "predictions.pt")
-        torch.save(batches, path)
-        return path
+            rank = f"-rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(batches, path := folder / f"predictions{rank}.pt")
+            print(f"predictions: {counted(batches)}, saved to {path}")
 
 
 def counted(batches: list[Any]) -> str:
@@ -131,4 +128,6 @@ def refusal(error: Exception) -> str | None:
         "torch": (ValueError,) if module.startswith("torch.utils.data") else (),
     }
     ours = (ToleranceError, TooManyFaults, MisconfigurationException, *speaking.get(origin, ()))
-    return " ".join(str(error).split()) if isinstance(error, ours) else None
+    if not isinstance(error, ours):
+        return None
+    return explain(str(error)) if building else " ".join(str(error).split())

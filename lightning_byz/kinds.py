@@ -153,7 +153,8 @@ def _words(part: Any, given: str) -> list[str]:
         kinds = classes_of(part)
         fits = given.lstrip("-").isdigit() if plural else given in names_of(kinds)
         of = f" of {plural}" if plural else f" of {kinds[0].__name__}s" if kinds else ""
-        return [f"a list{of}" + (f", such as [{given}]" if fits else "")]
+        sample = given if fits else "1, 2" if plural == "whole numbers" else ""
+        return [f"a list{of}" + (f", such as [{sample}]" if sample else "")]
     if part in _WORDS:
         return list(_WORDS[part])
     name = getattr(part, "__name__", "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from torch.optim import Optimizer
 
 from lightning_byz.kinds import (
@@ -97,7 +98,7 @@ def _innermost(message: str) -> _Mistake:
 
 
 def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" -"))
+    return len(line) - len(line.lstrip(" "))
 
 
 def _yaml(message: str) -> str:
@@ -108,8 +109,8 @@ def _yaml(message: str) -> str:
     what = [text.strip() for text in message.splitlines() if not re.match(r"\s*in \"", text)][-1]
     what = what.removeprefix("Problems parsing config: ")
     return (
-        f"the config is no YAML at line {line}, column {column} ({what}): keys of one mapping stand under each other, indented with"
-        " spaces, with ': ' behind each, and brackets are closed."
+        f"the config is no YAML at line {line}, column {column} ({what}): look there and in the line above for the indent,"
+        " the ': ' behind each key, and open brackets."
     )
 
 
@@ -127,17 +128,16 @@ def _unknown_command(mistake: _Mistake, found: re.Match[str]) -> str:
 
 
 def _unknown_argument(mistake: _Mistake, found: re.Match[str]) -> str:
-    name = found["given"].split(".")[0]
-    room = found.groupdict().get("room") or ""
-    if room in COMMANDS:
-        return (
-            f"the config has a section {room!r}: give what stands in it as {', '.join(('trainer', 'model'))} and data."
-        )
-    kind = mistake.kind or _KEYS.get(room)
+    room, names = found.groupdict().get("room") or "", found["given"].split(".")
+    if room in COMMANDS and names[0] == "trainer" and names[1:2] and names[1] not in parameters_of(Trainer):
+        room, names = names[0], names[1:]
+    kind, name = mistake.kind or _KEYS.get(room), names[0]
+    if name in COMMANDS or (room in COMMANDS and name in _KEYS):
+        return f"the config has a section {name if name in COMMANDS else room!r}: write the keys in it, such as trainer and model, at its top."
     if kind is None:
         return f"there is no key {name!r}: {hint(name, _KEYS) or 'give trainer, model, data or seed_everything.'}"
-    known = [argument for argument in parameters_of(kind) if argument != "self"]
-    what = f"it takes {', '.join(known)}." if 0 < len(known) < 30 else f"see lightning-byz fit --{room}.help."
+    known = list(parameters_of(kind))
+    what = f"it takes {', '.join(known)}." if len(known) < 30 else "see lightning-byz fit --help."
     return f"{kind.__name__} has no argument {name!r}: {hint(name, known) or (what if known else 'it takes none.')}"
 
 
@@ -180,6 +180,11 @@ def _unknown_class(mistake: _Mistake, found: re.Match[str]) -> str:
     return f"there is no class {given!r}: {hint(given, names) or advice + few}"
 
 
+def _unknown_strategy(mistake: _Mistake, found: re.Match[str]) -> str:
+    names = [*StrategyRegistry.available_strategies(), *names_of([Strategy])]
+    return f"there is no strategy {found['given']!r}: {hint(found['given'], names) or 'give ddp, robust or RobustStrategy.'}"
+
+
 def _other_kind(mistake: _Mistake, found: re.Match[str]) -> str:
     given = found["given"] or _given(mistake.said)
     return f"{given} is no {found['name']}: give one of {', '.join(names_of(classes_of(mistake.annotation)))}."
@@ -214,6 +219,7 @@ def _given(said: str) -> str | None:
 
 
 _SENTENCES = (
+    (r"invalid strategy name: `strategy='(?P<given>[^']+)'", _unknown_strategy),
     (r"invalid choice: '(?P<given>[^']+)' \(choose from", _unknown_command),
     (r'expected "subcommand" to be one of', lambda *_: f"give a command: {listed(COMMANDS)}, such as {_EXAMPLE}."),
     (
@@ -221,7 +227,7 @@ _SENTENCES = (
         lambda _, found: f"options follow the command: lightning-byz {found['given']} --config FILE.",
     ),
     (r"Option '(?P<given>[^']+)' is not accepted", _unknown_argument),
-    (r"Group '(?P<room>[^']+)' does not accept option '(?P<given>[^']+)'", _unknown_argument),
+    (r"(?:Group|Subcommand) '(?P<room>[^']+)' does not accept option '(?P<given>[^']+)'", _unknown_argument),
     (r"unrecognized arguments: (?P<given>.+)", _unrecognized),
     (r"the following arguments are required: (?P<given>[^\n]+)", _missing),
     (

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -41,8 +42,8 @@ def check_arguments(
             f"attackers={list(attackers)} without an attack would behave honestly: give attack=, such as SignFlip(), or leave attackers out."
         )
     if attack is not None and not attackers:
-        raise ValueError(
-            f"attack={attack!r} without attackers is never used: give attackers=, the ids of the workers that attack, or attack=None."
+        rank_zero_warn(
+            f"attack={attack!r} is never used, as nobody attacks: give attackers=, the ids of those who do, or leave attack out."
         )
 
 

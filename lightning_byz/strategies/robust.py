@@ -66,7 +66,7 @@ class RobustStrategy(WorkerStrategy):
         workers: Number of logical workers, at least one per rank; ``None`` for one per rank.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
-        attack: What they do.
+        attack: What they do. Without attackers it is not used, with a warning; attackers without an attack are refused.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
