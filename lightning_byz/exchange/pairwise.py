@@ -16,9 +16,8 @@ from lightning_byz.slice import Slice, whole_in_blocks
 
 Bounds = Sequence[tuple[int, int]]
 
-_gather = (
-    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-)  # the older name warns where both exist
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The name that torch gives to a gathering into one tensor; where both exist, the older one is deprecated."""
 
 
 class Pairwise(Exchange):
