@@ -73,6 +73,18 @@ def test_arguments_are_refused_at_construction(ranks):
         assert re.search(sentence, answer), (arguments, answer)
 
 
+def misspelt_neighbors() -> str:
+    try:
+        Krum(neighbors="papr")
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_misspelt_word_of_a_rule_is_refused(ranks):
+    assert ranks(1).run(misspelt_neighbors) == ['neighbors must be "weight" or "paper", not \'papr\'']
+
+
 def test_an_attack_without_attackers_is_pointed_out():
     with pytest.warns(UserWarning, match=r"attack=SignFlip\(\) is never used, as nobody attacks: give attackers="):
         RobustStrategy(**MEDIAN, attack=SignFlip())
