@@ -17,6 +17,9 @@ from lightning_byz.slice import Slice, whole_in_blocks
 
 Bounds = Sequence[tuple[int, int]]
 
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The name that torch gives to a gathering into one tensor; where both exist, the older one is deprecated."""
+
 
 class Pairwise(Exchange):
     """An exchange among ranks, each of which aggregates a run of coordinates that the subclass chooses.
@@ -143,7 +146,7 @@ def _slice(start: int, stop: int, bounds: Bounds, width: int) -> Slice:
         own = partials.new_zeros((longest, *partials.shape[1:]))
         own[: partials.shape[0]] = partials
         whole = partials.new_empty((ranks * longest, *partials.shape[1:]))
-        dist.all_gather_into_tensor(whole, own)
+        _gather(whole, own)
         return whole[:blocks]
 
     return Slice(start, stop, total, gather, _sum, width)

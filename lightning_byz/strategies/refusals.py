@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -37,9 +38,12 @@ def check_arguments(
     if len(set(attackers)) != len(attackers):
         raise ValueError(f"attackers={list(attackers)} names a worker twice: give each id once.")
     if attackers and attack is None:
-        warnings.warn(
-            f"attackers={list(attackers)} without an attack behave honestly: give attack=, or leave attackers out.",
-            stacklevel=3,
+        raise ValueError(
+            f"attackers={list(attackers)} without an attack would behave honestly: give attack=, such as SignFlip(), or leave attackers out."
+        )
+    if attack is not None and not attackers:
+        rank_zero_warn(
+            f"attack={attack!r} is never used, as nobody attacks: give attackers=, the ids of those who do, or leave attack out."
         )
 
 
@@ -71,7 +75,7 @@ def check_points(estimator: Estimator) -> None:
 
 def check_several(name: str, stages: object, kind: type) -> None:
     """Refuse what is not a list of instances."""
-    if not isinstance(stages, Sequence):
+    if not isinstance(stages, Sequence) or isinstance(stages, str):
         raise TypeError(f"{name}={stages!r}: give a list, e.g. [{_EXAMPLES[kind]}], which may be empty.")
     check_stages((name, stage, kind) for stage in stages)
 

@@ -69,7 +69,7 @@ class RobustStrategy(WorkerStrategy):
             own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
-        attack: What they do.
+        attack: What they do. Without attackers it is not used, with a warning; attackers without an attack are refused.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
@@ -231,7 +231,8 @@ class RobustStrategy(WorkerStrategy):
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
+        acting = self.estimator, Attackers(self.attackers, self.attack)
+        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, parameters=parameters)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
@@ -247,5 +248,6 @@ class RobustStrategy(WorkerStrategy):
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
             defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            start_up.warn_of_none(self.f, defence)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
         return defence

@@ -1,5 +1,6 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -48,9 +49,9 @@ class WorkerStrategy(ReliableDDPStrategy):
         self._unstepped: Report | None = None
 
     @property
+    @abstractmethod
     def seed(self) -> RunSeed:
         """The seed of the run."""
-        raise NotImplementedError
 
     @property
     def worker(self) -> int | None:
