@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,9 +11,11 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.attacks import Attack
+from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import Partition
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
@@ -64,6 +67,35 @@ def check_attackers(attackers: Sequence[int], workers: int) -> None:
         )
 
 
+def check_rules(
+    stages: Mapping[str, object],
+    *,
+    attack: Attack | None,
+    exchange: Exchange | None,
+    preaggregators: Sequence[PreAggregator],
+) -> None:
+    """Refuse what is no stage of its kind; ``attack`` and ``exchange`` may be left out."""
+    kinds = {"aggregator": Aggregator, "estimator": Estimator, "partition": Partition}
+    check_stages((name, stage, kinds[name]) for name, stage in stages.items())
+    check_several("preaggregators", preaggregators, PreAggregator)
+    check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
+    check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+    estimator = stages["estimator"]
+    assert isinstance(estimator, Estimator)
+    check_points(estimator)
+    if attack is not None:
+        check_signature(attack)
+
+
+def refused_comm_hook(hook: Callable[..., Any] | None) -> None:
+    """Refuse a hook into DDP's reduction of gradients."""
+    if hook is not None:
+        raise ValueError(
+            f"ddp_comm_hook={getattr(hook, '__name__', hook)}: there is no reduction to hook into, since workers' gradients meet in a rule. Leave it"
+            " out; what a worker sends is the estimator's choice."
+        )
+
+
 def check_points(estimator: Estimator) -> None:
     """Refuse an estimator that asks for more gradients than a worker computes."""
     if estimator.points != 1:
@@ -91,6 +123,11 @@ def check_stages(stages: Iterable[tuple[str, object, type]]) -> None:
 def check_module(module: pl.LightningModule, placement: Placement, *, synchronized: bool) -> None:
     """Refuse what several workers on one rank cannot do, warn about what one worker per rank should know."""
     several = f"{placement.workers} logical workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}"
+    sparse = [name for name, part in module.named_modules() if getattr(part, "sparse", False) is True]
+    if sparse:
+        raise ValueError(
+            f"'{sparse[0]}' has sparse gradients (sparse=True), and rules aggregate dense vectors: give it sparse=False."
+        )
     synchronized = synchronized or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
     if placement.one_per_rank:
         if synchronized and placement.ranks > 1:
@@ -107,6 +144,11 @@ def check_module(module: pl.LightningModule, placement: Placement, *, synchroniz
     if synchronized:
         raise ValueError(
             f"SyncBatchNorm waits for all ranks in each forward pass, and {several} run in turn: use BatchNorm or one worker per rank."
+        )
+    if any(isinstance(part, Metric) and part.dist_sync_on_step for part in module.modules()):
+        raise ValueError(
+            f"A metric with dist_sync_on_step=True waits for all ranks in training_step, and {several} run in turn: leave it out, the values of a"
+            " step are reduced over workers without it."
         )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise ValueError(

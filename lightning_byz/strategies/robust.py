@@ -1,11 +1,11 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from os import environ
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +19,6 @@ from torch.distributed.constants import default_pg_timeout
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
-from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
@@ -36,9 +35,8 @@ from lightning_byz.strategies.refusals import (
     check_attackers,
     check_module,
     check_optimizers,
-    check_points,
-    check_several,
-    check_stages,
+    check_rules,
+    refused_comm_hook,
 )
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.sites import check_data, check_sites
@@ -85,6 +83,10 @@ class RobustStrategy(WorkerStrategy):
         precision_plugin: As for ``DDPStrategy``.
         process_group_backend: As for ``DDPStrategy``.
         start_method: As for ``DDPStrategy``.
+        find_unused_parameters: Taken from a configuration of ``DDPStrategy``, and changes nothing: parameters may be unused at any step.
+        static_graph: Likewise.
+        gradient_as_bucket_view: Likewise; gradients are views of the aggregate where all parameters have one dtype.
+        ddp_comm_hook: Refused: a hook would average gradients before any rule sees them.
 
     Raises:
         ValueError: For arguments that no run can use; when the run starts, for a module, loader or checkpoint that does not fit.
@@ -119,21 +121,14 @@ class RobustStrategy(WorkerStrategy):
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        gradient_as_bucket_view: bool = False,
+        ddp_comm_hook: Callable[..., Any] | None = None,
     ) -> None:
         check_arguments(f, workers, attackers, attack, seed=seed)
-        check_stages(
-            [
-                ("aggregator", aggregator, Aggregator),
-                ("estimator", estimator, Estimator),
-                ("partition", partition, Partition),
-            ]
-        )
-        check_several("preaggregators", preaggregators, PreAggregator)
-        check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
-        check_points(estimator)
-        if attack is not None:
-            check_signature(attack)
-        check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+        stages = {"aggregator": aggregator, "estimator": estimator, "partition": partition}
+        check_rules(stages, attack=attack, exchange=exchange, preaggregators=preaggregators)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
         check_weights(weights, max_share, workers)
         check_data(data, partition)
@@ -141,6 +136,7 @@ class RobustStrategy(WorkerStrategy):
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
             digest_every=digest_every,
+            ddp_comm_hook=refused_comm_hook(ddp_comm_hook),
             accelerator=accelerator,
             parallel_devices=parallel_devices,
             cluster_environment=cluster_environment,
@@ -149,6 +145,9 @@ class RobustStrategy(WorkerStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
             start_method=start_method,
+            find_unused_parameters=find_unused_parameters,
+            static_graph=static_graph,
+            gradient_as_bucket_view=gradient_as_bucket_view,
         )
         self.f = f
         self.aggregator = aggregator
@@ -199,8 +198,7 @@ class RobustStrategy(WorkerStrategy):
         self._data = TrainingData(trainer, module, placement, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
-        blank = self.estimator.init(torch.zeros(2))
-        check_memory(self.estimator, blank, coordinates=2)
+        check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
         check_optimizers(module, self.optimizers, has_memory=bool(blank))
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
@@ -239,7 +237,6 @@ class RobustStrategy(WorkerStrategy):
 
     def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
         """Return the rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
-        sliced = exchange.slices and placement.ranks > 1
 
         def make(f: float) -> Defence:
             return Defence(placement.workers, f, self.aggregator, self.preaggregators, weights, self.seed)
@@ -247,7 +244,9 @@ class RobustStrategy(WorkerStrategy):
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            defence = start_up.fitting_defence(
+                self.f, make, workers=placement.workers, sliced=exchange.slices and placement.ranks > 1
+            )
             start_up.warn_of_none(self.f, defence)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
         return defence
