@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_byz.aggregators import Mean
+from lightning_byz.inside_torch import present_timeout
 from tests.recording import ABSENT, NAN, Line, Noting, Plan, Samples, by_worker, column, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine", "ignore:.*workers attack in this")
@@ -293,4 +294,5 @@ def test_the_timeout_is_the_process_groups(monkeypatch):
         dist, "init_process_group", lambda *args, **more: (given.append(more["timeout"]), start(*args, **more))
     )
     train(plan(((1, 2, 3, 4),), timeout=timedelta(seconds=77)))
-    assert given == [timedelta(seconds=77)]
+    assert given == [timedelta(minutes=30)], "while ranks start"
+    assert present_timeout() == timedelta(seconds=77), "once all have taken a step"

@@ -59,6 +59,14 @@ class Raw(ByHand):
         optimizer.step()
 
 
+class PlainBackward(ByHand):
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 class NeverZeroes(ByHand):
     """Lets averaged gradients add up over steps, and gradients of no_sync() with them."""
 
@@ -220,6 +228,12 @@ class Straight(ByHand):
         self.manual_backward(self.loss(batch))
         self.optimizers().step()
         self.optimizers().zero_grad()
+
+
+def test_a_plain_backward_pass_is_aggregated_at_the_step(ranks):
+    first, second = (ranks(2).run(fit, Fit(strategy=MEAN, module=m), 2) for m in (PlainBackward, Straight))
+    for result in first:
+        assert not same_bits(result["parameters"], second[0]["parameters"])
 
 
 def test_what_nobody_stepped_on_is_not_remembered(ranks):

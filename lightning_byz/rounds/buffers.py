@@ -43,7 +43,7 @@ class WorkerBuffers:
         self._resident: int | None = None
         self._at_work: int | None = None
         self._held: Values = {}
-        self._seen: list[tuple[int, int]] = []
+        self._seen: dict[str, tuple[int, int]] = {}
         self._places: list[tuple[str, nn.Module, str]] | None = None
         self._unversioned: set[str] = set()
 
@@ -90,7 +90,7 @@ class WorkerBuffers:
         if not self.some or self._at_work is not None:
             return
         written = self._written(limit=limit)
-        for name in [name for name, value in written.items() if same(value, self._held[name])]:
+        for name in [name for name, value in written.items() if name in self._held and same(value, self._held[name])]:
             del written[name]  # somebody has put back what was there
         for own in (*self._adopted.values(), *self._proposed.values()):
             for name in written:
@@ -101,7 +101,7 @@ class WorkerBuffers:
 
     def _look(self) -> None:
         """Remember how the module's buffers are now."""
-        self._seen = [(id(buffer), version(buffer)) for _, buffer in self._now()]
+        self._seen = {name: (id(buffer), version(buffer)) for name, buffer in self._now()}
 
     def _note(self, values: Values) -> None:
         """Remember that these are in the module now."""
@@ -192,15 +192,16 @@ class WorkerBuffers:
         self._look()
 
     def _now(self) -> list[tuple[str, Tensor]]:
-        """Return the module's buffers as they are."""
-        return [(name, owner.get_buffer(last)) for name, owner, last in self._places or ()]
+        """Return the module's buffers as they are; some may be ``None`` at times."""
+        present = [(name, getattr(owner, last)) for name, owner, last in self._places or ()]
+        return [(name, buffer) for name, buffer in present if buffer is not None]
 
     def _written(self, always: Container[str] = (), *, limit: int = SMALL) -> Values:
         """Return copies of what was written since the last look: by a new version, or, since ``.data`` counts none, by value up to ``limit``."""
         return {
             name: buffer.detach().clone()
-            for (name, buffer), was in zip(self._now(), self._seen, strict=True)
-            if was != (id(buffer), version(buffer))
+            for name, buffer in self._now()
+            if self._seen.get(name) != (id(buffer), version(buffer))
             or name in always
             or (buffer.numel() <= limit and not same(buffer, self._held[name]))
         }
@@ -227,8 +228,9 @@ class WorkerBuffers:
         for name, owner, last in self._places or ():
             if (value := values.get(name)) is None:
                 continue
-            if owner.get_buffer(last).shape == value.shape:
-                owner.get_buffer(last).copy_(value)
+            present = getattr(owner, last)
+            if present is not None and present.shape == value.shape:
+                present.copy_(value)
             else:
                 setattr(owner, last, value.clone())
         self._note(values)

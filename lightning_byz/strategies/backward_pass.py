@@ -24,6 +24,8 @@ class BackwardPass:
         self._by_hand = by_hand
         self._around = ExitStack()
         self._last: Callable[[], None] | None = None
+        self._loss: Tensor | None = None
+        self._before: list[object] = []
 
     def begin(self, loss: Tensor, aggregate: Callable[[], None] | None) -> None:
         """Prepare the pass from ``loss``; ``aggregate`` is called at its end, before hooks see the gradients."""
@@ -36,16 +38,23 @@ class BackwardPass:
             if aggregate is not None:
                 aggregate()
 
-        self._last = last
-        at_end_of_backward(loss, self._finish)
+        self._last, self._loss, self._before = last, loss, self._by_hand.gradients()
+        at_end_of_backward(loss, self._reached)
 
     def end(self) -> None:
         """Leave the worker's streams and buffers."""
         self._finish()
         self._around.close()
 
+    def _reached(self) -> None:
+        """Finish, unless this was a pass that leaves no gradients, as ``torch.autograd.grad`` is."""
+        if self._loss is not None and self._by_hand.gradients() == self._before:
+            at_end_of_backward(self._loss, self._reached)
+        else:
+            self._finish()
+
     def _finish(self) -> None:
         """Do what belongs to the end of the pass, once."""
-        last, self._last = self._last, None
+        last, self._last, self._loss = self._last, None, None
         if last is not None:
             last()

@@ -1,5 +1,6 @@
 """Manual optimization with one worker per rank: which optimizers a backward pass concerns, and that none steps on what no rule has seen."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,8 @@ from lightning_byz.inside_torch import version
 class ByHand:
     """Watches the optimizers of a module that steps them itself; does nothing under automatic optimization.
 
-    At the end of a backward pass outside ``no_sync()``, each optimizer is due whose parameters have a gradient that was not aggregated before. One
+    At the end of a ``manual_backward`` outside ``no_sync()``, each optimizer is due whose parameters have a gradient that was not aggregated
+    before; a plain ``loss.backward()`` makes it due when Lightning's wrapper steps it, after whatever training_step has made of its gradients. One
     such pass belongs to one step: an aggregate that is followed by neither a step nor ``zero_grad`` must not meet another backward pass, since
     estimators remember one gradient per step; a worker alone, whose aggregate is its own gradient, may add up as many as it likes.
 
@@ -40,6 +42,8 @@ class ByHand:
         self._aggregated: dict[int, dict[Tensor, Tensor]] = {}
         self._aside: dict[Tensor, Tensor] = {}
         self._pending: set[int] = set()
+        self._mixed: set[Tensor] = set()
+        self._passing = False
         self._seen = False
 
     @contextmanager
@@ -60,8 +64,15 @@ class ByHand:
                 " and step the optimizers of configure_optimizers."
             )
 
+    def gradients(self) -> list[object]:
+        """Return what tells whether any trained parameter's gradient has been written."""
+        groups = [group for optimizer in self._module.trainer.optimizers for group in optimizer.param_groups]
+        present = [p.grad for group in groups for p in group["params"]]
+        return [None if gradient is None else (id(gradient), version(gradient)) for gradient in present]
+
     def begin(self) -> None:
         """Keep what was aggregated before out of the backward pass that begins, and out of those that accumulate with it."""
+        self._passing = True
         if self._module.automatic_optimization:
             return
         self._watch()
@@ -72,6 +83,7 @@ class ByHand:
 
     def end(self) -> None:
         """Return what was kept out to the parameters that the backward pass has not reached."""
+        self._passing = False
         for parameter in [p for p in self._aside if p.grad is None]:
             parameter.grad = self._aside.pop(parameter)
 
@@ -82,19 +94,35 @@ class ByHand:
         if len(own) > 1:
             flags = torch.tensor(own, dtype=torch.int64, device=self._module.device)
             own = [count > 0 for count in self._exchange.all_reduce(flags).tolist()]
-        for index in (index for index, here in enumerate(own) if here):
-            kept = self._kept_out(index)
-            if not self._alone and index in self._pending and any(bool(gradient.any()) for gradient in kept.values()):
-                raise ValueError(
-                    f"A second backward pass reached the parameters of {self._named(index)} before it stepped: a worker sends one gradient per step."
-                    " Add up the losses, or run all passes but the last inside self.trainer.model.no_sync()."
-                )
-            yield index
-            for parameter, gradient in kept.items():
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-            self._aggregated[index] = {p: p.grad for p in self._trained(index) if p.grad is not None}
-            self._pending.add(index)
-            self._seen = True
+        concerned = [index for index, here in enumerate(own) if here]
+        owners = Counter(p for index in concerned for p in self._trained(index) if self._reached(p))
+        shared = {p: p.grad.clone() for p, count in owners.items() if count > 1 and p.grad is not None}
+        for index in concerned:
+            for parameter in (p for p in self._trained(index) if p in shared):
+                parameter.grad = shared[parameter].clone()  # not what another optimizer's aggregate has made of it
+            yield from self._one(index)
+
+    def unseen(self, index: int) -> Iterator[int]:
+        """Yield the optimizer if it is about to step on gradients that were never aggregated, of a plain ``loss.backward()``, on any rank."""
+        if self._module.automatic_optimization or index in self._pending:
+            return
+        own = torch.tensor([any(map(self._reached, self._trained(index)))], dtype=torch.int64)
+        if self._exchange.all_reduce(own.to(self._module.device)).item():
+            yield from self._one(index)
+
+    def _one(self, index: int) -> Iterator[int]:
+        kept = self._kept_out(index)
+        if not self._alone and index in self._pending and any(bool(gradient.any()) for gradient in kept.values()):
+            raise ValueError(
+                f"A second backward pass reached the parameters of {self._named(index)} before it stepped: a worker sends one gradient per step."
+                " Add up the losses, or run all passes but the last inside self.trainer.model.no_sync()."
+            )
+        yield index
+        for parameter, gradient in kept.items():
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        self._aggregated[index] = {p: p.grad for p in self._trained(index) if p.grad is not None}
+        self._pending.add(index)
+        self._seen = True
 
     def _kept_out(self, index: int) -> dict[Tensor, Tensor]:
         """Leave only this backward pass's gradients; return copies of what was aggregated before, whose memory is needed."""
@@ -109,6 +137,8 @@ class ByHand:
             handle.remove()
         self._handles, self._watched = [], []
         self._aggregated.clear()
+        self._aside.clear()
+        self._mixed.clear()
         self._pending.clear()
 
     def _watch(self) -> None:
@@ -119,11 +149,18 @@ class ByHand:
         self.remove()
         self._watched = list(optimizers)
         self._handles = [one.register_step_post_hook(lambda *_, i=i: self._step(i)) for i, one in enumerate(optimizers)]
+        watched = {p for one in optimizers for group in one.param_groups for p in group["params"] if p.is_leaf}
+        self._handles += [p.register_post_accumulate_grad_hook(self._accumulated) for p in watched if p.requires_grad]
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        """Note a plain backward pass that adds its gradient to an aggregate."""
+        if not self._passing and parameter.grad is not None and not self._reached(parameter):
+            self._mixed.add(parameter)
 
     def _step(self, index: int) -> None:
         known = self._aggregated.get(index, {})
         strange = [p for p in self._trained(index) if p.grad is not None and known.get(p) is not p.grad]
-        if strange and index not in self._pending:
+        if (strange and index not in self._pending) or not self._mixed.isdisjoint(self._trained(index)):
             raise ValueError(
                 f"{self._named(index)} stepped on gradients that no rule has seen: call self.manual_backward(loss) instead of loss.backward(),"
                 " and run the last pass of a step outside no_sync()."

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -56,15 +57,27 @@ class EvaluationStrategy(ReliableDDPStrategy):
         run = self._run
         if self._at_own_batch or (run is not None and run.loop.apart):
             return tensor
-        if run is not None and not run.placement.one_per_rank and reduce_op in ("mean", "avg", None):
-            counts = isinstance(tensor, Tensor) and not tensor.is_floating_point()
-            tensor = tensor.double() if counts else tensor  # a mean of batch sizes must not be cut to a whole number
-        return super().reduce(tensor, group, reduce_op)
+        if run is None or run.placement.one_per_rank or not isinstance(tensor, Tensor):
+            return super().reduce(tensor, group, reduce_op)
+        wide = (
+            tensor.double()
+        )  # ranks may have logged in different dtypes, and a mean of batch sizes is not cut to a whole number
+        return super().reduce(wide, group, reduce_op).to(torch.get_default_dtype())
 
     def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
         """Gather over ranks, but not from one of several workers' steps, which ranks run in turn and in unequal numbers."""
         self._refuse_inside_a_step("all_gather")
         return super().all_gather(tensor, group, sync_grads)
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Send an object to all ranks, but not from one of several workers' steps."""
+        self._refuse_inside_a_step("broadcast")
+        return super().broadcast(obj, src)
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Decide with all ranks, but not in one of several workers' steps."""
+        self._refuse_inside_a_step("reduce_boolean_decision")
+        return super().reduce_boolean_decision(decision, all)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """Wait for all ranks, but not in one of several workers' steps."""

@@ -147,14 +147,23 @@ def step_value(result: Any) -> Tensor | None:
 
 def set_step_value(result: Any, values: Tensor) -> None:
     """Give a result, for this step, the workers' values reduced as its call says."""
-    known = result._forward_cache
     reduced = getattr(torch, result.meta.reduce_fx.__name__)(values)
-    result._forward_cache = reduced.to(known.dtype if isinstance(known, Tensor) else torch.get_default_dtype())
+    result._forward_cache = reduced.to(torch.get_default_dtype())  # alike on all ranks, whatever each has logged
 
 
 def description(result: Any) -> dict[str, Any]:
     """Return what another rank needs to know in order to log the same value: text, numbers and flags."""
-    names = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "metric_attribute")
+    names = (
+        "fx",
+        "name",
+        "prog_bar",
+        "logger",
+        "on_step",
+        "on_epoch",
+        "enable_graph",
+        "metric_attribute",
+        "add_dataloader_idx",
+    )
     return {name: getattr(result.meta, name) for name in names} | {"reduce_fx": result.meta.reduce_fx.__name__}
 
 

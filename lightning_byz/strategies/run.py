@@ -108,9 +108,7 @@ class Run:
             None if scaler is None else _scale(scaler, self.module.device),
             self.loop.sent(aggregation, trained),
         )
-        if (before := self._before.pop(index, None)) is not None:
-            known = aggregation.memory
-            aggregation.memory = replace(before, step=known.step, faults=known.faults)
+        self._withdraw(index)
         self._before[index] = aggregation.memory
         report = aggregation.step(sent, scale=scale, diagnose=diagnose) if trained else None
         aggregated = {id(parameter) for parameter in trained}
@@ -124,6 +122,7 @@ class Run:
     def stepped(self, index: int) -> None:
         """Keep what is remembered since the last aggregate: an optimizer has stepped on it."""
         self._before.pop(index, None)
+        self.steps += 1
 
     def refuse_drifted(self, optimizers: Sequence[Optimizer]) -> None:
         """Stop all ranks where they no longer train the same parameters. Every rank must call it."""
@@ -132,12 +131,20 @@ class Run:
             if named:
                 refuse_drifted(named, self.exchange, self.placement, steps=self.steps)
 
+    def _withdraw(self, index: int) -> None:
+        """Remember nothing of an aggregate that the optimizer has not stepped on."""
+        if (before := self._before.pop(index, None)) is not None:
+            known = self._aggregations[index].memory
+            self._aggregations[index].memory = replace(before, step=known.step, faults=known.faults)
+
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""
         return self.buffers.consensus(self.exchange, self.placement)
 
     def memories(self) -> dict[str, Any]:
         """Return what a checkpoint must hold. Every rank must call it; rank 0's is whole."""
+        for index in list(self._before):
+            self._withdraw(index)  # gradients are not saved: what they left would meet others
         opened = {index: aggregation for index, aggregation in self._aggregations.items() if aggregation.opened}
         return self._file.collect(opened, self.buffers, seed=self._seed)
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_byz.exchange import Placement
 from lightning_byz.random import Streams
@@ -150,11 +151,17 @@ class WorkerLoop:
     def _turns_apart(self) -> Iterator[None]:
         """Keep what workers log from waiting for other ranks; reduce it once all have had their turns."""
         self.apart = True
+        metrics = [part for part in self._module.modules() if isinstance(part, Metric)]
+        available = [metric.distributed_available_fn for metric in metrics]
+        for metric in metrics:
+            metric.distributed_available_fn = _never
         try:
             yield
             self._values.reduce()
         finally:
             self.apart = False
+            for metric, function in zip(metrics, available, strict=True):
+                metric.distributed_available_fn = function
 
     @contextmanager
     def _at_work(self, worker: int) -> Iterator[None]:
@@ -205,6 +212,11 @@ class WorkerLoop:
 
     def _nothing(self) -> Tensor:
         return torch.zeros((), device=self._module.device, requires_grad=True)
+
+
+def _never() -> bool:
+    """Whether a metric may wait for other ranks."""
+    return False
 
 
 def _parts(batch: Any, count: int) -> list[Any]:

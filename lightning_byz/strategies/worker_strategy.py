@@ -1,7 +1,7 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ class WorkerStrategy(EvaluationStrategy):
         self._data: TrainingData | None = None
         self._synchronization = Synchronization()
         self._unstepped: Report | None = None
+        self._looked = 0
 
     @property
     @abstractmethod
@@ -47,7 +48,8 @@ class WorkerStrategy(EvaluationStrategy):
         """Start all ranks from rank 0's parameters; the module is not wrapped."""
         assert self.lightning_module is not None
         start_alike(self.lightning_module)
-        if not hasattr(self.lightning_module, "no_sync"):
+        known = getattr(self.lightning_module, "no_sync", None)
+        if known is None or isinstance(getattr(known, "__self__", None), Synchronization):
             self.lightning_module.no_sync = self._synchronization.no_sync  # type: ignore[assignment] - as DDP's wrapper has it
 
     def teardown(self) -> None:
@@ -96,6 +98,8 @@ class WorkerStrategy(EvaluationStrategy):
         if not holds_worker_batches(batch):
             with run.by_hand.batch():
                 output = run.loop.run_one(run.aggregation(0), step, batch, *rest)
+            if not run.module.automatic_optimization:
+                self._look_after(run)
         else:
             optimizer = self.optimizers[0]
             ready = run.ready(0, optimizer)
@@ -127,8 +131,11 @@ class WorkerStrategy(EvaluationStrategy):
 
     def _aggregate(self, run: Run) -> None:
         """Replace the gradients of this backward pass by the aggregate."""
+        self._aggregate_each(run, [0] if run.module.automatic_optimization else run.by_hand.due())
+
+    def _aggregate_each(self, run: Run, indices: Iterable[int]) -> None:
         scaler = getattr(self.precision_plugin, "scaler", None)
-        for index in [0] if run.module.automatic_optimization else run.by_hand.due():
+        for index in indices:
             report = run.aggregate(index, self.optimizers[index], scaler, diagnose=self.diagnose)
             self.report = report or self.report
             self._unstepped = report
@@ -141,19 +148,26 @@ class WorkerStrategy(EvaluationStrategy):
         assert run is not None
 
         def aggregated() -> Any:
-            output = closure()
-            run.stepped(self.optimizers.index(optimizer))
+            output, index = closure(), self.optimizers.index(optimizer)
+            self._aggregate_each(run, run.by_hand.unseen(index))
+            if run.module.automatic_optimization:  # by hand the optimizer itself says so, whoever steps it
+                run.stepped(index)
             report, self._unstepped = self._unstepped, None
             # None tells a gradient scaler that there was no backward pass
             return None if report is not None and report.without_gradients else output
 
         output = super().optimizer_step(optimizer, aggregated, model, **kwargs)
-        run.steps += 1
-        if run.steps == 1:
-            self.settle()
-        if self.digest_every is not None and run.steps % self.digest_every == 0:
-            run.refuse_drifted(self.optimizers)
+        if run.module.automatic_optimization:
+            self._look_after(run)
         return output
+
+    def _look_after(self, run: Run) -> None:
+        """Let the timeout count once there was a step, and compare the ranks' parameters now and then."""
+        before, self._looked = self._looked, run.steps
+        if before == 0 < run.steps:
+            self.settle()
+        if self.digest_every is not None and before // self.digest_every < run.steps // self.digest_every:
+            run.refuse_drifted(self.optimizers)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
