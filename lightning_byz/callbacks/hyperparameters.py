@@ -1,6 +1,6 @@
 """What a run is compared by, beside the module's own hyperparameters."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,7 +26,7 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
         "exchange": _named(exchange),
         "partition": _named(strategy.partition),
         "seed": int(strategy.seed),
-        **{f"version/{name}": version(name) for name in VERSIONS},
+        **{f"version/{name}": _version(name) for name in VERSIONS},
     }
     return {f"lightning_byz/{name}": value for name, value in told.items()}
 
@@ -44,3 +44,10 @@ def _named(stage: object) -> str:
 
 def _listed(values: Any) -> str:
     return ", ".join(map(str, values)) or "none"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a checkout on the path
+        return "not installed"

@@ -17,8 +17,8 @@ class AggregationError(Metric):
     promised to stay below :math:`\kappa` where the others weigh at most ``f``. It knows who is honest, so it is for experiments.
 
     ``compute()`` returns a dictionary: ``error``, the squared distances of all steps divided by their :math:`V`; ``worst_error``, the largest
-    quotient of one step; and ``kappa``, the largest :math:`\kappa` of these steps. NaN stands for what is not known. Values of several processes, and of
-    several ranks that saw the same steps, are added before they are divided.
+    quotient of one step; and ``kappa``, the largest :math:`\kappa` of these steps. NaN stands for what is not known. Over several ranks, squared
+    distances and :math:`V` are added up before they are divided.
 
     Args:
         kwargs: As for every torchmetrics ``Metric``.
@@ -27,7 +27,8 @@ class AggregationError(Metric):
         ValueError: If it is updated with an aggregate and without the honest rows.
 
     References:
-        The definition of :math:`(f, \kappa)`-robustness: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing. AISTATS 2023, arXiv 2302.01772. What each rule promises is derived in docs/bounds.md.
+        Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan. Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity.
+        AISTATS 2023, arXiv 2302.01772, where :math:`(f, \kappa)`-robustness is defined. What each rule promises is derived in docs/bounds.md.
 
     Example:
         >>> from lightning_byz.aggregators import Mean, TrimmedMean
