@@ -368,12 +368,12 @@ def test_several_loaders(ranks):
 
 
 def test_weights_are_the_sizes_of_shards(ranks):
-    strategy = {**FOUR, "aggregator": Mean(), "partition": Sizes([9, 36, 18, 27]), "weights": "samples", "f": 2}
+    strategy = {**FOUR, "aggregator": Mean(), "partition": Sizes([9, 36, 18, 27]), "weights": "samples", "f": 1}
     for world in (1, 2, 4):
         assert (
             ranks(world).run(weights_of, Fit(Options(samples=90), strategy), world) == [(9.0, 36.0, 18.0, 27.0)] * world
         )
-    two = Fit(Options(), {**strategy, "partition": Sizes([1, 1, 1, 3]), "trust_heavy": True}, module=TwoLoaders)
+    two = Fit(Options(), {**strategy, "partition": Sizes([1, 1, 1, 3]), "f": 1}, module=TwoLoaders)
     assert ranks(1).run(weights_of, two, 1) == [(16.0 + 5, 16.0 + 6, 16.0 + 5, 48.0 + 16)], "over all loaders"
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
-from lightning_byz.aggregators import Aggregator, CoordinateMedian, GeometricMedian, Mean
+from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, GeometricMedian, Mean
 from lightning_byz.attacks import SignFlip
 from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
@@ -20,7 +20,7 @@ from lightning_byz.memory import Memory
 from lightning_byz.preaggregators import NNM
 from lightning_byz.rounds import Attackers, Defence, Robust
 from lightning_byz.rounds.start_up import fitting_defence, start_up_line, warn_of_many
-from lightning_byz.rounds.weights import capped, worker_weights
+from lightning_byz.rounds.weights import capped, heaviest, worker_weights
 from lightning_byz.stack import Stack
 from lightning_byz.strategies import RobustStrategy
 from tests.rounds import robust, take
@@ -29,7 +29,7 @@ from tests.test_refusals import OverStream, construct
 
 UNEQUAL = {
     "workers": 4,
-    "f": 1.6,
+    "f": 1,
     "aggregator": GeometricMedian(),
     "preaggregators": [NNM()],
     "weights": [1, 2, 1.5, 0.5],
@@ -78,7 +78,7 @@ def test_equal_weights_are_none():
 # ---------------------------------------------------------------------- what rules get
 
 
-def shown(defence: Defence, absent: tuple[int, ...] = ()) -> Stack:
+def shown(defence: Defence, absent: tuple[int, ...] = (), broken: tuple[int, ...] = ()) -> Stack:
     """The stack that an aggregator gets behind the same f and weights."""
     seen = []
 
@@ -87,25 +87,52 @@ def shown(defence: Defence, absent: tuple[int, ...] = ()) -> Stack:
             seen.append(stack)
             return stack.centre()
 
-    take(
-        Robust(replace(defence, aggregator=Looks())),
-        Memory(),
-        torch.arange(float(defence.workers))[:, None],
-        absent=absent,
-    )
+    rows = torch.arange(float(defence.workers))[:, None]
+    rows[list(broken)] = float("nan")
+    take(Robust(replace(defence, aggregator=Looks())), Memory(), rows, absent=absent)
     return seen[0]
 
 
 def test_f_is_in_heads_and_the_stack_has_it_in_weight():
     stack = shown(Defence(4, 1.5, Mean(), weights=[1, 2, 3, 4]))
-    assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 4], 1.5 * 10 / 4)
-    assert shown(Defence(6, 5, Mean(), weights=[1, 1, 1, 1, 1, 2])).f == 5 * 7 / 6 != 5 * (7 / 6)
+    assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 4], 4 + 0.5 * 3)
+    assert shown(Defence(6, 5, Mean(), weights=[1, 1, 2, 1, 1, 1])).f == 6
     assert shown(Defence(3, 1, Mean())).f == 1
+    assert shown(Defence(3, 2, Mean(), weights=[0.5, 0.5, 0.5])).f == 1, "f times the weight where all are equal"
 
 
-def test_who_is_absent_has_no_weight():
+@given(st.lists(positive, min_size=1, max_size=8), st.data())
+def test_no_f_workers_weigh_more(weights, data):
+    f = data.draw(st.floats(0, len(weights)))
+    chosen = data.draw(st.lists(st.sampled_from(range(len(weights))), unique=True, max_size=int(f)))
+    assert heaviest(weights, f) >= math.fsum(weights[worker] for worker in chosen) * (1 - 1e-12)
+    assert heaviest(weights, f) <= math.fsum(weights) * (1 + 1e-12)
+    assert heaviest(weights, len(weights)) == math.fsum(weights)
+
+
+def test_who_is_absent_has_no_weight_and_f_is_that_of_who_is_there():
     stack = shown(Defence(4, 1, Mean(), weights=[1, 2, 3, 4]), absent=(3,))
-    assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 0], 2.5)
+    assert (stack.weights.tolist(), stack.f) == ([1, 2, 3, 0], 3)
+    assert shown(Defence(4, 1.5, Mean(), weights=[1, 2, 3, 4]), absent=(1, 3)).f == 3.5
+    assert shown(Defence(4, 1, Mean()), absent=(3,)).f == 1
+
+
+def test_sanitising_takes_the_refused_weight_from_f():
+    stack = shown(Defence(4, 1, Mean(), weights=[1, 2, 3, 4]), broken=(0,))
+    assert (stack.weights.tolist(), stack.f) == ([0, 2, 3, 4], 3)
+    stack = shown(Defence(4, 1, Mean(), weights=[1, 2, 3, 4]), absent=(2,), broken=(3,))
+    assert (stack.weights.tolist(), stack.f) == ([1, 2, 0, 0], 0)
+
+
+@pytest.mark.parametrize("liar", range(5))
+def test_any_one_of_five_unequal_workers_may_lie(liar):
+    weights, rows = [5, 4, 3, 2, 1], torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    honest = [worker for worker in range(5) if worker != liar]
+    spread = rows[honest].amin(0), rows[honest].amax(0)
+    rows[liar] = 1e6
+    for aggregator in (CoordinateMedian(), CTMA(GeometricMedian())):
+        vector = take(robust(5, 1, aggregator, weights=weights), Memory(), rows).vector
+        assert bool((vector >= spread[0] - 2).all() and (vector <= spread[1] + 2).all())
 
 
 def test_only_weightless_workers_present_is_absence():
@@ -191,11 +218,9 @@ def weights_of(job: Fit, devices: int):
 
 def test_samples_are_counted_where_they_are(ranks):
     steps = {"use_distributed_sampler": False, "max_steps": 5}
-    sites = Fit(strategy={"f": 1.3, "aggregator": Mean(), "weights": "samples"}, module=OwnSites, trainer=steps)
+    sites = Fit(strategy={"f": 1, "aggregator": Mean(), "weights": "samples"}, module=OwnSites, trainer=steps)
     assert ranks(4).run(weights_of, sites, 4) == [(24.0, 48.0, 36.0, 40.0)] * 4
-    capped_sites = Fit(
-        strategy={**sites.strategy, "f": 1.1, "max_share": 0.275}, module=OwnSites, trainer=sites.trainer
-    )
+    capped_sites = Fit(strategy={**sites.strategy, "max_share": 0.275}, module=OwnSites, trainer=sites.trainer)
     for weights in ranks(4).run(weights_of, capped_sites, 4):
         assert max(weights) / sum(weights) == pytest.approx(0.275)
     assert ranks(2).run(weights_of, Fit(Options(samples=99), {**UNEQUAL, "weights": "samples"}), 2) == [None, None], (
@@ -219,7 +244,6 @@ ARGUMENTS = [
     ({"weights": [1, 2], "max_share": 1.5}, "max_share=1.5"),
     ({"weights": [1, 2], "max_share": "half"}, "max_share='half'"),
     ({"max_share": 0.5}, "max_share=0.5 caps unequal weights, and with weights=None all are equal"),
-    ({"weights": [1, 2], "trust_heavy": "yes"}, "trust_heavy='yes'"),
 ]
 
 
@@ -229,18 +253,19 @@ def test_arguments_are_refused_at_construction(ranks):
         assert re.search(sentence, answer), (arguments, answer)
 
 
-HEAVY = {"workers": 4, "f": 1, "aggregator": CoordinateMedian(), "weights": [1, 1, 1, 2]}
+HEAVY = {"workers": 5, "f": 2, "aggregator": CoordinateMedian(), "weights": [1, 2, 3, 4, 5]}
 REFUSED = {
-    "a heavy worker": (
+    "two of five unequal workers": (
         Fit(strategy=HEAVY),
-        "ValueError",
-        r"f = 1 of 4 workers tolerates 0.25 of it and does not mean any 1 of 4, and worker 3 alone has 0.4\."
-        r" Give max_share=0.25 to lower larger weights, f=1.6 or more, weights=None, or trust_heavy=True if workers \[3\] are known",
+        "ToleranceError",
+        r"f = 2 means any 2 of the 5 workers, and the heaviest, of \[3, 4\], have 9 of the weight 15\."
+        r" Give f=1 \(then any 1 may lie, and no more\), or max_share=0.24 \(workers \[2, 3, 4\] then count 2.571, not 3, 4, 5\),"
+        r" or weights=None \(worker 0 then counts as much as worker 4, which weighs 5 times as much\)\.",
     ),
-    "several, and no f would do": (
-        Fit(strategy={**HEAVY, "weights": [0, 1, 10, 6]}),
-        "ValueError",
-        r"worker 2 alone has 0.5882 \(and so have others of workers \[2, 3\]\)\. Give weights=None, or trust_heavy",
+    "half of the weight": (
+        Fit(strategy={**HEAVY, "f": 1, "workers": 4, "weights": [0, 1, 10, 6]}),
+        "ToleranceError",
+        r"and the heaviest, of \[2\], have 10 of the weight 17\. Give max_share=0.49 .*worker 2, which weighs more\)\.",
     ),
     "the wrong number": (
         Fit(strategy={"f": 0, "aggregator": Mean(), "weights": [1, 2, 3]}),
@@ -248,19 +273,19 @@ REFUSED = {
         "are 3 numbers for 2 workers",
     ),
     "too small a share": (
-        Fit(strategy={**HEAVY, "max_share": 0.2}),
+        Fit(strategy={**HEAVY, "max_share": 0.1}),
         "ValueError",
-        r"max_share=0.2 and 4 workers.*at least 1 / 4",
+        r"max_share=0.1 and 5 workers.*at least 1 / 5",
     ),
     "a rule of equal weights": (
         Fit(strategy={**HEAVY, "f": 0, "aggregator": EqualOnly()}),
         "ToleranceError",
         "EqualOnly takes equal weights only",
     ),
-    "f beyond the rule": (
-        Fit(strategy={**HEAVY, "f": 2}),
+    "f beyond any weights": (
+        Fit(strategy={**HEAVY, "f": 3}),
         "ToleranceError",
-        "cannot tolerate f = 2.5 of the total weight W = 5",
+        r"cannot tolerate f = 12 of the total weight W = 15.*Give f=1 \(then any 1 may lie, and no more\)\.$",
     ),
     "sizes of a stream": (
         Fit(strategy={"f": 0, "aggregator": Mean(), "weights": "samples"}, module=OverStream),
@@ -278,11 +303,23 @@ def test_a_run_is_refused_on_every_rank(ranks, name):
         assert re.search(sentence, answer[1]), answer
 
 
-@pytest.mark.parametrize(
-    "change", [{"trust_heavy": True}, {"max_share": 0.25}, {"f": 1.6}, {"f": 0}, {"weights": None}]
-)
+@pytest.mark.parametrize("change", [{"max_share": 0.24}, {"f": 1}, {"f": 0}, {"weights": None}])
 def test_what_the_refusal_offers_runs(ranks, change):
     assert ranks(2).run(attempt, Fit(strategy={**HEAVY, **change}), 2) == [("nothing", "was refused")] * 2
+
+
+@dataclass(frozen=True)
+class TwoOfFive(CoordinateMedian):
+    """Tolerates little more than two of five alike."""
+
+    def tolerates(self, weights, f):
+        return f < 0.41 * sum(weights)
+
+
+def test_a_cap_that_makes_all_alike_is_called_so():
+    with pytest.raises(ToleranceError, match=r"as much; max_share=0.2 is that in disguise\)\.") as caught:
+        fitting_defence(2, lambda f: Defence(5, f, TwoOfFive(), weights=[1, 2, 3, 4, 5]), workers=5, sliced=False)
+    assert "or max_share" not in str(caught.value)
 
 
 def test_arrays_are_lists(ranks):
@@ -303,24 +340,25 @@ def test_max_is_the_largest_that_weights_leave():
             "max", lambda f: Defence(len(weights), f, aggregator, weights=weights), workers=len(weights), sliced=True
         ).f
 
-    assert found([1, 2, 3, 4, 5], CoordinateMedian()) == 2
+    assert found([1, 2, 3, 4, 5], CoordinateMedian()) == 1
+    assert found([1, 1, 1, 1, 1], CoordinateMedian()) == 2
     with pytest.raises(ToleranceError, match="takes equal weights only"):
         found([1, 2, 3], EqualOnly())
 
 
 def test_attackers_are_weighed():
     with pytest.warns(
-        UserWarning, match=r"1 workers attack in this experiment and f = 1 are tolerated \(by weight, 4 and 2.5 of 10\)"
+        UserWarning, match=r"2 workers attack in this experiment and f = 1 are tolerated \(by weight, 6 and 4 of 10\)"
     ):
-        warn_of_many(Defence(4, 1, CoordinateMedian(), weights=[1, 2, 3, 4]), Attackers([3], SignFlip()))
-    warn_of_many(Defence(4, 1, CoordinateMedian(), weights=[1, 2, 3, 4]), Attackers([0], SignFlip()))
+        warn_of_many(Defence(4, 1, CoordinateMedian(), weights=[1, 2, 3, 4]), Attackers([1, 3], SignFlip()))
+    for few in ([3], [0], [0, 1]):
+        warn_of_many(Defence(4, 1, CoordinateMedian(), weights=[1, 2, 3, 4]), Attackers(few, SignFlip()))
+    warn_of_many(Defence(3, 2, CoordinateMedian(), weights=[0.1, 0.3, 0.2]), Attackers([1, 2], SignFlip()))
 
 
 def test_the_start_up_line_says_what_the_weights_mean():
-    defence = Defence(4, 1.6, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0))
+    defence = Defence(4, 1, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0))
     line = start_up_line(defence, AllToAll(), AllToAll().place(4))
-    assert "weights 1, 4, 3, 2, of which f is 4; workers [1, 2] together exceed it" in line
-    assert "trusted;" not in line.split("weights")[1]
-    heavy = start_up_line(Defence(4, 1, CoordinateMedian(), weights=(1.0, 4.0, 3.0, 2.0)), Local(), Local().place(4))
-    assert "workers [1] together exceed it; workers [1, 2] alone do, and are trusted" in heavy
+    assert line.endswith("weights 1, 4, 3, 2, of which any 1 workers have at most 4")
+    assert "exceed" not in line
     assert "weights" not in start_up_line(Defence(4, 1, CoordinateMedian()), Local(), Local().place(4))

@@ -12,6 +12,7 @@ from lightning_byz.kernels import saturate
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import generator
 from lightning_byz.rounds.checks import check_stack, check_vector, unwritten
+from lightning_byz.rounds.weights import heaviest
 from lightning_byz.slice import Slice
 from lightning_byz.stack import Stack
 
@@ -22,7 +23,7 @@ class Defence:
 
     Args:
         workers: Number of logical workers, n.
-        f: How many of them may be Byzantine, in heads.
+        f: How many of them, whoever they are, may be Byzantine.
         aggregator: The robust rule.
         preaggregators: Rules applied before it, in order.
         weights: How much each worker counts; ``None`` for all alike.
@@ -41,8 +42,14 @@ class Defence:
 
     @property
     def f_weight(self) -> float:
-        """The weight that may be Byzantine."""
-        return float(self.f) if self.weights is None else self.f * sum(self.weights) / self.workers
+        """The weight that may be Byzantine while all workers are there."""
+        return self.tolerated()
+
+    def tolerated(self, absent: Sequence[int] = ()) -> float:
+        """Return the weight that may be Byzantine: what any f of the workers that are there weigh at most."""
+        if self.weights is None:
+            return float(self.f)
+        return heaviest([weight for worker, weight in enumerate(self.weights) if worker not in absent], self.f)
 
     @property
     def uses_reference(self) -> bool:
@@ -54,12 +61,16 @@ class Defence:
         return float(len(workers)) if self.weights is None else sum(self.weights[worker] for worker in workers)
 
     def stack(
-        self, vectors: Float[Tensor, "n s"], *, slice: Slice | None = None, reference: Tensor | None = None
+        self,
+        vectors: Float[Tensor, "n s"],
+        *,
+        slice: Slice | None = None,
+        reference: Tensor | None = None,
+        absent: Sequence[int] = (),
     ) -> Stack:
         """Return the stack that rules see: with the workers' weights, f in their units, and the last aggregate if some rule reads it."""
-        return Stack(
-            vectors, self.weights, self.f_weight, reference=reference if self.uses_reference else None, slice=slice
-        )
+        known, f = reference if self.uses_reference else None, self.tolerated(absent)
+        return Stack(vectors, self.weights, f, reference=known, slice=slice)
 
     def check(self) -> None:
         """Run the rules on a matrix of n rows and one column, as on a first step and as on a later one.

@@ -78,7 +78,8 @@ class Robust(Round):
         vectors, facts = wire.deliver(range(self.workers), self._facts(sent, parameters))
         arrived = perf_counter()
         census = self._census(facts.tolist())
-        stack = self.defence.stack(vectors, slice=wire.slice, reference=_reference(memory))
+        away = census.workers(Arrival.ABSENT)
+        stack = self.defence.stack(vectors, slice=wire.slice, reference=_reference(memory), absent=away)
         tried, past, reason = None, {}, ""
         try:
             honest = _present(stack.inspected(facts[: self.workers]), census).sanitised()

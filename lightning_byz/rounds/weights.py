@@ -7,14 +7,13 @@ from numbers import Real
 import torch
 
 from lightning_byz.exchange import Exchange
-from lightning_byz.rounds.defence import Defence
 
 ROUNDING = 1e-9
 """Part of a weight that is no difference."""
 
 
 def check_weights(
-    weights: Sequence[float | int] | str | None, max_share: float | int | None, trust_heavy: bool, workers: int | None
+    weights: Sequence[float | int] | str | None, max_share: float | int | None, workers: int | None
 ) -> None:
     """Refuse weights that no run can use."""
     if weights is not None and not (isinstance(weights, str) and weights == "samples"):
@@ -38,8 +37,6 @@ def check_weights(
         raise ValueError(
             f"max_share={max_share:g} caps unequal weights, and with weights=None all are equal: give weights=, or leave max_share out."
         )
-    if not isinstance(trust_heavy, bool):
-        raise ValueError(f"trust_heavy={trust_heavy!r}: give True or False.")
 
 
 def worker_weights(
@@ -117,52 +114,16 @@ def gathered_sizes(
     return sizes
 
 
-def heavy_workers(defence: Defence) -> list[int]:
-    """Return the workers that alone weigh more than f, where weights are unequal and f is not 0."""
-    if defence.weights is None or defence.f == 0:
-        return []
-    return [worker for worker, weight in enumerate(defence.weights) if weight > defence.f_weight * (1 + ROUNDING)]
+def heaviest(weights: Sequence[float | int], f: float) -> float:
+    """Return what any ``f`` workers weigh at most; a fraction of f takes that part of the next largest weight.
 
-
-def refuse_heavy(defence: Defence) -> None:
-    """Refuse workers that alone weigh more than f.
-
-    Raises:
-        ValueError: If there are any.
+    Example:
+        >>> heaviest([1, 2, 3, 4, 5], 1), heaviest([1, 2, 3, 4, 5], 1.5), heaviest([1, 2], 3)
+        (5.0, 7.0, 3.0)
 
     """
-    heavy, weights = heavy_workers(defence), defence.weights
-    if not heavy or weights is None:
-        return
-    f, n, worker = defence.f, defence.workers, max(heavy, key=weights.__getitem__)
-    share, others = (
-        weights[worker] / sum(weights),
-        f" (and so have others of workers {heavy})" if len(heavy) > 1 else "",
-    )
-    raise ValueError(
-        f"With unequal weights f is a share of the weight: f = {f:g} of {n} workers tolerates {f / n:.4g} of it and does not mean any {f:g} of {n},"
-        f" and worker {worker} alone has {share:.4g}{others}. Give {_ways(weights, share=share, tolerated=f / n)}weights=None,"
-        f" or trust_heavy=True if workers {heavy} are known to be honest."
-    )
-
-
-def _ways(weights: Sequence[float | int], *, share: float, tolerated: float) -> str:
-    """Return which cap and which f would do, if any."""
-    cap, f = math.floor(tolerated * 1e4) / 1e4, math.ceil(share * len(weights) * 1e2) / 1e2
-    ways = (
-        [f"max_share={cap:g} to lower larger weights"]
-        if cap * sum(weight > 0 for weight in weights) >= 1 - ROUNDING
-        else []
-    )
-    return "".join(f"{way}, " for way in [*ways, *([f"f={f:g} or more"] if 2 * f < len(weights) else [])])
-
-
-def heaviest_coalition(defence: Defence, weights: Sequence[float | int]) -> list[int]:
-    """Return the fewest workers that together weigh more than f."""
-    order = sorted(range(defence.workers), key=lambda worker: -weights[worker])
-    sums = [math.fsum(weights[worker] for worker in order[: count + 1]) for count in range(defence.workers)]
-    count = next((count for count, weight in enumerate(sums, 1) if weight > defence.f_weight * (1 + ROUNDING)), 0)
-    return sorted(order[:count])
+    whole, ordered = math.floor(f), sorted(map(float, weights), reverse=True)
+    return math.fsum(ordered[:whole]) + (f - whole) * math.fsum(ordered[whole : whole + 1])
 
 
 def _is_number(value: object) -> bool:

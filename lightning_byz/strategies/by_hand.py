@@ -18,18 +18,22 @@ class ByHand:
 
     At the end of a backward pass outside ``no_sync()``, each optimizer is due whose parameters have a gradient that was not aggregated before. One
     such pass belongs to one step: an aggregate that is followed by neither a step nor ``zero_grad`` must not meet another backward pass, since
-    estimators remember one gradient per step.
+    estimators remember one gradient per step; a worker alone, whose aggregate is its own gradient, may add up as many as it likes.
 
     Args:
         module: The user's module.
         exchange: Adds up over ranks whose optimizers are due.
+        alone: Whether there is one worker in all.
         stepped: Told the index of each optimizer that has stepped.
 
     """
 
-    def __init__(self, module: pl.LightningModule, exchange: Exchange, *, stepped: Callable[[int], None]) -> None:
+    def __init__(
+        self, module: pl.LightningModule, exchange: Exchange, *, alone: bool, stepped: Callable[[int], None]
+    ) -> None:
         self._module = module
         self._exchange = exchange
+        self._alone = alone
         self._stepped = stepped
         self._handles: list[Any] = []
         self._watched: list[Optimizer] = []
@@ -56,19 +60,20 @@ class ByHand:
                 " and step the optimizers of configure_optimizers."
             )
 
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Keep what was aggregated before out of this backward pass, and out of those that accumulate with it."""
+    def begin(self) -> None:
+        """Keep what was aggregated before out of the backward pass that begins, and out of those that accumulate with it."""
         if self._module.automatic_optimization:
-            yield
             return
         self._watch()
         aggregated = [pair for known in self._aggregated.values() for pair in known.items() if pair[0].grad is pair[1]]
         self._aside = {p: gradient for p, gradient in self._aside.items() if p.grad is not None} | dict(aggregated)
         for parameter, _ in aggregated:
             parameter.grad = None
-        yield
-        self._put_back()
+
+    def end(self) -> None:
+        """Return what was kept out to the parameters that the backward pass has not reached."""
+        for parameter in [p for p in self._aside if p.grad is None]:
+            parameter.grad = self._aside.pop(parameter)
 
     def due(self) -> Iterator[int]:
         """Yield the optimizers that the last backward pass concerns on any rank; each is aggregated before the next is asked for."""
@@ -79,7 +84,7 @@ class ByHand:
             own = [count > 0 for count in self._exchange.all_reduce(flags).tolist()]
         for index in (index for index, here in enumerate(own) if here):
             kept = self._kept_out(index)
-            if index in self._pending and any(bool(gradient.any()) for gradient in kept.values()):
+            if not self._alone and index in self._pending and any(bool(gradient.any()) for gradient in kept.values()):
                 raise ValueError(
                     f"A second backward pass reached the parameters of {self._named(index)} before it stepped: a worker sends one gradient per step."
                     " Add up the losses, or run all passes but the last inside self.trainer.model.no_sync()."
@@ -90,11 +95,6 @@ class ByHand:
             self._aggregated[index] = {p: p.grad for p in self._trained(index) if p.grad is not None}
             self._pending.add(index)
             self._seen = True
-
-    def _put_back(self) -> None:
-        """Return what was kept out to the parameters that the backward pass has not reached."""
-        for parameter in [p for p in self._aside if p.grad is None]:
-            parameter.grad = self._aside.pop(parameter)
 
     def _kept_out(self, index: int) -> dict[Tensor, Tensor]:
         """Leave only this backward pass's gradients; return copies of what was aggregated before, whose memory is needed."""

@@ -5,20 +5,42 @@ A test per function says in a sentence which of them Lightning has moved.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+from torchmetrics import Metric
+
+WrappingCheckpointIO = _WrappingCheckpointIO
+"""A way of writing files around another, such as ``AsyncCheckpointIO``; assigning its ``checkpoint_io`` fills it if it wraps none yet."""
 
 
 def start_alike(module: nn.Module) -> None:
     """Give all ranks rank 0's parameters and buffers. Every rank must call it."""
     _sync_module_states(module)
+
+
+def note_sigterm(trainer: pl.Trainer) -> None:
+    """Let SIGTERM be noted and passed on, and no more: Lightning also broadcasts inside the handler, which falls between any two messages of a step.
+
+    Lightning's loop tells all ranks at the next batch, and they stop together. To be called before Lightning registers its handlers.
+    """
+    connector = trainer._signal_connector
+
+    def note(signum: int, _: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if not connector.received_sigterm and launcher is not None:
+            launcher.kill(signum)
+        connector.received_sigterm = True
+
+    connector._sigterm_notifier_fn = note  # type: ignore[method-assign]
 
 
 def with_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
@@ -152,3 +174,20 @@ def log_nothing(
         sync_dist=synchronized,
         sync_dist_fn=module.trainer.strategy.reduce,
     )
+
+
+def own_values(trainer: pl.Trainer, dataloader_idx: int = 0) -> dict[str, Callable[[], Any]]:
+    """Return what evaluation steps have logged so far on this rank, as functions; ask after each batch, for ranks then reduce sums in place."""
+    values: dict[str, Callable[[], Any]] = {}
+    for result in (trainer._results or {}).values():
+        name, loader, own = result.meta.name, result.meta.dataloader_idx, result.value
+        if loader not in (None, dataloader_idx):
+            continue
+        if isinstance(own, Metric):  # what an instance has as its compute reduces over ranks first
+            compute = partial(type(own).compute, own)
+        else:
+            compute = partial(
+                torch.div, own.clone(), result.cumulated_batch_size.clone() if result.meta.is_mean_reduction else 1
+            )
+        values[name if loader is None else f"{name}/dataloader_idx_{loader}"] = compute
+    return values

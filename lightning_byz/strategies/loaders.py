@@ -33,15 +33,26 @@ class KeyedLoader:
         streams: The global random streams.
         seed: The run's seed.
         epoch: Returns the current epoch.
+        own: Whether nobody else's loader goes through these data.
 
     """
 
-    def __init__(self, loader: Iterable, *, worker: int, streams: Streams, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        loader: Iterable,
+        *,
+        worker: int,
+        streams: Streams,
+        seed: int,
+        epoch: Callable[[], int],
+        own: bool = False,
+    ) -> None:
         self._loader = loader
         self._worker = worker
         self.streams = streams
         self._seed = seed
         self._epoch = epoch
+        self._own = own
         self._passes = (-1, 0)
 
     def __getattr__(self, name: str) -> Any:
@@ -69,7 +80,7 @@ class KeyedLoader:
         epoch = self._epoch()
         passes = self._passes[1] + 1 if self._passes[0] == epoch else 0
         self._passes = (epoch, passes)
-        own_draws = _shuffles_from_its_own_seed(self._loader)
+        own_draws = self._own or _shuffles_from_its_own_seed(self._loader)
         if carries_run_seed(self._loader):
             self._loader.generator = None  # type: ignore[attr-defined] - loader processes take their seeds from the key, not from who else drew
         iterator: Iterator[Any] | None = None

@@ -1,11 +1,11 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from os import environ
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +19,6 @@ from torch.distributed.constants import default_pg_timeout
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
-from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
@@ -28,7 +27,7 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.weights import check_weights, gathered_sizes, refuse_heavy, worker_weights
+from lightning_byz.rounds.weights import check_weights, gathered_sizes, worker_weights
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
@@ -36,11 +35,11 @@ from lightning_byz.strategies.refusals import (
     check_attackers,
     check_module,
     check_optimizers,
-    check_points,
-    check_several,
-    check_stages,
+    check_rules,
+    refused_comm_hook,
 )
 from lightning_byz.strategies.run import Run
+from lightning_byz.strategies.sites import check_data, check_sites
 from lightning_byz.strategies.training_data import TrainingData
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
@@ -58,23 +57,25 @@ class RobustStrategy(WorkerStrategy):
     workers send.
 
     Args:
-        f: How many workers may be Byzantine, in heads (may be fractional); ``"max"`` for the largest whole number that the rules tolerate. With
-            unequal weights, ``f`` of n workers is the part f / n of the total weight.
+        f: How many workers may be Byzantine, whoever they are (may be fractional); ``"max"`` for the largest whole number that the rules tolerate.
+            With unequal weights that is the weight of the ``f`` heaviest workers who take part in a step.
         aggregator: The robust rule.
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
         workers: Number of logical workers, at least one per rank; ``None`` for one per rank.
+        data: ``"shared"`` where all ranks' loaders have the same data, which are dealt out; ``"local"`` where each rank is a site with loaders of its
+            own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
-        attack: What they do.
+        attack: What they do. Without attackers it is not used, with a warning; attackers without an attack are refused.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
         max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
-        trust_heavy: Run although a worker alone weighs more than ``f``. Such a worker is trusted: no rule protects from it.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
-        timeout: How long a collective waits for other ranks.
+        digest_every: Steps between two comparisons of all ranks' parameters, bit by bit: a rank that drifted stops the run by name. ``None``: never.
+        timeout: How long a collective waits for other ranks, once all have taken a step.
         accelerator: As for ``DDPStrategy``.
         parallel_devices: As for ``DDPStrategy``.
         cluster_environment: As for ``DDPStrategy``.
@@ -82,6 +83,10 @@ class RobustStrategy(WorkerStrategy):
         precision_plugin: As for ``DDPStrategy``.
         process_group_backend: As for ``DDPStrategy``.
         start_method: As for ``DDPStrategy``.
+        find_unused_parameters: Taken from a configuration of ``DDPStrategy``, and changes nothing: parameters may be unused at any step.
+        static_graph: Likewise.
+        gradient_as_bucket_view: Likewise; gradients are views of the aggregate where all parameters have one dtype.
+        ddp_comm_hook: Refused: a hook would average gradients before any rule sees them.
 
     Raises:
         ValueError: For arguments that no run can use; when the run starts, for a module, loader or checkpoint that does not fit.
@@ -98,15 +103,16 @@ class RobustStrategy(WorkerStrategy):
         preaggregators: Sequence[PreAggregator] = (),
         estimator: Estimator = Gradient(),  # noqa: B008 - frozen
         workers: int | None = None,
+        data: Literal["shared", "local"] = "shared",
         partition: Partition = IID(),  # noqa: B008 - frozen
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
         exchange: Exchange | None = None,
         weights: Sequence[float | int] | Literal["samples"] | None = None,
         max_share: float | None = None,
-        trust_heavy: bool = False,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
+        digest_every: int | None = 50,
         timeout: timedelta = default_pg_timeout,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -115,26 +121,22 @@ class RobustStrategy(WorkerStrategy):
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        gradient_as_bucket_view: bool = False,
+        ddp_comm_hook: Callable[..., Any] | None = None,
     ) -> None:
         check_arguments(f, workers, attackers, attack, seed=seed)
-        check_stages(
-            [
-                ("aggregator", aggregator, Aggregator),
-                ("estimator", estimator, Estimator),
-                ("partition", partition, Partition),
-            ]
-        )
-        check_several("preaggregators", preaggregators, PreAggregator)
-        check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
-        check_points(estimator)
-        if attack is not None:
-            check_signature(attack)
-        check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+        stages = {"aggregator": aggregator, "estimator": estimator, "partition": partition}
+        check_rules(stages, attack=attack, exchange=exchange, preaggregators=preaggregators)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
-        check_weights(weights, max_share, trust_heavy, workers)
+        check_weights(weights, max_share, workers)
+        check_data(data, partition)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
+            digest_every=digest_every,
+            ddp_comm_hook=refused_comm_hook(ddp_comm_hook),
             accelerator=accelerator,
             parallel_devices=parallel_devices,
             cluster_environment=cluster_environment,
@@ -143,19 +145,22 @@ class RobustStrategy(WorkerStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
             start_method=start_method,
+            find_unused_parameters=find_unused_parameters,
+            static_graph=static_graph,
+            gradient_as_bucket_view=gradient_as_bucket_view,
         )
         self.f = f
         self.aggregator = aggregator
         self.preaggregators = tuple(preaggregators)
         self.estimator = estimator
         self.workers = workers
+        self.data = data
         self.partition = partition
         self.attackers = tuple(attackers)
         self.attack = attack
         self.exchange = exchange
         self.weights = weights
         self.max_share = max_share
-        self.trust_heavy = trust_heavy
         self.buffers = buffers
         self._seed = seed
         self._announced = ""
@@ -180,6 +185,7 @@ class RobustStrategy(WorkerStrategy):
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
+        check_sites(self.data, placement)
         check_module(module, placement, synchronized=synchronizes_layers(self))
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
@@ -188,11 +194,11 @@ class RobustStrategy(WorkerStrategy):
         if not isinstance(given, str):
             capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
             self._defence = self._fitting(capped, exchange, placement)
-        self._data = TrainingData(trainer, module, placement, partition=self.partition, streams=streams, seed=self.seed)
+        deals = {"partition": self.partition, "exchange": exchange, "local": self.data == "local"}
+        self._data = TrainingData(trainer, module, placement, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
-        blank = self.estimator.init(torch.zeros(2))
-        check_memory(self.estimator, blank, coordinates=2)
+        check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
         check_optimizers(module, self.optimizers, has_memory=bool(blank))
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
@@ -223,14 +229,14 @@ class RobustStrategy(WorkerStrategy):
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
+        acting = self.estimator, Attackers(self.attackers, self.attack)
+        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, parameters=parameters)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
 
     def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
         """Return the rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
-        sliced = exchange.slices and placement.ranks > 1
 
         def make(f: float) -> Defence:
             return Defence(placement.workers, f, self.aggregator, self.preaggregators, weights, self.seed)
@@ -238,8 +244,9 @@ class RobustStrategy(WorkerStrategy):
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            defence = start_up.fitting_defence(
+                self.f, make, workers=placement.workers, sliced=exchange.slices and placement.ranks > 1
+            )
+            start_up.warn_of_none(self.f, defence)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
-        if not self.trust_heavy:
-            refuse_heavy(defence)
         return defence

@@ -1,6 +1,6 @@
 """Gives each logical worker its loader, inside Lightning's own handling of loaders and batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_byz.data import IID, Partition
-from lightning_byz.exchange import Placement
+from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.random import Streams
 from lightning_byz.strategies.inside_lightning import before_transfer, replace_before_transfer, restore_before_transfer
 from lightning_byz.strategies.loaders import (
@@ -20,6 +20,14 @@ from lightning_byz.strategies.loaders import (
     refuse_small_dataset,
     shard_size,
     split_loader,
+)
+from lightning_byz.strategies.sites import (
+    Site,
+    gathered_sites,
+    refuse_half_known,
+    refuse_unequal,
+    site_loader,
+    steps_of,
 )
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -38,6 +46,8 @@ class TrainingData:
         partition: Which samples belong to which worker.
         streams: The global random streams.
         seed: The run's seed.
+        exchange: Tells ranks how much data the others have.
+        local: Whether each rank's loader has data of its own.
 
     """
 
@@ -47,6 +57,8 @@ class TrainingData:
         module: pl.LightningModule,
         placement: Placement,
         *,
+        exchange: Exchange,
+        local: bool,
         partition: Partition,
         streams: Streams,
         seed: RunSeed,
@@ -54,6 +66,8 @@ class TrainingData:
         self._trainer = trainer
         self._module = module
         self._placement = placement
+        self._exchange = exchange
+        self._local = local
         self._partition = partition
         self._streams = streams
         self._seed = seed
@@ -77,6 +91,8 @@ class TrainingData:
                 set_up()
             finally:
                 self._setting_up = False
+            if self._sizes:
+                self._check_lengths()
             if self._sizes and ready is not None:
                 ready(self._sizes)
 
@@ -111,6 +127,10 @@ class TrainingData:
         if not self._setting_up:
             return loader
         workers = self._placement.workers
+        sites = gathered_sites(Site.of(loader), self._exchange, self._placement, self._trainer.strategy.root_device)
+        if self._local:
+            return self._site(loader, sites)
+        refuse_half_known(sites)
         if self._placement.one_per_rank and type(self._partition) is IID:
             if carries_run_seed(loader):
                 refuse_small_dataset(loader.dataset, workers)
@@ -120,12 +140,33 @@ class TrainingData:
             return self._keyed(make(self._placement.local[0]), self._placement.local[0])
         return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local], batches=batches)
 
-    def _keyed(self, loader: Any, worker: int) -> KeyedLoader:
-        size, known = shard_size(loader), self._sizes.get(worker, 0)
+    def _site(self, loader: Any, sites: Sequence[Site]) -> KeyedLoader:
+        """Return the keyed loader of this rank's own data."""
+        trainer, worker = self._trainer, self._placement.local[0]
+        bounded = trainer.max_steps != -1 or isinstance(trainer.limit_train_batches, int)
+        steps, restarts = steps_of(sites, bounded=bounded), bool(getattr(trainer, "overfit_batches", 0))
+        own = site_loader(loader, steps=steps, worker=worker, seed=self._seed, restarts=restarts)
+        return self._keyed(own, worker, size=sites[self._placement.rank].samples)
+
+    def _check_lengths(self) -> None:
+        """Refuse ranks that would wait for each other for ever."""
+        trainer = self._trainer
+        enough = float("inf") if trainer.max_steps == -1 else trainer.max_steps * trainer.accumulate_grad_batches
+        device, batches = trainer.strategy.root_device, trainer.fit_loop.max_batches
+        refuse_unequal(batches, self._exchange, self._placement, device=device, enough=enough)
+
+    def _keyed(self, loader: Any, worker: int, *, size: int | None = None) -> KeyedLoader:
+        """Return the keyed loader, and count its shard: ``size``, negative where nothing tells, of a site's loader."""
+        size, known = shard_size(loader) if size is None else size if size >= 0 else None, self._sizes.get(worker, 0)
         self._sizes[worker] = None if size is None or known is None else known + size
         progress: Any = self._trainer.fit_loop.epoch_progress
         return KeyedLoader(
-            loader, worker=worker, streams=self._streams, seed=self._seed, epoch=lambda: progress.current.processed
+            loader,
+            worker=worker,
+            streams=self._streams,
+            seed=self._seed,
+            epoch=lambda: progress.current.processed,
+            own=self._local,
         )
 
 

@@ -110,13 +110,15 @@ class WorkerLoop:
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
 
-    def backward_of_one(self, backward: Callable[[], Any]) -> Any:
-        """Run Lightning's backward pass of the only worker, in the random streams where its step left them."""
+    @contextmanager
+    def around_backward(self) -> Iterator[None]:
+        """Be in the random streams where the only worker's step left them, with its buffers; by hand, its step still runs."""
         self._computed = True
         if self.worker is not None:
-            return backward()
+            yield
+            return
         with self._streams.again(), self._buffers.inside(self._placement.local[0]):
-            return backward()
+            yield
 
     def sent(self, aggregation: Aggregation, parameters: Sequence[Tensor]) -> dict[int, Sent]:
         """Return what the local workers have sent, and start the next step without gradients."""
