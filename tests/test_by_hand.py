@@ -240,3 +240,59 @@ def test_what_nobody_stepped_on_is_not_remembered(ranks):
     strategy = {"f": 0, "aggregator": CoordinateMedian(), "estimator": WorkerMomentum(0.9)}
     first, second = (ranks(2).run(fit, Fit(strategy=strategy, module=m), 2)[0] for m in (Detours, Straight))
     assert not same_bits(first["parameters"], second["parameters"])
+
+
+class LooksAtGradients(Classifier):
+    """Has its gradients computed before the backward pass, without leaving them anywhere."""
+
+    def on_before_backward(self, loss):
+        self.log("norm", torch.autograd.grad(loss, self.network[0].weight, retain_graph=True)[0].norm())
+
+
+class SharedParameters(ByHand):
+    """Two optimizers over the same parameters, in turn."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1), torch.optim.Adam(self.parameters())
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+
+@pytest.mark.parametrize("module", [LooksAtGradients, SharedParameters])
+def test_gradients_meet_once_they_are_there(ranks, module):
+    expected = ranks(2).run(fit, Fit(module=module), 2)
+    for result, plain in zip(ranks(2).run(fit, Fit(strategy=MEAN, module=module), 2), expected, strict=True):
+        assert not same_bits(result["parameters"], plain["parameters"])
+
+
+class Mixes(Wrong):
+    def go_wrong(self, optimizer, batch):
+        self.manual_backward(self.loss(batch))
+        self.loss(batch).backward()
+        optimizer.step()
+
+
+class Shifts(ByHand):
+    """One rank's parameters jump, where torch's own optimizer steps."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+        if batch_idx == 4 and self.global_rank == 1:
+            self.network[0].bias.data.add_(1.0)
+
+
+@pytest.mark.parametrize(
+    ("module", "strategy", "sentence"),
+    [(Mixes, MEAN, "gradients that no rule has seen"), (Shifts, {**MEAN, "digest_every": 3}, "step 6|6 steps")],
+)
+def test_ranks_do_not_part_in_silence(ranks, module, strategy, sentence):
+    with pytest.raises(RankFailure, match=sentence) as caught:
+        ranks(2).run(fit, Fit(strategy=strategy, module=module), 2)
+    assert set(caught.value.failures) == {0, 1}

@@ -9,6 +9,7 @@ from torch import nn
 from torchmetrics.classification import BinaryAccuracy
 
 from lightning_byz.aggregators import CoordinateMedian
+from tests.ranks import RankFailure
 from tests.scenarios import Classifier, Fit, Options, fit, same_bits
 
 FOUR = {"f": 1, "aggregator": CoordinateMedian(), "workers": 4}
@@ -128,3 +129,42 @@ def test_a_schedule_that_follows_logged_values_keeps_ranks_together(ranks, modul
     assert first["metrics"] == second["metrics"]
     if module is Plateau:
         assert not same_bits(first["parameters"], alone["parameters"])
+
+
+class Widens(Says):
+    """One worker logs in another dtype, and metrics are asked for inside the step."""
+
+    def training_step(self, batch, batch_idx):
+        worker = self.trainer.strategy.worker
+        self.log("wide", torch.tensor(0.1 * worker, dtype=torch.float64 if worker == 1 else torch.float32))
+        self.accuracy(torch.tensor([worker % 2, 1]), torch.tensor([1, 1]))
+        self.log("here", self.accuracy.compute())
+        return self.layer(batch[0]).mean()
+
+
+class Asks(Says):
+    def training_step(self, batch, batch_idx):
+        getattr(self.trainer.strategy, self.call)(True)
+        return self.layer(batch[0]).mean()
+
+
+class AsksAll(Asks):
+    call = "reduce_boolean_decision"
+
+
+class Tells(Asks):
+    call = "broadcast"
+
+
+@pytest.mark.parametrize("workers", [3, 4])
+def test_dtypes_may_differ_and_metrics_do_not_wait(ranks, workers):
+    job = Fit(strategy={**FOUR, "workers": workers}, module=Widens, trainer={"max_epochs": 2})
+    first, second = ranks(2).run(fit, job, 2)
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"]["wide"] == pytest.approx(0.1 * (workers - 1) / 2)
+
+
+@pytest.mark.parametrize("module", [AsksAll, Tells])
+def test_what_would_wait_for_ever_is_refused(ranks, module):
+    with pytest.raises(RankFailure, match=f"{module.call} in the training step of worker 0"):
+        ranks(2).run(fit, Fit(strategy=FOUR, module=module), 2)
