@@ -140,7 +140,7 @@ def refusal(error: Exception) -> str | None:
     if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
         return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
     speaking = {
-        "lightning_byz": (FileNotFoundError, ValueError, TypeError),
+        "lightning_byz": (OSError, ValueError, TypeError),
         "lightning": (FileNotFoundError, ValueError, TypeError) if building else (FileNotFoundError,),
         "torch": (ValueError,) if module.startswith("torch.utils.data") else (),
     }

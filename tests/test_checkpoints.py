@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,18 @@ def test_a_writer_that_fails_leaves_the_old_file(saved):
     before = saved.read_bytes()
     with pytest.raises(Exception, match="pickle"):
         write_sealed({"fails": lambda: None}, saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_full_disk_says_so_and_leaves_the_old_file(saved):
+    before, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written: File too large: '.*saved.ckpt'"):
+            write_sealed({"large": torch.zeros(10_000)}, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 

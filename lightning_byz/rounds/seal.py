@@ -34,7 +34,7 @@ def write_sealed(state: Mapping[str, Any], path: Path) -> None:
     with open_partial(path.parent) as file:
         try:
             hashed = _Hashed(file)
-            torch.save(dict(state), hashed)  # pyright: ignore[reportArgumentType] - write and flush are all it asks for
+            _save(state, hashed, path)
             file.seek(-2, os.SEEK_END)
             file.write(SEAL.to_bytes(2, "little") + TAG + hashed.digest.hexdigest().encode())
             file.flush()
@@ -113,6 +113,16 @@ def _locked(file: BinaryIO, *, wait: bool) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def _save(state: Mapping[str, Any], file: "_Hashed", path: Path) -> None:
+    """Save with torch, and say what the disk said where torch speaks of a position it did not expect."""
+    try:
+        torch.save(dict(state), file)  # pyright: ignore[reportArgumentType] - write and flush are all it asks for
+    except RuntimeError as error:
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, f"The checkpoint could not be written: {cause.strerror}", str(path)) from None
+        raise
 
 
 class _Hashed:
