@@ -113,6 +113,20 @@ def test_the_tensor_in_which_a_bit_has_changed_is_named(saved, tmp_path):
         )
 
 
+def test_a_tensor_is_named_in_whatever_order_the_records_lie(tmp_path):
+    plain, other = tmp_path / "plain.ckpt", tmp_path / "other.ckpt"
+    torch.save(small_state(), plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(other, "w") as reordered:
+        head, data = (
+            [one for one in archive.infolist() if ("/data/" in one.filename) == kind] for kind in (False, True)
+        )
+        for one in (*head, *reversed(data)):
+            reordered.writestr(one.filename, archive.read(one))
+    for number, name in enumerate(["0.weight", "0.bias", "1.weight"]):
+        with pytest.raises(DamagedCheckpoint, match=rf"state_dict\['{name}'\]"):
+            refuse_damaged(flipped(other, tensor_bytes(other, number)[-1], 6, tmp_path / "damaged.ckpt"))
+
+
 class Unknown:
     """No class that torch.load trusts."""
 
