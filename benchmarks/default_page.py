@@ -1,0 +1,148 @@
+"""The page of the default: accuracies by rule, partition and attack, and the cell in which each rule loses most."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from digits_training import BATCH, HIDDEN, LEARNING_RATE, WORKERS
+from tables import markdown
+
+from lightning_byz.aggregators import Mean
+from lightning_byz.estimators import Estimator, Gradient, WorkerMomentum
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "default.md"
+BASE, UNATTACKED = Mean.__name__, "no attack"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of the rules, and what workers send."""
+
+    title: str
+    f: float | Literal["max"]
+    estimator: Estimator = field(default_factory=Gradient)
+
+
+SETTINGS = [
+    Setting("The largest f", "max"),
+    Setting("f = 2", 2),
+    Setting("f = 2, worker momentum", 2, WorkerMomentum(0.9)),
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One rule in one place: accuracies per seed, in percent, and f; or why it does not run."""
+
+    accuracies: tuple[float, ...] = ()
+    f: float = 0.0
+    refusal: str = ""
+
+
+Cells = Mapping[tuple[str, str, str, str], Cell]
+"""By setting, rule, partition and attack."""
+
+
+class Loss(NamedTuple):
+    """The largest loss of a rule against the mean without attack on the same data, in points, and where it is."""
+
+    points: float
+    error: float
+    place: str
+
+
+def ranked(
+    cells: Cells, names: Sequence[str], setting: Setting, partitions: Sequence[str], attacks: Sequence[str]
+) -> dict[str, Loss]:
+    """Return each rule's largest loss, from the best rule to the worst; a refusal is none."""
+    losses = {
+        name: max(
+            _loss(cells, name, setting, partition, attack)
+            for partition in partitions
+            for attack in attacks
+            if not cells[setting.title, name, partition, attack].refusal
+        )
+        for name in names
+    }
+    return dict(sorted(losses.items(), key=lambda item: item[1]))
+
+
+def _loss(cells: Cells, name: str, setting: Setting, partition: str, attack: str) -> Loss:
+    mine = cells[setting.title, name, partition, attack].accuracies
+    base = cells[setting.title, BASE, partition, UNATTACKED].accuracies
+    losses = [other - one for one, other in zip(mine, base, strict=True)]
+    return Loss(statistics.fmean(losses), _error(losses), f"{partition}, {attack}")
+
+
+def _error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def header(attacks: Sequence[str]) -> list[str]:
+    """Return the columns' names."""
+    return ["rule", "f", *attacks, "largest loss of all cells"]
+
+
+def rows(
+    cells: Cells, order: Mapping[str, Loss], setting: Setting, partition: str, attacks: Sequence[str]
+) -> list[list[str]]:
+    """Return the lines of one partition's table."""
+    lines = []
+    for name, loss in order.items():
+        own = [cells[setting.title, name, partition, attack] for attack in attacks]
+        numbers = [
+            "refuses" if cell.refusal else f"{statistics.fmean(cell.accuracies):.1f} ± {_error(cell.accuracies):.1f}"
+            for cell in own
+        ]
+        lines.append([name, f"{own[0].f:g}", *numbers, f"{loss.points:.1f} ± {loss.error:.1f} ({loss.place})"])
+    return lines
+
+
+def summary(order: Mapping[str, Loss]) -> str:
+    """Return one line on a setting: who loses least and most at worst."""
+    return (
+        "Loss in the worst cell, in points: "
+        + ", ".join(f"`{name}` {loss.points:.1f}" for name, loss in order.items())
+        + "."
+    )
+
+
+def page(
+    cells: Cells,
+    names: Sequence[str],
+    partitions: Sequence[str],
+    attacks: Sequence[str],
+    *,
+    command: str,
+    seeds: int,
+    steps: int,
+) -> str:
+    """Return the page."""
+    text = f"""# The table that chooses the default
+
+```bash
+{command}
+```
+
+A network of one hidden layer of {HIDDEN} learns scikit-learn's handwritten digits from {WORKERS} workers, batches of {BATCH}, {steps} steps of
+SGD with learning rate {LEARNING_RATE}. Workers 8 and 11 attack. With unequal sizes the weights are the sizes and these two are among the
+heaviest. Cells hold the accuracy on held-out digits in percent, mean and standard error over {seeds} seeds, each the mean of five moments in the
+last fifth of the steps. The last column is the cell, of all three tables of a section, that is furthest below `Mean` without attack
+on the same data and for the same seeds, in points with the standard error of the difference; by it lines are sorted from best to worst. A run that stops because too many
+messages are not finite counts as a guess, 10 %.
+
+Rules have default arguments, which are not tuned to this problem; `MoNNA` trusts worker 0, who is honest here. `ALIE` has `z=1.5`, since its own
+formula gives 0 for 2 attackers of 12; `IPM` is shown with its default, 0.1, and with 1; the others have default arguments. `WorkerMomentum(0.9)` is an exponential *average*
+of gradients, as long as a gradient in the long run, so the learning rate is the same with and without it. Under Dirichlet(0.1), digits that only attackers
+hold are lost to every rule that leaves attackers out, and count as its loss.
+"""
+    for setting in SETTINGS:
+        order = ranked(cells, names, setting, partitions, attacks)
+        text += f"\n## {setting.title}\n\n{summary(order)}\n"
+        for partition in partitions:
+            lines = rows(cells, order, setting, partition, attacks)
+            text += f"\n{partition}:\n\n{markdown(header(attacks), lines)}"
+    return text
