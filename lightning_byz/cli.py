@@ -1,38 +1,22 @@
 """The command ``lightning-byz``: Lightning's command line with this package's classes known by their bare names."""
 
-import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lightning_byz import aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies
 from lightning_byz.errors import ToleranceError, TooManyFaults
-
-_FAMILIES = (aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies)
-_CLASS = r"Problem with given class_path '(?:[\w.]+\.)?(?P<name>\w+)':\s+"
-_MISTAKES = (
-    (
-        _CLASS + r"Option '(?P<given>[^']+)' is not accepted",
-        "{name} has no argument '{given}': see --print_config for those of the classes in use.",
-    ),
-    (_CLASS + r"the following arguments are required: (?P<given>[^\n]+)", "{name} needs a value for: {given}."),
-    (
-        _CLASS + r"(?P<given>No module named [^\n]+|module [^\n]+ has no attribute [^\n]+)",
-        "there is no class {name}: {given}.",
-    ),
-    (r"Import path (?P<given>\S+) does not correspond to a subclass of (?P<name>\w+)", "{given} is no {name}."),
-    (
-        r'Parser key "(?P<name>\w+)":\s+Expected a <class \'(?P<kind>\w+)\'>. Got value: (?P<given>[^\n]+)',
-        "{name}={given}: give one of type {kind}.",
-    ),
-)
+from lightning_byz.mistakes import explain
 
 
 class Parser(LightningArgumentParser):
@@ -45,8 +29,17 @@ class Parser(LightningArgumentParser):
         self.exit(2, f"error: {explain(message)}\n")
 
 
+class SaveConfig(SaveConfigCallback):
+    """Saves the config beside what the logger writes; without a logger there is no such place, and nothing is saved."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it where there is a logger."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
 class CommandLine(LightningCLI):
-    """LightningCLI which ends a fit with the metrics of its last epoch."""
+    """LightningCLI which ends a fit with the metrics of its last epoch, and keeps what a prediction made."""
 
     def after_fit(self) -> None:
         """Print the metrics as they stand after the last epoch, which is not always the best one."""
@@ -55,6 +48,39 @@ class CommandLine(LightningCLI):
             rank_zero_only(print)(
                 "last epoch:", ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
             )
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, save what was predicted beside the log, and say what it is and where."""
+        batches, folder = (
+            self.trainer.predict(**kwargs),
+            Path(self.trainer.log_dir or "."),
+        )  # every rank asks for the folder
+        callbacks = getattr(self.trainer, "callbacks", [])
+        writers = [type(callback).__name__ for callback in callbacks if isinstance(callback, BasePredictionWriter)]
+        if writers:
+            rank_zero_only(print)(f"predictions: left to {', '.join(writers)}")
+        elif not batches:
+            print("predictions: none; predict_step returned none, or return_predictions is false")
+        else:
+            rank = f"-rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(batches, path := folder / f"predictions{rank}.pt")
+            print(f"predictions: {counted(batches)}, saved to {path}")
+
+
+def counted(batches: list[Any]) -> str:
+    """Return how many predictions there are, as far as they can be counted.
+
+    Example:
+        >>> counted([torch.zeros(16), torch.zeros(8)])
+        '24 rows in 2 batches'
+        >>> counted([{"label": 3}])
+        '1 batch'
+    """
+    text = f"{len(batches)} batch{'es' * (len(batches) > 1)}"
+    if all(isinstance(batch, torch.Tensor) and batch.ndim for batch in batches):
+        text = f"{sum(len(batch) for batch in batches)} rows in {text}"
+    return text
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -73,6 +99,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},  # a misspelt option must not pass as another one
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             args=None if args is None else list(args),
         )
@@ -80,39 +107,6 @@ def main(args: Sequence[str] | None = None) -> None:
         if sentence := refusal(error):
             sys.exit(f"error: {sentence}")
         raise
-
-
-def explain(message: str) -> str:
-    r"""Return the parser's message as one sentence, where it wraps the mistake in all that it tried.
-
-    Example:
-        >>> explain("Problem with given class_path 'lightning_byz.RobustStrategy':\n  Option 'ff' is not accepted")
-        "RobustStrategy has no argument 'ff': see --print_config for those of the classes in use."
-        >>> explain("- Expected a dot import path string: CoordinateMedain")
-        "there is no class 'CoordinateMedain': did you mean CoordinateMedian?"
-    """
-    for pattern, sentence in _MISTAKES:
-        if found := re.search(pattern, message):
-            return sentence.format_map(found.groupdict())
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        known = [name for family in _FAMILIES for name in family.__all__]
-        close = _closest(found[1], known)
-        hint = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else "give the import path of a class, such as my_file.MyClass, or a name of this package."
-        )
-        return f"there is no class {found[1]!r}: {hint}"
-    return message
-
-
-def _closest(given: str, known: Sequence[str]) -> list[str]:
-    """Return the known names that are nearly as close as the closest one, if any is close."""
-    likeness = {name: difflib.SequenceMatcher(None, given, name).ratio() for name in known}
-    best = max(likeness.values())
-    return sorted((name for name in known if likeness[name] >= max(0.5, best - 0.1)), key=lambda name: -likeness[name])[
-        :3
-    ]
 
 
 def refusal(error: Exception) -> str | None:
@@ -124,13 +118,16 @@ def refusal(error: Exception) -> str | None:
         >>> refusal(ZeroDivisionError())
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    origin = frames[-1].f_globals.get("__name__", "").split(".")[0] if frames else ""
+    module = frames[-1].f_globals.get("__name__", "") if frames else ""
+    origin, building = module.split(".")[0], any(f.f_code.co_name == "instantiate_trainer" for f in frames)
     if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
         return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
-    ours = (
-        ToleranceError,
-        TooManyFaults,
-        MisconfigurationException,
-        *([ValueError] if origin == "lightning_byz" else []),
-    )
-    return str(error) if isinstance(error, ours) else None
+    speaking = {
+        "lightning_byz": (ValueError, TypeError),
+        "lightning": (FileNotFoundError, ValueError, TypeError) if building else (FileNotFoundError,),
+        "torch": (ValueError,) if module.startswith("torch.utils.data") else (),
+    }
+    ours = (ToleranceError, TooManyFaults, MisconfigurationException, *speaking.get(origin, ()))
+    if not isinstance(error, ours):
+        return None
+    return explain(str(error)) if building else " ".join(str(error).split())

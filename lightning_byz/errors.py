@@ -4,9 +4,11 @@
 
     Exception
     ├── ValueError
-    │   └── ToleranceError     f is too large for this rule and these weights
+    │   ├── ToleranceError     f is too large for this rule and these weights
+    │   └── DamagedCheckpoint  a file's bytes are not those that were saved
     └── RuntimeError
-        └── TooManyFaults      more weight is broken than f allows
+        ├── TooManyFaults      more weight is broken than f allows
+        └── RanksDrifted       parameters differ between ranks
 """
 
 import warnings
@@ -18,8 +20,16 @@ class ToleranceError(ValueError):
     """A rule was asked to tolerate what it cannot: ``f`` is too large, or the weights do not suit it."""
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint is empty, cut short, or differs in some bit from what was saved."""
+
+
 class TooManyFaults(RuntimeError):
     """More weight is visibly broken than ``f`` allows, so the assumption behind every rule is gone."""
+
+
+class RanksDrifted(RuntimeError):
+    """Ranks no longer train the same parameters."""
 
 
 def warn_once(message: str) -> None:

@@ -1,6 +1,7 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from operator import attrgetter
 
 import torch
@@ -27,6 +28,36 @@ def buffers_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, buffer) for name, buffer in module._buffers.items() if buffer is not None)
 
 
-def keeps_running_statistics(module: nn.Module) -> bool:
-    """Whether the module is a normalisation layer that writes its buffers without counting a new version."""
-    return isinstance(module, _NormBase) and module.track_running_stats
+def running_statistics(module: nn.Module) -> set[str]:
+    """Return the names of the buffers that normalisation layers write without counting a new version of the tensor."""
+    return {
+        f"{name}.{buffer}".lstrip(".")
+        for name, part in module.named_modules()
+        if isinstance(part, _NormBase) and part.track_running_stats
+        for buffer, _ in buffers_of(part)
+    }
+
+
+def at_end_of_backward(loss: Tensor, function: Callable[[], None]) -> None:
+    """Call ``function`` when all gradients of the next backward pass that starts from ``loss`` are there."""
+
+    def started(_: Tensor) -> None:
+        handle.remove()
+        torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]
+
+    if loss.requires_grad:
+        handle = loss.register_hook(started)
+
+
+def wait_at_most(timeout: timedelta) -> None:
+    """Let the collectives of the default group wait this long from now on; messages between two ranks wait for :func:`present_timeout`."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timeout, None)
+
+
+def present_timeout() -> timedelta | None:
+    """How long a message through gloo may take, which keeps the timeout that it was opened with unless told; ``None`` for other backends."""
+    if torch.distributed.get_backend() != "gloo":
+        return None
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    return group._get_backend(torch.device("cpu")).options._timeout

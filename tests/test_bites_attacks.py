@@ -109,6 +109,7 @@ def test_weights_are_those_asked_for(more, expected):
     assert (record["rule"][0]["weights"], record["rule"][0]["f"]) == tuple(map(pytest.approx, expected))
 
 
+@pytest.mark.filterwarnings("ignore:f='max' is 0")
 def test_max_is_what_the_rules_tolerate():
     for rule, f in ((CoordinateMedian(), 1), (Krum(neighbors="paper"), 0)):
         plan = noted(((1, 2, 3, 4),), f="max").under(aggregator=rule)

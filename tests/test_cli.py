@@ -11,12 +11,16 @@ import pytest
 import torch
 import yaml
 
-from lightning_byz import cli
+from lightning_byz import attacks, cli
+from lightning_byz.attacks import Attack
 from lightning_byz.census import Arrival
+from lightning_byz.kinds import names_of
+from lightning_byz.mistakes import explain
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+S = "--trainer.strategy"
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
 
 Run = Callable[..., str]
@@ -157,56 +161,146 @@ def test_help_of_the_strategy(run: Run) -> None:
     assert "static_graph" not in printed  # nothing of DDPStrategy that would be ignored
 
 
-@pytest.mark.parametrize(
-    ("mistake", "sentence"),
-    [
-        ("--trainer.strategy.ff=2", "RobustStrategy has no argument 'ff'"),
-        ("--trainer.strategy.aggregator.bse=Mean", "CTMA has no argument 'bse'"),
-        ("--trainer.strategy.attack.factr=2", "ReverseGradient has no argument 'factr'"),
-        (
-            "--trainer.strategy.aggregator=CoordinateMedain",
-            "there is no class 'CoordinateMedain': did you mean CoordinateMedian?",
-        ),
-        ("--trainer.strategy.aggregator=nowhere.Rule", "there is no class Rule: No module named 'nowhere'."),
-        ("--trainer.strategy.aggregator=lightning_byz.attacks.IPM", "lightning_byz.attacks.IPM is no Aggregator."),
-        ("--trainer.strategy.f=many", "many"),
-        ("--model.hidden=2.5", "hidden=2.5: give one of type int."),
-        ("--model.x=3", "DigitsClassifier has no argument 'x'"),
-        ("--trainer.max_epoch=3", "--trainer.max_epoch=3"),
-        ("--trainer.strategy.workers=many", "many"),
-    ],
-)
-def test_mistakes_on_the_command_line(run: Run, mistake: str, sentence: str) -> None:
-    assert sentence in run("fit", "--config", QUICKSTART, mistake, status=2)
+def rows_of(section: str) -> list[list[str]]:
+    """Return the cells of a table of docs/mistakes.md, without their backquotes."""
+    text = (ROOT / "docs" / "mistakes.md").read_text().split(f"## {section}")[1].split("##")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    return [[*("" if cell == "(nothing)" else cell.strip("`") for cell in cells), said] for *cells, said in rows]
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "sentence"),
-    [
-        ("f: 2", "ff: 2", "RobustStrategy has no argument 'ff'"),
-        ("f: 2", "", "RobustStrategy needs a value for: f."),
-        ("factor: 10", "factr: 10", "ReverseGradient has no argument 'factr'"),
-        ("max_epochs:", "max_epoch:", "trainer.max_epoch"),
-        ("[NNM]", "[MNN]", "there is no class 'MNN': did you mean MoNNA or NNM?"),
-    ],
-)
-def test_mistakes_in_the_file(run: Run, tmp_path: Path, right: str, wrong: str, sentence: str) -> None:
+@pytest.fixture
+def answer(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in a directory with the quickstart's config; return the sentence it ends with."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").write_text(Path(QUICKSTART).read_text())
+
+    def answer(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        code = stopped.value.code
+        said = code if isinstance(code, str) else capfd.readouterr().err
+        assert said.startswith("error: ")
+        assert isinstance(code, str) or code == 2
+        assert "Traceback" not in said
+        return said.removeprefix("error: ").strip().replace(f"{tmp_path}{os.sep}", "")
+
+    return answer
+
+
+@pytest.mark.parametrize(("option", "sentence"), rows_of("Options"))
+def test_mistaken_options_get_the_sentence_of_the_docs(answer: Run, option: str, sentence: str) -> None:
+    short = [] if "trainr" in option or "max_epoch" in option else [*SHORT, "--trainer.logger=false"]
+    assert answer("fit", "--config", "configs/quickstart.yaml", *short, option) == sentence
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), rows_of("Commands"))
+def test_mistaken_commands_get_the_sentence_of_the_docs(answer: Run, arguments: str, sentence: str) -> None:
+    assert answer(*arguments.split()) == sentence
+
+
+@pytest.mark.parametrize(("right", "wrong", "sentence"), rows_of("Files"))
+def test_mistakes_in_the_file_get_the_sentence_of_the_docs(
+    answer: Run, tmp_path: Path, right: str, wrong: str, sentence: str
+) -> None:
     text = Path(QUICKSTART).read_text()
     assert right in text
-    (tmp_path / "wrong.yaml").write_text(text.replace(right, wrong))
-    assert sentence in run("fit", "--config", "wrong.yaml", status=2)
+    (tmp_path / "wrong.yaml").write_text(text.replace(right, wrong.replace("⇥", "\t"), 1))
+    assert answer("fit", "--config", "wrong.yaml") == sentence
+
+
+def test_no_answer_is_a_wall_of_text() -> None:
+    for section in ("Options", "Commands", "Files"):
+        for *_, sentence in rows_of(section):
+            assert len(sentence) < 250
+            assert not re.search(r"Parser key|subtypes|Namespace|<class|\n", sentence)
+
+
+def test_what_a_suggestion_is_drawn_from() -> None:
+    """Of its own family, never of another one, and never the word that was given."""
+    given = 'Parser key "model":\n  Expected a dot import path string: {}'
+    assert (
+        explain(given.format("DigitClassifier"))
+        == "there is no class 'DigitClassifier': did you mean DigitsClassifier?"
+    )
+    attack = "Problem with given class_path 'lightning_byz.RobustStrategy':\n  Parser key \"attack\":\n    "
+    assert "did you mean" not in explain(f"{attack}Expected a dot import path string: Krum")
+    assert "Krum" not in explain(f"{attack}Expected a dot import path string: MultiKrm").split("of this package")[1]
+    assert names_of([Attack]) == sorted(set(attacks.__all__) - {"Attack", "Sight"})
+
+
+def test_what_nobody_foresaw_is_kept_on_one_line() -> None:
+    assert explain("something\n  else") == "something else"
+    assert explain('Parser key "timeout":\n  Not of type timedelta: 3') == "timeout: Not of type timedelta: 3"
+
+
+def test_help_offers_what_can_be_used(run: Run) -> None:
+    printed = run("fit", "--help", status=0)
+    assert "lightning_byz.RobustStrategy" in printed
+    assert "WorkerStrategy" not in printed
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # ModelCheckpoint's, under each new version of the log
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_checkpoint_is_evaluated(run: Run, tmp_path: Path, command: str) -> None:
+    run("fit", "--config", QUICKSTART, *SHORT, "--trainer.logger.version=fitted")
+    checkpoint = next((tmp_path / "runs" / "quickstart" / "fitted" / "checkpoints").glob("*.ckpt"))
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.logger.version=used"]
+    printed = run(command, "--config", QUICKSTART, "--ckpt_path", str(checkpoint), *quiet)
+    if command != "predict":
+        assert {"validate": "val_accuracy", "test": "test_accuracy"}[command] in printed
+        return
+    assert "predictions: 360 rows in 23 batches, saved to runs/quickstart/used/predictions.pt" in printed
+    saved = torch.load(tmp_path / "runs" / "quickstart" / "used" / "predictions.pt", weights_only=True)
+    assert sum(map(len, saved)) == 360
+
+
+WRITER = """
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+
+class Writer(BasePredictionWriter):
+    def __init__(self):
+        super().__init__("epoch")
+
+    def write_on_epoch_end(self, *given):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trainer.callbacks=[writer.Writer]"], "predictions: left to Writer"),
+        (["--return_predictions=false"], "predictions: none;"),
+        (["--trainer.limit_predict_batches=1"], "predictions: 32 rows in 1 batch, saved to "),
+    ],
+)
+def test_predict_says_what_it_made(run: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "writer.py").write_text(WRITER)
+    quiet = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+    printed = run("predict", "--model=DigitsClassifier", "--data=DigitsData", *quiet, *arguments)
+    assert said in printed
+    assert bool(list(tmp_path.glob("*.pt"))) == ("saved" in said)
+
+
+def test_a_fit_without_a_logger_leaves_no_config(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", QUICKSTART, *SHORT, "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attack_that_nobody_makes_is_pointed_out(run: Run) -> None:
+    with pytest.warns(UserWarning, match=r"attack=ReverseGradient\(factor=10.0\) is never used, as nobody attacks"):
+        printed = run("fit", "--config", QUICKSTART, *SHORT, "--trainer.strategy.attackers=[]")
+    assert "(attacks)" not in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--trainer.strategy.f=4"], "f = 4"),
-        (["--trainer.strategy.f=-1"], "f=-1"),
-        (["--trainer.strategy.attackers=[8]"], "the 8 workers are 0 to 7"),
         (["--trainer.strategy.attackers=[6, 6]"], "attackers=[6, 6]"),
         (["--trainer.strategy.weights=[1, 1, 1]"], "3 numbers for 8 workers"),
         (
-            ["--trainer.strategy.attackers=[]", "--trainer.strategy.weights=[1, 1, 1, 1, 1, 1, 1, 3]"],
+            [f"{S}.attackers=[]", f"{S}.attack=null", f"{S}.weights=[1, 1, 1, 1, 1, 1, 1, 3]"],
             "worker 7 alone has 0.3.",
         ),
         (["--trainer.strategy=auto"], "WorkerMonitor shows what RobustStrategy does"),
@@ -249,7 +343,7 @@ class Shout(Attack):
     [
         (["--trainer.strategy.attackers=[1, 4]"], ["1 (attacks)", "4 (attacks)"]),
         (["--trainer.strategy.attack=faulty.Shout"], ["6 (attacks)", "7 (attacks)"]),
-        (["--trainer.strategy.attackers=[]", "--model=faulty.Faulty"], ["2", "5"]),
+        ([f"{S}.attackers=[]", f"{S}.attack=null", "--model=faulty.Faulty"], ["2", "5"]),
     ],
     ids=["other ids", "an attack of one's own", "a fault in the module"],
 )

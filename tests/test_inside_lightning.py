@@ -2,19 +2,34 @@
 
 import ast
 import inspect
+import os
+import signal
+import socket
+from datetime import timedelta
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_byz
 from lightning_byz.aggregators import Mean
-from lightning_byz.inside_torch import buffers_of, copy_each, keeps_running_statistics, parts_like, version, zero_each
+from lightning_byz.inside_torch import (
+    buffers_of,
+    copy_each,
+    parts_like,
+    present_timeout,
+    running_statistics,
+    version,
+    wait_at_most,
+    zero_each,
+)
 from lightning_byz.strategies import RobustStrategy, inside_lightning
 from tests.scenarios import Classifier, Options
 
@@ -99,6 +114,37 @@ def test_loaders_with_another_sampler() -> None:
     assert [batch.tolist() for batch in other] == [[0, 1]], moved("utilities.data._update_dataloader")
 
 
+class Signalled(pl.Callback):
+    """Sends itself a SIGTERM in the third batch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 2:
+            (own,) = signal.getsignal(signal.SIGTERM).signal_handlers
+            assert own.__name__ == "note", moved("_HandlersCompose.signal_handlers")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_is_noted_and_ends_the_run_between_two_batches() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    strategy = RobustStrategy(workers=2, f=0, aggregator=Mean())
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, max_epochs=1, callbacks=[Signalled()], **QUIET
+    )
+    with pytest.raises(SystemExit):
+        trainer.fit(Classifier(Options()))
+    assert trainer.global_step == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_files_written_by_another_thread() -> None:
+    wraps = AsyncCheckpointIO()
+    assert isinstance(wraps, inside_lightning.WrappingCheckpointIO), moved("plugins.io.wrapper._WrappingCheckpointIO")
+    first, second = TorchCheckpointIO(), TorchCheckpointIO()
+    wraps.checkpoint_io = first
+    wraps.checkpoint_io = second
+    assert wraps.checkpoint_io is first, moved("the meaning of _WrappingCheckpointIO.checkpoint_io")
+
+
 def test_layers_that_synchronize(fitted) -> None:
     assert inside_lightning.synchronizes_layers(fitted[0].strategy) is False, moved("DDPStrategy._layer_sync")
     trainer = pl.Trainer(
@@ -116,8 +162,7 @@ class Logs(Classifier):
         self.right(self(batch[0]), batch[1])
         self.log("right", self.right)
 
-    def on_validation_epoch_end(self) -> None:
-        self.found = inside_lightning.own_values(self.trainer)
+        self.found = {name: float(value()) for name, value in inside_lightning.own_values(self.trainer).items()}
 
 
 def test_values_before_ranks_reduce_them() -> None:
@@ -144,9 +189,21 @@ def test_names_of_torch() -> None:
     assert [version(value) for value in values] > before, "torch has moved Tensor._version"
     norm = nn.BatchNorm1d(2)
     assert [name for name, _ in buffers_of(norm)] == ["running_mean", "running_var", "num_batches_tracked"]
-    assert keeps_running_statistics(norm), "torch has moved _NormBase"
-    assert not keeps_running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
-    assert not keeps_running_statistics(nn.LayerNorm(2))
+    assert running_statistics(nn.Sequential(norm)) == {"0.running_mean", "0.running_var", "0.num_batches_tracked"}, (
+        "torch has moved _NormBase"
+    )
+    assert not running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
+    assert not running_statistics(nn.LayerNorm(2))
+
+
+def test_how_long_messages_wait() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    dist.init_process_group("gloo", init_method=address, rank=0, world_size=1, timeout=timedelta(seconds=40))
+    assert present_timeout() == timedelta(seconds=40), "torch has moved the timeout of gloo's options"
+    wait_at_most(timedelta(seconds=20))
+    assert present_timeout() == timedelta(seconds=20), "torch has moved _set_pg_timeout"
 
 
 def own_private_names(tree: ast.Module) -> set[str]:

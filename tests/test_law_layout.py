@@ -124,7 +124,10 @@ def test_through_all_gather_a_rank_receives_the_others_messages(ranks):
 def test_the_start_up_line_names_the_exchange_and_whom_it_trusts():
     placement, defence = Placement(4, 4, 0), Defence(4, 1, CoordinateMedian())
     lines = {exchange: start_up_line(defence, exchange, placement) for exchange in (AllToAll(), AllGather(), Local())}
-    assert "4 workers on 4 ranks, f = 1; exchange AllGather trusts no rank as aggregator;" in lines[AllGather()]
+    assert (
+        "4 workers on 4 ranks, f = 1; Gradient() -> CoordinateMedian(); no attack; exchange AllGather trusts no rank as aggregator;"
+        in lines[AllGather()]
+    )
     assert "exchange AllToAll trusts every rank as aggregator of its slice;" in lines[AllToAll()]
     assert "exchange Local trusts this process;" in lines[Local()]
     kernels = "; compiled kernels" if paths.chosen() else "; kernels of torch"

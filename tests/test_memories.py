@@ -85,7 +85,7 @@ def test_what_the_file_holds_of_the_rules_side_matters(ranks, tmp_path, forgotte
     torch.save(file, older)
     kept, lost = (ranks(1).run(fit, job(3, checkpoint=name), 1)[0] for name in (path, older))
     assert same_bits(kept["parameters"], lost["parameters"])
-    other = {**STRATEGY, "aggregator": CoordinateMedian(), "attack": None}
+    other = {**STRATEGY, "aggregator": CoordinateMedian(), "attack": None, "attackers": []}
     assert ranks(1).run(fit, job(3, strategy=other, checkpoint=path), 1)[0]["report"].taken, (
         "a run that reads none of it"
     )

@@ -123,7 +123,7 @@ def test_names_are_the_packages_names() -> None:
         assert set(re.findall(r"`(\w+)", table[family])) == set(package.__all__) - interfaces
 
 
-@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
+@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker", "ignore:attack=.*is never used")
 @pytest.mark.timeout(400)
 def test_quickstart_ends_as_printed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The robust run ends within a point of the README's accuracy and of the run without attackers; the mean does not."""

@@ -14,10 +14,10 @@ from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Krum, 
 from lightning_byz.attacks import SignFlip
 from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
-from lightning_byz.exchange import Local
+from lightning_byz.exchange import AllToAll, Local, Placement
 from lightning_byz.preaggregators import NNM
 from lightning_byz.rounds import Attackers, Defence
-from lightning_byz.rounds.start_up import fitting_defence, warn_of_many
+from lightning_byz.rounds.start_up import fitting_defence, start_up_line, warn_of_many, warn_of_none
 from lightning_byz.strategies import RobustStrategy
 from tests.ranks import RankFailure
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit
@@ -41,6 +41,16 @@ ARGUMENTS = [
     ({"preaggregators": NNM()}, r"preaggregators=NNM\(\).*give a list"),
     ({"attack": "SignFlip"}, r"attack='SignFlip'.*SignFlip\(\)"),
     ({"buffers": "rank0"}, r"buffers='rank0'"),
+    ({"buffers": "medan"}, r"buffers='medan': give one of \['mean', 'median'\]"),
+    ({"f": "two"}, r"f='two'.*0 or more, or 'max'"),
+    ({"workers": "eight"}, r"workers='eight': give 1 or more logical workers"),
+    ({"attackers": "six"}, r"attackers='six': give a list of worker ids.*such as \[6, 7\]"),
+    ({"attackers": 6}, r"attackers=6: give a list of worker ids"),
+    ({"attackers": [1]}, r"attackers=\[1\] without an attack would behave honestly: give attack="),
+    ({"preaggregators": "NNM"}, r"preaggregators='NNM': give a list, e\.g\. \[NNM\(\)\]"),
+    ({"preaggregators": NNM}, r"preaggregators=.*NNM.*: give a list"),
+    ({"weights": "sample"}, r"weights='sample': give one finite number.*or 'samples'"),
+    ({"aggregator": None}, r"aggregator=None: give an instance"),
 ]
 
 
@@ -63,9 +73,21 @@ def test_arguments_are_refused_at_construction(ranks):
         assert re.search(sentence, answer), (arguments, answer)
 
 
-def test_attackers_without_an_attack_are_pointed_out():
-    with pytest.warns(UserWarning, match=r"attackers=\[1\] without an attack"):
-        RobustStrategy(**MEDIAN, attackers=[1])
+def misspelt_neighbors() -> str:
+    try:
+        Krum(neighbors="papr")
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_misspelt_word_of_a_rule_is_refused(ranks):
+    assert ranks(1).run(misspelt_neighbors) == ['neighbors must be "weight" or "paper", not \'papr\'']
+
+
+def test_an_attack_without_attackers_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"attack=SignFlip\(\) is never used, as nobody attacks: give attackers="):
+        RobustStrategy(**MEDIAN, attack=SignFlip())
 
 
 class Manual(Classifier):
@@ -303,15 +325,44 @@ def test_max_is_the_largest_number_the_rules_tolerate():
         Defence(8, 4, CoordinateMedian()).check()
 
 
+def test_a_maximum_of_none_is_a_warning():
+    paper = Defence(8, 0, CTMA(CoordinateMedian()), [NNM()])
+    sentence = (
+        r"f='max' is 0: NNM\(\) -> CTMA\(base=CoordinateMedian\(\)\) tolerates no Byzantine worker among 8 workers"
+    )
+    with pytest.warns(UserWarning, match=sentence):
+        warn_of_none("max", paper)
+    warn_of_none(0, paper)
+    warn_of_none("max", Defence(8, 1, CoordinateMedian()))
+
+
+def test_the_start_up_line_names_rules_f_attackers_and_attack():
+    placement, defence = Placement(4, 2, 0), Defence(4, 1, CTMA(CoordinateMedian()), [NNM()])
+    line = start_up_line(defence, AllToAll(), placement, WorkerMomentum(), Attackers([3], SignFlip()))
+    assert line.startswith("lightning_byz: 4 workers on 2 ranks, f = 1; ")
+    assert "; WorkerMomentum(beta=0.9) -> NNM() -> CTMA(base=CoordinateMedian()); " in line
+    assert "; worker 3 attacks with SignFlip(); exchange AllToAll trusts" in line
+    assert "one broken machine exceeds f: workers [0, 1], [2, 3] share a rank" in line
+    two = start_up_line(defence, AllToAll(), placement, WorkerMomentum(), Attackers([2, 3], SignFlip()))
+    assert "; workers 2, 3 attack with SignFlip(); " in two
+
+
+def test_a_single_worker_shares_nothing():
+    for workers, f in ((2, 0), (2, 1)):
+        line = start_up_line(Defence(workers, f, CoordinateMedian()), AllToAll(), Placement(workers, workers, 0))
+        assert "share a rank" not in line
+        assert "; Gradient() -> CoordinateMedian(); no attack; " in line
+    assert "1 worker on 1 rank, f = 0;" in start_up_line(Defence(1, 0, CoordinateMedian()), Local(), Placement(1, 1, 0))
+
+
 def test_more_attackers_than_f_is_a_warning():
     with pytest.warns(UserWarning, match="2 workers attack in this experiment and f = 1"):
         warn_of_many(Defence(8, 1, CoordinateMedian()), Attackers([1, 2], SignFlip()))
 
 
 def test_the_name_robust_is_registered():
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, strategy="robust", max_steps=2, logger=False, enable_checkpointing=False
-    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy="robust", max_steps=2, **quiet)
     assert isinstance(trainer.strategy, RobustStrategy)
     assert isinstance(trainer.strategy.aggregator, CoordinateMedian)
     assert trainer.strategy.f == "max"

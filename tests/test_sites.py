@@ -308,8 +308,6 @@ def test_a_table_needs_sites_and_a_metric(ranks):
     ):
         for answer in ranks(2).run(untabled, job, metric, 2):
             assert sentence in answer
-    with pytest.raises(ValueError, match="mode='most'"):
-        SiteTable("val_accuracy", "most")
 
 
 def untabled(job: Fit, metric: str, devices: int) -> str:

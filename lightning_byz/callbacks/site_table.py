@@ -1,8 +1,8 @@
 """How well the model serves each site: a table at the end of a fit, the worst served first."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -43,23 +43,37 @@ class SiteTable(Callback):
         self.values: Sequence[float] = ()
         """Each site's value, after the fit; NaN where a site has not validated."""
         self._own = math.nan
+        self._logged: dict[str, Callable[[], Any]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a run without sites."""
         if stage == "fit":
             _sites(trainer)
-            self.values, self._own = (), math.nan
+            self.values, self._own, self._logged = (), math.nan, {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what this site's steps have logged, before ranks reduce it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._logged.update(own_values(trainer, dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep this site's own value."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        logged, self._logged = self._logged, {}
+        if not logged:
             return
-        values = own_values(trainer)
-        if self.metric not in values:
+        if self.metric not in logged:
             raise MisconfigurationException(
-                f"SiteTable(metric={self.metric!r}): validation_step logged {sorted(values)} for the epoch. Give one of these, or log it there."
+                f"SiteTable(metric={self.metric!r}): validation_step logged {sorted(logged)} for the epoch. Give one of these, or log it there."
             )
-        self._own = values[self.metric]
+        self._own = float(logged[self.metric]())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather one number per site, and print the table on rank 0."""

@@ -25,6 +25,7 @@ class DigitsClassifier(LightningModule):
         self.layers = nn.Sequential(nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.val_accuracy = MulticlassAccuracy(CLASSES, average="micro")
+        self.test_accuracy = MulticlassAccuracy(CLASSES, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
@@ -45,13 +46,23 @@ class DigitsClassifier(LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(logits, labels), sync_dist=True)
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the accuracy of one batch."""
+        images, labels = batch
+        self.test_accuracy(self(images), labels)
+        self.log("test_accuracy", self.test_accuracy)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the most likely digit of each image."""
+        return self(batch[0]).argmax(1)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
 
 class DigitsData(LightningDataModule):
-    """The 1,797 digits of scikit-learn, shuffled once with a fixed seed: 1,437 to train, 360 to validate.
+    """The 1,797 digits of scikit-learn, shuffled once with a fixed seed: 1,437 to train, 360 to validate, to test and to predict.
 
     Args:
         batch_size: Images per batch.
@@ -78,3 +89,11 @@ class DigitsData(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the validation images."""
         return DataLoader(self.validation, batch_size=self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the validation images: nothing is chosen by them in training."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the validation images."""
+        return self.val_dataloader()

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
 from lightning_byz.exchange.placement import Placement
+from lightning_byz.inside_torch import present_timeout
 from lightning_byz.kernels import block_size, unusable
 from lightning_byz.slice import Slice, whole_in_blocks
 
 Bounds = Sequence[tuple[int, int]]
+
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The name that torch gives to a gathering into one tensor; where both exist, the older one is deprecated."""
 
 
 class Pairwise(Exchange):
@@ -99,8 +103,7 @@ class _PairwiseWire(Wire):
             for worker in due:
                 if worker in self._placement.local:
                     self._vectors[worker].copy_(self._each[worker][start:stop])
-        for work in works:
-            work.wait()
+        _finish(works)
         self.received += sum(values.nbytes for values, _ in received)
         everyone = list(due) == list(range(self._placement.workers))
         vectors = self._vectors if everyone else self._vectors[list(due)]
@@ -116,8 +119,7 @@ class _PairwiseWire(Wire):
         received = [(whole[first:last], rank) for rank, (first, last) in others if first < last]
         works = _transfer([(own, rank) for rank, _ in others if own.numel()], received)
         whole[slice(*self._own)].copy_(own)
-        for work in works:
-            work.wait()
+        _finish(works)
         self.received += sum(values.nbytes for values, _ in received)
         return whole
 
@@ -144,7 +146,7 @@ def _slice(start: int, stop: int, bounds: Bounds, width: int) -> Slice:
         own = partials.new_zeros((longest, *partials.shape[1:]))
         own[: partials.shape[0]] = partials
         whole = partials.new_empty((ranks * longest, *partials.shape[1:]))
-        dist.all_gather_into_tensor(whole, own)
+        _gather(whole, own)
         return whole[:blocks]
 
     return Slice(start, stop, total, gather, _sum, width)
@@ -175,6 +177,13 @@ def _transfer(sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tenso
         *(dist.P2POp(dist.isend, _bytes(values), rank) for values, rank in sent),
     ]
     return dist.batch_isend_irecv(transfers) if transfers else ()
+
+
+def _finish(works: Sequence[dist.Work]) -> None:
+    """Wait for messages, as long as a collective would."""
+    limit = present_timeout() if works else None
+    for work in works:
+        work.wait() if limit is None else work.wait(limit)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

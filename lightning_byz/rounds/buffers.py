@@ -1,7 +1,8 @@
 """Buffers (batch norm's running statistics) of logical workers that share one module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +10,20 @@ from torch import Tensor, nn
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.flat import Layout
-from lightning_byz.inside_torch import buffers_of, keeps_running_statistics, version
+from lightning_byz.inside_torch import buffers_of, running_statistics, version
 from lightning_byz.stack import Stack
 
 Values = dict[str, Tensor]
 
-SMALL = 65536
-"""Numbers in a buffer that is compared by value when its version has not changed."""
+SMALL, UNLIMITED = 65536, 2**62
+"""Numbers in a buffer that is compared by value at each step when its version has not changed, and now and then."""
 
 
 class WorkerBuffers:
     """Each worker's own values of the buffers that its training steps change.
 
     A worker finds its values in the module while it computes. They are adopted only with its row: a step that was not accepted leaves no trace.
+    What anybody writes to the module between steps, a hook, a callback or the user, belongs to everybody, and goes before what workers had.
     Evaluation and checkpoints use :meth:`consensus`.
 
     Args:
@@ -40,7 +42,8 @@ class WorkerBuffers:
         self._changing: set[str] = set()
         self._resident: int | None = None
         self._at_work: int | None = None
-        self._before: list[tuple[int, int]] = []
+        self._held: Values = {}
+        self._seen: list[tuple[int, int]] = []
         self._places: list[tuple[str, nn.Module, str]] | None = None
         self._unversioned: set[str] = set()
 
@@ -57,6 +60,7 @@ class WorkerBuffers:
         if not self.some:
             yield
             return
+        self._share()
         if self._resident != worker and self._changing:
             self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
         self._resident = self._at_work = worker
@@ -80,24 +84,44 @@ class WorkerBuffers:
                 self._load({name: self._values(worker)[name] for name in changed})
             elif changed:
                 self._resident = None
-        if inside is not None:
-            self._look()
+
+    def _share(self, *, limit: int = SMALL) -> None:
+        """Give everybody what was written to the module between steps."""
+        if not self.some or self._at_work is not None:
+            return
+        written = self._written(limit=limit)
+        for name in [name for name, value in written.items() if same(value, self._held[name])]:
+            del written[name]  # somebody has put back what was there
+        for own in (*self._adopted.values(), *self._proposed.values()):
+            for name in written:
+                own.pop(name, None)
+        self._initial.update(written)
+        self._changing.update(written)
+        self._note(written)
 
     def _look(self) -> None:
         """Remember how the module's buffers are now."""
-        self._before = [(id(buffer), version(buffer)) for _, buffer in self._now()]
+        self._seen = [(id(buffer), version(buffer)) for _, buffer in self._now()]
+
+    def _note(self, values: Values) -> None:
+        """Remember that these are in the module now."""
+        self._held.update(values)
+        self._look()
 
     def _propose(self, worker: int) -> None:
         """Propose what has changed since the last look."""
-        changed = self._changed(worker, self._before)
+        changed = self._written(self._unversioned)
+        self._refuse_new_shapes(changed)
         self._changing.update(changed)
         self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
+        self._note(changed)
 
     def consensus(self, exchange: Exchange, placement: Placement) -> Values:
         """Return one value of each buffer that changes: the rule's of floating ones, worker 0's of counters.
 
         Every rank must call it. A row that is not finite counts as absent; where no row is finite the buffers are worker 0's.
         """
+        self._share(limit=UNLIMITED)
         self.agree(exchange)
         own = [self._values(worker) for worker in placement.local]
         floating = [name for name in sorted(self._changing) if own[0][name].is_floating_point()]
@@ -117,12 +141,25 @@ class WorkerBuffers:
         return result | {name: part.to(own[0][name].dtype, copy=True) for name, part in parts}
 
     def agree(self, exchange: Exchange) -> None:
-        """Learn which buffers change on other ranks. Every rank must call it."""
-        names = sorted(name for name, _ in self._module.named_buffers())
-        flags = torch.tensor([name in self._changing for name in names], dtype=torch.int64, device=self._device)
-        self._changing.update(
-            name for name, count in zip(names, exchange.all_reduce(flags).tolist(), strict=True) if count
-        )
+        """Learn which buffers change on other ranks. Every rank must call it.
+
+        Raises:
+            ValueError: If one has different shapes on the ranks.
+
+        """
+        shapes = {name: tuple(buffer.shape) for name, buffer in sorted(self._module.named_buffers())}
+        digests = [crc32(repr(shape).encode()) % 2**20 for shape in shapes.values()]
+        flags = [int(name in self._changing) for name in shapes]
+        facts = torch.tensor([[1] * len(shapes), flags, digests, [one * one for one in digests]], dtype=torch.int64)
+        sums = exchange.all_reduce(facts.to(self._device).view(-1)).view(facts.shape).tolist()
+        for name, ranks, changing, total, squares in zip(shapes, *sums, strict=True):
+            if changing and ranks * squares != total * total:  # equal only if all digests are
+                raise ValueError(
+                    f"The buffer '{name}' has different shapes on the ranks, {shapes[name]} on this one, and there is one module to save: let it"
+                    " grow alike everywhere, or hold it in a plain attribute."
+                )
+            if changing:
+                self._changing.add(name)
 
     def show(self, values: Values) -> None:
         """Put ``values`` into the module until a worker computes again."""
@@ -135,7 +172,8 @@ class WorkerBuffers:
         return {name: values[name] for name in sorted(self._changing)}
 
     def restore(self, states: Mapping[int, Values]) -> None:
-        """Take over the workers' values from a checkpoint."""
+        """Take over the workers' values from a checkpoint, whose module is in place."""
+        self._begin()
         for worker in self._adopted:
             self._adopted[worker] = {name: value.to(self._device) for name, value in states[worker].items()}
             self._changing.update(states[worker])
@@ -148,29 +186,34 @@ class WorkerBuffers:
             for prefix, owner in self._module.named_modules()
             for name, _ in buffers_of(owner)
         ]
-        self._initial = {name: owner.get_buffer(last).detach().clone() for name, owner, last in self._places}
-        self._unversioned = _running_statistics(self._module)
+        self._initial = {name: buffer.detach().clone() for name, buffer in self._now()}
+        self._unversioned = running_statistics(self._module)
+        self._held = dict(self._initial)
+        self._look()
 
     def _now(self) -> list[tuple[str, Tensor]]:
         """Return the module's buffers as they are."""
         return [(name, owner.get_buffer(last)) for name, owner, last in self._places or ()]
 
-    def _changed(self, worker: int, before: list[tuple[int, int]]) -> Values:
-        """Return copies of what has changed: by a new version, or, since ``.data`` counts none, by value where a buffer is small."""
-        held, changed = self._values(worker), {}
-        for (name, buffer), was in zip(self._now(), before, strict=True):
-            if buffer.shape != self._initial[name].shape:
+    def _written(self, always: Container[str] = (), *, limit: int = SMALL) -> Values:
+        """Return copies of what was written since the last look: by a new version, or, since ``.data`` counts none, by value up to ``limit``."""
+        return {
+            name: buffer.detach().clone()
+            for (name, buffer), was in zip(self._now(), self._seen, strict=True)
+            if was != (id(buffer), version(buffer))
+            or name in always
+            or (buffer.numel() <= limit and not same(buffer, self._held[name]))
+        }
+
+    def _refuse_new_shapes(self, changed: Values) -> None:
+        """Refuse buffers of several workers that are not comparable by coordinate any more."""
+        for name, value in changed.items():
+            if value.shape != self._initial[name].shape and len(self._adopted) > 1:
                 raise ValueError(
-                    f"The buffer '{name}' went from shape {tuple(self._initial[name].shape)} to {tuple(buffer.shape)} in a training step:"
-                    " workers' buffers are compared by coordinate, so keep its shape, or hold it in a plain attribute."
+                    f"The buffer '{name}' went from shape {tuple(self._initial[name].shape)} to {tuple(value.shape)} in a training step:"
+                    " with several workers on a rank buffers are compared by coordinate, so keep its shape, hold it in a plain attribute, or run"
+                    " one worker per rank."
                 )
-            if (
-                was != (id(buffer), version(buffer))
-                or name in self._unversioned
-                or (buffer.numel() <= SMALL and not torch.equal(buffer, held[name]))
-            ):
-                changed[name] = buffer.detach().clone()
-        return changed
 
     @property
     def _device(self) -> torch.device:
@@ -181,15 +224,24 @@ class WorkerBuffers:
 
     @torch.no_grad()
     def _load(self, values: Values) -> None:
-        for name, value in values.items():
-            self._module.get_buffer(name).copy_(value)
+        for name, owner, last in self._places or ():
+            if (value := values.get(name)) is None:
+                continue
+            if owner.get_buffer(last).shape == value.shape:
+                owner.get_buffer(last).copy_(value)
+            else:
+                setattr(owner, last, value.clone())
+        self._note(values)
 
 
-def _running_statistics(module: nn.Module) -> set[str]:
-    """Return the buffers that torch's normalisation layers write without counting a new version of the tensor."""
-    return {
-        f"{name}.{buffer}".lstrip(".")
-        for name, part in module.named_modules()
-        if keeps_running_statistics(part)
-        for buffer, _ in buffers_of(part)
-    }
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two buffers hold the same numbers, NaN where the other has NaN.
+
+    Example:
+        >>> same(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")])), same(torch.zeros(2), torch.zeros(3))
+        (True, False)
+
+    """
+    if first.shape != second.shape or torch.equal(first, second):
+        return first.shape == second.shape
+    return first.is_floating_point() and torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_byz.errors import ToleranceError, warn_once
+from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.kernels import block_size, paths
 from lightning_byz.random import derive
@@ -107,22 +108,59 @@ def agree_on_kernels(exchange: Exchange, device: torch.device) -> None:
     paths.share(not lacking)
 
 
-def start_up_line(defence: Defence, exchange: Exchange, placement: Placement, *, parameters: int = 0) -> str:
-    """Return one line on exchange, trust, threads, kernels, and what unequal weights mean for f."""
+def warn_of_none(f: float | str, defence: Defence) -> None:
+    """Warn where the largest number that the rules tolerate is none."""
+    if isinstance(f, str) and defence.f == 0:
+        warnings.warn(
+            f"f={f!r} is 0: {_rules(defence)} tolerates no Byzantine worker among {_counted(defence.workers, 'worker')}."
+            " Add workers, choose another rule, or give f=0 to say so.",
+            stacklevel=2,
+        )
+
+
+def start_up_line(
+    defence: Defence,
+    exchange: Exchange,
+    placement: Placement,
+    estimator: Estimator = Gradient(),  # noqa: B008 - frozen
+    attackers: Attackers = Attackers(),  # noqa: B008 - frozen
+    *,
+    parameters: int = 0,
+) -> str:
+    """Return one line on rules, f, attackers, exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
     line = (
-        f"lightning_byz: {placement.workers} workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}, f = {defence.f:g};"
-        f" exchange {type(exchange).__name__} trusts {exchange.trusts}; {torch.get_num_threads()} torch threads per rank"
-        f"; {paths.described(placement.workers * parameters)}"
+        f"lightning_byz: {_counted(placement.workers, 'worker')} on {_counted(placement.ranks, 'rank')}, f = {defence.f:g};"
+        f" {_rules(defence, estimator)}; {_attacking(attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
+        f" {_counted(torch.get_num_threads(), 'torch thread')} per rank; {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
     crowded = [
         list(workers)
         for workers in map(placement.of, range(placement.ranks))
-        if sum(weights[worker] for worker in workers) > defence.f_weight * (1 + ROUNDING)
+        if len(workers) > 1 and sum(weights[worker] for worker in workers) > defence.f_weight * (1 + ROUNDING)
     ]
     if placement.ranks > 1 and crowded:
         line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"
     return line if defence.weights is None else line + _on_weights(defence, defence.weights)
+
+
+def _rules(defence: Defence, estimator: Estimator | None = None) -> str:
+    """Return the chain from what a worker sends to the aggregate."""
+    return " -> ".join(
+        repr(stage) for stage in (estimator, *defence.preaggregators, defence.aggregator) if stage is not None
+    )
+
+
+def _attacking(attackers: Attackers) -> str:
+    """Return who attacks, and how."""
+    if attackers.attack is None or not attackers.workers:
+        return "no attack"
+    ids = ", ".join(map(str, attackers.workers))
+    return f"worker{'s' * (len(attackers.workers) > 1)} {ids} attack{'s' * (len(attackers.workers) == 1)} with {attackers.attack!r}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _on_weights(defence: Defence, weights: Sequence[float | int]) -> str:

@@ -3,21 +3,44 @@
 A test per function says in a sentence which of them Lightning has moved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from torchmetrics import Metric
 
+WrappingCheckpointIO = _WrappingCheckpointIO
+"""A way of writing files around another, such as ``AsyncCheckpointIO``; assigning its ``checkpoint_io`` fills it if it wraps none yet."""
+
 
 def start_alike(module: nn.Module) -> None:
     """Give all ranks rank 0's parameters and buffers. Every rank must call it."""
     _sync_module_states(module)
+
+
+def note_sigterm(trainer: pl.Trainer) -> None:
+    """Let SIGTERM be noted and passed on, and no more: Lightning also broadcasts inside the handler, which falls between any two messages of a step.
+
+    Lightning's loop tells all ranks at the next batch, and they stop together. To be called before Lightning registers its handlers.
+    """
+    connector = trainer._signal_connector
+
+    def note(signum: int, _: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if not connector.received_sigterm and launcher is not None:
+            launcher.kill(signum)
+        connector.received_sigterm = True
+
+    connector._sigterm_notifier_fn = note  # type: ignore[method-assign]
 
 
 def with_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
@@ -76,15 +99,93 @@ def logged_step(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def own_values(trainer: pl.Trainer) -> dict[str, float]:
-    """Return what the running epoch's steps have logged on this rank, before ranks reduce it: numbers, and torchmetrics that compute one."""
-    values = {}
+Results = dict[str, Any]
+"""What a trainer's loop has logged: a value by key, which names the hook and the value."""
+
+
+def results_of(trainer: pl.Trainer) -> Results:
+    """Return what the present loop has logged so far."""
+    assert trainer._results is not None
+    return trainer._results
+
+
+@contextmanager
+def keeping_values(trainer: pl.Trainer) -> Iterator[None]:
+    """Keep Lightning, in the first batch of an epoch, from starting a hook's values anew when workers log from several hooks in turn."""
+    connector = trainer._logger_connector
+    first, connector._first_loop_iter = connector._first_loop_iter, False
+    try:
+        yield
+    finally:
+        connector._first_loop_iter = first
+
+
+@contextmanager
+def listening(results: Results, heard: Callable[[str], None], *, synchronized: bool) -> Iterator[None]:
+    """Tell ``heard`` the key of each value that is logged in the block, which is reduced over ranks whatever its call says."""
+    log = type(results).log  # type: ignore[attr-defined]
+
+    def logged(fx: str, name: str, *values: Any, **options: Any) -> None:
+        if options.get("rank_zero_only"):
+            log(results, fx, name, *values, **options)
+            return
+        log(results, fx, name, *values, **{**options, "sync_dist": synchronized})
+        heard(f"{fx}.{name}")
+
+    results.log = logged  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del results.log  # type: ignore[attr-defined]
+
+
+def step_value(result: Any) -> Tensor | None:
+    """Return the one number that a result has logged at this step; ``None`` where it logs no steps, or more than a number."""
+    value = result._forward_cache if result.meta.on_step else None
+    return value if isinstance(value, Tensor) and value.numel() == 1 else None
+
+
+def set_step_value(result: Any, values: Tensor) -> None:
+    """Give a result, for this step, the workers' values reduced as its call says."""
+    known = result._forward_cache
+    reduced = getattr(torch, result.meta.reduce_fx.__name__)(values)
+    result._forward_cache = reduced.to(known.dtype if isinstance(known, Tensor) else torch.get_default_dtype())
+
+
+def description(result: Any) -> dict[str, Any]:
+    """Return what another rank needs to know in order to log the same value: text, numbers and flags."""
+    names = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "metric_attribute")
+    return {name: getattr(result.meta, name) for name in names} | {"reduce_fx": result.meta.reduce_fx.__name__}
+
+
+def log_nothing(
+    module: pl.LightningModule, results: Results, described: Mapping[str, Any], *, synchronized: bool
+) -> None:
+    """Take part in a value that was logged on other ranks only, without changing it."""
+    attribute, op = described["metric_attribute"], described["reduce_fx"]
+    neutral = {"max": float("-inf"), "min": float("inf")}.get(op, 0.0)
+    own: Any = torch.tensor(neutral, device=module.device) if attribute is None else module.get_submodule(attribute)
+    results.log(  # type: ignore[attr-defined]
+        **{**described, "reduce_fx": getattr(torch, op)},
+        value=own,
+        batch_size=0,
+        sync_dist=synchronized,
+        sync_dist_fn=module.trainer.strategy.reduce,
+    )
+
+
+def own_values(trainer: pl.Trainer, dataloader_idx: int = 0) -> dict[str, Callable[[], Any]]:
+    """Return what evaluation steps have logged so far on this rank, as functions; ask after each batch, for ranks then reduce sums in place."""
+    values: dict[str, Callable[[], Any]] = {}
     for result in (trainer._results or {}).values():
-        name, metric = result.meta.name, result.value
-        if isinstance(metric, Metric):
-            value = type(metric).compute(metric)  # what the instance has in its place reduces over ranks first
+        name, loader, own = result.meta.name, result.meta.dataloader_idx, result.value
+        if loader not in (None, dataloader_idx):
+            continue
+        if isinstance(own, Metric):  # what an instance has as its compute reduces over ranks first
+            compute = partial(type(own).compute, own)
         else:
-            value = metric / result.cumulated_batch_size if result.meta.is_mean_reduction else metric
-        if isinstance(value, Tensor) and value.numel() == 1:
-            values[name] = float(value)
+            compute = partial(
+                torch.div, own.clone(), result.cumulated_batch_size.clone() if result.meta.is_mean_reduction else 1
+            )
+        values[name if loader is None else f"{name}/dataloader_idx_{loader}"] = compute
     return values

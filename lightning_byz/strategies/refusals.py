@@ -2,16 +2,20 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.attacks import Attack
+from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import Partition
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
@@ -37,9 +41,20 @@ def check_arguments(
     if len(set(attackers)) != len(attackers):
         raise ValueError(f"attackers={list(attackers)} names a worker twice: give each id once.")
     if attackers and attack is None:
-        warnings.warn(
-            f"attackers={list(attackers)} without an attack behave honestly: give attack=, or leave attackers out.",
-            stacklevel=3,
+        raise ValueError(
+            f"attackers={list(attackers)} without an attack would behave honestly: give attack=, such as SignFlip(), or leave attackers out."
+        )
+    if attack is not None and not attackers:
+        rank_zero_warn(
+            f"attack={attack!r} is never used, as nobody attacks: give attackers=, the ids of those who do, or leave attack out."
+        )
+
+
+def check_digest_every(digest_every: int | None) -> None:
+    """Refuse what is no number of steps."""
+    if digest_every is not None and (type(digest_every) is not int or digest_every < 1):
+        raise ValueError(
+            f"digest_every={digest_every!r}: give the number of steps, 1 or more, between two looks at whether ranks have drifted apart, or None."
         )
 
 
@@ -49,6 +64,35 @@ def check_attackers(attackers: Sequence[int], workers: int) -> None:
     if outside:
         raise ValueError(
             f"attackers={list(attackers)}: {outside} are no worker ids; the {workers} workers are 0 to {workers - 1}."
+        )
+
+
+def check_rules(
+    stages: Mapping[str, object],
+    *,
+    attack: Attack | None,
+    exchange: Exchange | None,
+    preaggregators: Sequence[PreAggregator],
+) -> None:
+    """Refuse what is no stage of its kind; ``attack`` and ``exchange`` may be left out."""
+    kinds = {"aggregator": Aggregator, "estimator": Estimator, "partition": Partition}
+    check_stages((name, stage, kinds[name]) for name, stage in stages.items())
+    check_several("preaggregators", preaggregators, PreAggregator)
+    check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
+    check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+    estimator = stages["estimator"]
+    assert isinstance(estimator, Estimator)
+    check_points(estimator)
+    if attack is not None:
+        check_signature(attack)
+
+
+def refused_comm_hook(hook: Callable[..., Any] | None) -> None:
+    """Refuse a hook into DDP's reduction of gradients."""
+    if hook is not None:
+        raise ValueError(
+            f"ddp_comm_hook={getattr(hook, '__name__', hook)}: there is no reduction to hook into, since workers' gradients meet in a rule. Leave it"
+            " out; what a worker sends is the estimator's choice."
         )
 
 
@@ -63,7 +107,7 @@ def check_points(estimator: Estimator) -> None:
 
 def check_several(name: str, stages: object, kind: type) -> None:
     """Refuse what is not a list of instances."""
-    if not isinstance(stages, Sequence):
+    if not isinstance(stages, Sequence) or isinstance(stages, str):
         raise TypeError(f"{name}={stages!r}: give a list, e.g. [{_EXAMPLES[kind]}], which may be empty.")
     check_stages((name, stage, kind) for stage in stages)
 
@@ -79,6 +123,11 @@ def check_stages(stages: Iterable[tuple[str, object, type]]) -> None:
 def check_module(module: pl.LightningModule, placement: Placement, *, synchronized: bool) -> None:
     """Refuse what several workers on one rank cannot do, warn about what one worker per rank should know."""
     several = f"{placement.workers} logical workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}"
+    sparse = [name for name, part in module.named_modules() if getattr(part, "sparse", False) is True]
+    if sparse:
+        raise ValueError(
+            f"'{sparse[0]}' has sparse gradients (sparse=True), and rules aggregate dense vectors: give it sparse=False."
+        )
     synchronized = synchronized or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
     if placement.one_per_rank:
         if synchronized and placement.ranks > 1:
@@ -95,6 +144,11 @@ def check_module(module: pl.LightningModule, placement: Placement, *, synchroniz
     if synchronized:
         raise ValueError(
             f"SyncBatchNorm waits for all ranks in each forward pass, and {several} run in turn: use BatchNorm or one worker per rank."
+        )
+    if any(isinstance(part, Metric) and part.dist_sync_on_step for part in module.modules()):
+        raise ValueError(
+            f"A metric with dist_sync_on_step=True waits for all ranks in training_step, and {several} run in turn: leave it out, the values of a"
+            " step are reduced over workers without it."
         )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise ValueError(

@@ -1,11 +1,11 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from os import environ
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +19,6 @@ from torch.distributed.constants import default_pg_timeout
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import Attack
-from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
@@ -36,9 +35,8 @@ from lightning_byz.strategies.refusals import (
     check_attackers,
     check_module,
     check_optimizers,
-    check_points,
-    check_several,
-    check_stages,
+    check_rules,
+    refused_comm_hook,
 )
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.sites import check_data, check_sites
@@ -69,14 +67,15 @@ class RobustStrategy(WorkerStrategy):
             own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
-        attack: What they do.
+        attack: What they do. Without attackers it is not used, with a warning; attackers without an attack are refused.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
         max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
-        timeout: How long a collective waits for other ranks.
+        digest_every: Steps between two comparisons of all ranks' parameters, bit by bit: a rank that drifted stops the run by name. ``None``: never.
+        timeout: How long a collective waits for other ranks, once all have taken a step.
         accelerator: As for ``DDPStrategy``.
         parallel_devices: As for ``DDPStrategy``.
         cluster_environment: As for ``DDPStrategy``.
@@ -84,6 +83,10 @@ class RobustStrategy(WorkerStrategy):
         precision_plugin: As for ``DDPStrategy``.
         process_group_backend: As for ``DDPStrategy``.
         start_method: As for ``DDPStrategy``.
+        find_unused_parameters: Taken from a configuration of ``DDPStrategy``, and changes nothing: parameters may be unused at any step.
+        static_graph: Likewise.
+        gradient_as_bucket_view: Likewise; gradients are views of the aggregate where all parameters have one dtype.
+        ddp_comm_hook: Refused: a hook would average gradients before any rule sees them.
 
     Raises:
         ValueError: For arguments that no run can use; when the run starts, for a module, loader or checkpoint that does not fit.
@@ -109,6 +112,7 @@ class RobustStrategy(WorkerStrategy):
         max_share: float | None = None,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
+        digest_every: int | None = 50,
         timeout: timedelta = default_pg_timeout,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -117,27 +121,22 @@ class RobustStrategy(WorkerStrategy):
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        gradient_as_bucket_view: bool = False,
+        ddp_comm_hook: Callable[..., Any] | None = None,
     ) -> None:
         check_arguments(f, workers, attackers, attack, seed=seed)
-        check_stages(
-            [
-                ("aggregator", aggregator, Aggregator),
-                ("estimator", estimator, Estimator),
-                ("partition", partition, Partition),
-            ]
-        )
-        check_several("preaggregators", preaggregators, PreAggregator)
-        check_stages(("attack", stage, Attack) for stage in [attack] if stage is not None)
-        check_points(estimator)
-        if attack is not None:
-            check_signature(attack)
-        check_stages(("exchange", stage, Exchange) for stage in [exchange] if stage is not None)
+        stages = {"aggregator": aggregator, "estimator": estimator, "partition": partition}
+        check_rules(stages, attack=attack, exchange=exchange, preaggregators=preaggregators)
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
         check_weights(weights, max_share, workers)
         check_data(data, partition)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
+            digest_every=digest_every,
+            ddp_comm_hook=refused_comm_hook(ddp_comm_hook),
             accelerator=accelerator,
             parallel_devices=parallel_devices,
             cluster_environment=cluster_environment,
@@ -146,6 +145,9 @@ class RobustStrategy(WorkerStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
             start_method=start_method,
+            find_unused_parameters=find_unused_parameters,
+            static_graph=static_graph,
+            gradient_as_bucket_view=gradient_as_bucket_view,
         )
         self.f = f
         self.aggregator = aggregator
@@ -196,8 +198,7 @@ class RobustStrategy(WorkerStrategy):
         self._data = TrainingData(trainer, module, placement, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
-        blank = self.estimator.init(torch.zeros(2))
-        check_memory(self.estimator, blank, coordinates=2)
+        check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
         check_optimizers(module, self.optimizers, has_memory=bool(blank))
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
@@ -228,14 +229,14 @@ class RobustStrategy(WorkerStrategy):
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, parameters=parameters)
+        acting = self.estimator, Attackers(self.attackers, self.attack)
+        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, parameters=parameters)
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line
 
     def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
         """Return the rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
-        sliced = exchange.slices and placement.ranks > 1
 
         def make(f: float) -> Defence:
             return Defence(placement.workers, f, self.aggregator, self.preaggregators, weights, self.seed)
@@ -243,6 +244,9 @@ class RobustStrategy(WorkerStrategy):
         with warnings.catch_warnings():
             if self.global_rank != 0:
                 warnings.simplefilter("ignore")
-            defence = start_up.fitting_defence(self.f, make, workers=placement.workers, sliced=sliced)
+            defence = start_up.fitting_defence(
+                self.f, make, workers=placement.workers, sliced=exchange.slices and placement.ranks > 1
+            )
+            start_up.warn_of_none(self.f, defence)
             start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
         return defence

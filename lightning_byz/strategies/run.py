@@ -1,16 +1,22 @@
 """Everything that lives for one fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.memory import Memory
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
+from lightning_byz.rounds.drift import refuse_drifted
+from lightning_byz.strategies.backward_pass import BackwardPass
+from lightning_byz.strategies.by_hand import ByHand
+from lightning_byz.strategies.step_values import StepValues
 from lightning_byz.strategies.worker_loop import WorkerLoop
 
 
@@ -41,13 +47,19 @@ class Run:
         self.exchange = exchange
         self.placement = placement
         self.buffers = buffers
-        self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed)
+        values = StepValues(module, exchange, placement)
+        self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed, values=values)
+        self.steps = 0
+        """Steps of all optimizers in this fit."""
         self._seed = seed
         self._file = MemoryFile(exchange, placement, device=module.device)
         self._rounds: Callable[[int], Round] | None = None
         self._saved: Mapping[str, Any] | None = None
         self._aggregations: dict[int, Aggregation] = {}
         self._parameters: dict[int, list[Tensor]] = {}
+        self._before: dict[int, Memory] = {}
+        self.by_hand = ByHand(module, exchange, alone=placement.workers == 1, stepped=self.stepped)
+        self.backward_pass = BackwardPass(self.loop, self.by_hand)
 
     def begin(self, rounds: Callable[[int], Round]) -> None:
         """Take the steps to come as ``rounds`` says, one round per optimizer."""
@@ -76,6 +88,7 @@ class Run:
             if named:
                 aggregation.fit(named)
             self._parameters[index] = trained
+            self._before.pop(index, None)
         return aggregation, trained
 
     def aggregate(
@@ -84,6 +97,7 @@ class Run:
         """Replace the local gradients of an optimizer's parameters by the aggregate; no report where it trains nothing.
 
         What several workers on a rank train was settled before their turns; what one of them has frozen or thawed counts from the next step on.
+        An aggregate that the optimizer never stepped on leaves no trace in what is remembered.
         """
         settled = not self.placement.one_per_rank and index in self._parameters
         aggregation, trained = (
@@ -94,6 +108,10 @@ class Run:
             None if scaler is None else _scale(scaler, self.module.device),
             self.loop.sent(aggregation, trained),
         )
+        if (before := self._before.pop(index, None)) is not None:
+            known = aggregation.memory
+            aggregation.memory = replace(before, step=known.step, faults=known.faults)
+        self._before[index] = aggregation.memory
         report = aggregation.step(sent, scale=scale, diagnose=diagnose) if trained else None
         aggregated = {id(parameter) for parameter in trained}
         for parameter in (one for group in optimizer.param_groups for one in group["params"]):
@@ -102,6 +120,17 @@ class Run:
         if report is not None:
             self.buffers.adopt(report.adopted)
         return report
+
+    def stepped(self, index: int) -> None:
+        """Keep what is remembered since the last aggregate: an optimizer has stepped on it."""
+        self._before.pop(index, None)
+
+    def refuse_drifted(self, optimizers: Sequence[Optimizer]) -> None:
+        """Stop all ranks where they no longer train the same parameters. Every rank must call it."""
+        if self.placement.ranks > 1:
+            named = _trained(self.module, optimizers)
+            if named:
+                refuse_drifted(named, self.exchange, self.placement, steps=self.steps)
 
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""
@@ -117,6 +146,17 @@ class Run:
         self._saved = saved if self._rounds is None else None
         if self._rounds is not None:
             self._file.restore(saved, {index: self.aggregation(index) for index in saved["optimizers"]}, self.buffers)
+
+
+def _trained(module: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+    """Return what the optimizers hold, frozen or not, by name where it is the module's."""
+    held = {
+        id(one): (f"parameter {place} of optimizer {index}", one)
+        for index, optimizer in enumerate(optimizers)
+        for place, one in enumerate(one for group in optimizer.param_groups for one in group["params"])
+    }
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [(names.get(key, name), parameter) for key, (name, parameter) in held.items()]
 
 
 def _scale(scaler: torch.amp.GradScaler, device: torch.device) -> float:

@@ -14,6 +14,7 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, Sent, Turn, WorkerBuffers
 from lightning_byz.strategies.inside_lightning import accumulates, loss_of, skips_backward
 from lightning_byz.strategies.loaders import WorkerBatches
+from lightning_byz.strategies.step_values import StepValues
 
 
 class WorkerLoop:
@@ -25,17 +26,26 @@ class WorkerLoop:
         buffers: Their buffers.
         streams: The global random streams.
         seed: The run's seed.
+        values: What several workers log.
 
     """
 
     def __init__(
-        self, module: pl.LightningModule, placement: Placement, *, buffers: WorkerBuffers, streams: Streams, seed: int
+        self,
+        module: pl.LightningModule,
+        placement: Placement,
+        *,
+        buffers: WorkerBuffers,
+        streams: Streams,
+        seed: int,
+        values: StepValues,
     ) -> None:
         self._module = module
         self._placement = placement
         self._buffers = buffers
         self._streams = streams
         self._seed = seed
+        self._values = values
         self._accumulated: dict[int, dict[int, Tensor | None]] = {}
         self._sent: dict[int, Sent] = {}
         self._computed = False
@@ -43,6 +53,8 @@ class WorkerLoop:
         """The logical worker whose training step runs now."""
         self.finished = False
         """Whether the backward pass of this micro-batch is done, so that Lightning's own must do nothing."""
+        self.apart = False
+        """Whether ranks take the turns of several workers, so that nothing may wait for other ranks."""
 
     def run_one(self, aggregation: Aggregation, step: Callable[..., Any], batch: Any, *rest: Any) -> Any:
         """Run the step of the only worker of this rank; Lightning does the backward pass."""
@@ -79,14 +91,14 @@ class WorkerLoop:
         trainer, losses = self._module.trainer, []
         self._begin()
         last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
-        with self._streams.together() as enter:
+        with self._turns_apart(), self._streams.together() as enter:
             for turn, batch in zip(aggregation.turns(self._position), batches, strict=True):
                 here = turn.worker in self._accumulated
                 own = self._accumulated.pop(turn.worker, {})
                 for parameter in trained:
                     parameter.grad = own.get(id(parameter))
                 enter(self._seed, *turn.key)
-                with self._at_work(turn.worker):
+                with self._at_work(turn.worker), self._values.turn(turn.worker):
                     poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
                     loss = loss_of(step, trainer, poisoned, *rest)
                     if loss is not None:
@@ -98,13 +110,15 @@ class WorkerLoop:
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
 
-    def backward_of_one(self, backward: Callable[[], Any]) -> Any:
-        """Run Lightning's backward pass of the only worker, in the random streams where its step left them."""
+    @contextmanager
+    def around_backward(self) -> Iterator[None]:
+        """Be in the random streams where the only worker's step left them, with its buffers; by hand, its step still runs."""
         self._computed = True
         if self.worker is not None:
-            return backward()
+            yield
+            return
         with self._streams.again(), self._buffers.inside(self._placement.local[0]):
-            return backward()
+            yield
 
     def sent(self, aggregation: Aggregation, parameters: Sequence[Tensor]) -> dict[int, Sent]:
         """Return what the local workers have sent, and start the next step without gradients."""
@@ -131,6 +145,16 @@ class WorkerLoop:
                     enter(self._seed, purpose, epoch, batch_idx + 1, worker)
                     done.append(function(part))
         return done[0] if self._placement.one_per_rank else WorkerBatches(done)
+
+    @contextmanager
+    def _turns_apart(self) -> Iterator[None]:
+        """Keep what workers log from waiting for other ranks; reduce it once all have had their turns."""
+        self.apart = True
+        try:
+            yield
+            self._values.reduce()
+        finally:
+            self.apart = False
 
     @contextmanager
     def _at_work(self, worker: int) -> Iterator[None]:
