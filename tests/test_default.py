@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
 
+import lightning_byz.strategies  # noqa: F401 - registers the name
+from lightning_byz import Stack
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, GeometricMedian
 from lightning_byz.exchange import Local
 from lightning_byz.kernels import paths
@@ -67,6 +71,35 @@ def test_the_largest_loss_is_against_the_mean_without_attack_seed_by_seed(defaul
     assert list(order) == ["Rule", "Mean"]
     assert order["Rule"] == (pytest.approx(7.0), pytest.approx(3.0), "A, SignFlip")
     assert order["Mean"] == (pytest.approx(40.0), pytest.approx(0.0), "A, SignFlip")
+
+
+def test_the_default_costs_little_without_attack_and_then_loses_least(default_page) -> None:
+    """Neither the cheapest nor the most robust: the most robust of the cheap."""
+    accuracies = {"Mean": (90.0, 10.0), "Dear": (84.0, 84.0), "Cheap": (89.0, 30.0), "Chosen": (86.0, 60.0)}
+    cells = {
+        ("The largest f", name, "A", attack): default_page.Cell((values[attack != "no attack"],))
+        for name, values in accuracies.items()
+        for attack in default_page.ATTACKS
+    }
+    words = default_page.choice(cells, list(accuracies), ["A"])
+    assert "2 of 3 rules cost less than 5 points" in words
+    assert "the others cost 6.0 to 6.0 points" in words
+    assert "`Chosen` (4.0 points) loses least" in words
+
+
+def test_the_default_is_the_one_that_the_page_names() -> None:
+    words = re.search(
+        r"`([^`]*)` \([\d.]+ points\) loses least in its worst cell", (ROOT / "docs" / "default.md").read_text()
+    )
+    assert words
+    strategy = StrategyRegistry.get("robust")
+    assert [type(strategy.aggregator).__name__, strategy.f, strategy.preaggregators] == [words[1], "max", ()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_nobody_can_be_tolerated_the_default_is_the_mean(workers: int) -> None:
+    rows = torch.randn(workers, 100, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(GeometricMedian()(Stack(rows)), rows.mean(0))
 
 
 def test_the_start_up_line_says_what_the_rules_cost() -> None:
