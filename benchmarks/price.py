@@ -11,76 +11,36 @@ chain, so that memories, draws, weights and refusals are those of a run through 
 """
 
 import inspect
-import os
 import re
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import MISSING, dataclass, fields
-from itertools import count, islice
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
+from digits_training import (
+    PARTITIONS,
+    WORKERS,
+    Rules,
+    processes_of_one_thread,
+    right,
+    train,
+    weights_of,
+)
 from images import read
 from jsonargparse import auto_cli
-from rich.table import Table
-from tables import console
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from price_page import DOUBLED, EXACT, HEADER, Cell, page, rows, summary
+from tables import console, table
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_byz import ToleranceError, aggregators, preaggregators
-from lightning_byz.aggregators import CTMA, Aggregator, CenteredClipping, CoordinateMedian, GeometricMedian, Mean
-from lightning_byz.data import IID, Dirichlet, Partition, Sizes
-from lightning_byz.exchange import Local
-from lightning_byz.flat import Layout
-from lightning_byz.memory import Memory
-from lightning_byz.preaggregators import PreAggregator
-from lightning_byz.random import derive
-from lightning_byz.rounds import Defence, Robust, Sent
+from lightning_byz.aggregators import CTMA, CenteredClipping, CoordinateMedian, GeometricMedian, Mean
+from lightning_byz.data import Partition
+from lightning_byz.rounds import Defence, Robust
 
-WORKERS, BATCH, HIDDEN, LEARNING_RATE, SIGN_RATE = 12, 16, 64, 0.5, 0.005
-EXACT, DOUBLED = 2, 4
-PARTITIONS: dict[str, Partition] = {
-    "IID": IID(),
-    "Dirichlet(0.1)": Dirichlet(0.1),
-    "sizes 2, 3, 4": Sizes([2, 3, 4] * (WORKERS // 3)),
-}
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "price.md"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """An aggregator, perhaps behind a pre-aggregator."""
-
-    aggregator: Aggregator
-    preaggregators: tuple[PreAggregator, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The chain's short name."""
-        rule = self.aggregator
-        inner = (
-            f"({type(rule.base).__name__})"
-            if isinstance(rule, CTMA)
-            else f"(radius={rule.radius:g})"
-            if isinstance(rule, CenteredClipping)
-            else ""
-        )
-        return " -> ".join(
-            [*(type(rule).__name__ for rule in self.preaggregators), type(self.aggregator).__name__ + inner]
-        )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One rule on one partition with one f: accuracies per seed, in percent, or why it does not run."""
-
-    overall: tuple[float, ...] = ()
-    worst: tuple[float, ...] = ()
-    refusal: str = ""
 
 
 def chains() -> list[Rules]:
@@ -104,137 +64,42 @@ def _required(rule: type) -> list[str]:
     return [field.name for field in fields(rule) if field.default is MISSING and field.default_factory is MISSING]
 
 
-# ---------------------------------------------------------------------- training
-
-
-def batches(data: TensorDataset, partition: Partition, *, seed: int) -> Iterator[Tensor]:
-    """Yield the workers' indices (n, b) of one step after the other."""
-    samplers = partition.samplers(data, workers=WORKERS, shuffle=True, seed=seed, batch_size=BATCH)
-    for epoch in count():
-        orders = []
-        for sampler in samplers:
-            sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue] - both kinds have it
-            orders.append(torch.tensor(list(sampler)))
-        yield from torch.stack(orders)[:, : len(orders[0]) // BATCH * BATCH].split(BATCH, dim=1)
-
-
-def train(defence: Defence, data: TensorDataset, partition: Partition, *, steps: int) -> Iterator[nn.Module]:
-    """Train, and yield the network five times in the last fifth of the steps."""
-    x, y = data.tensors
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(defence.seed, "network"))
-        network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, int(y.max()) + 1))
-    weights = dict(network.named_parameters())
-    gradients = vmap(
-        grad(lambda values, x, y: nn.functional.cross_entropy(functional_call(network, values, (x,)), y)),
-        in_dims=(None, 0, 0),
-    )
-    rate = SIGN_RATE if type(defence.aggregator).__name__.startswith("Sign") else LEARNING_RATE
-    layout = Layout.of(weights.items())
-    wire = Local().open(layout.total, dtype=layout.dtype, device=x.device, placement=Local().place(WORKERS))
-    memory, round = Memory(), Robust(defence)
-    shown = set(range(steps - 1, steps * 4 // 5 - 1, -max(steps // 25, 1)))
-    for step, own in enumerate(islice(batches(data, partition, seed=defence.seed), steps)):
-        parts = gradients({name: value.detach() for name, value in weights.items()}, x[own], y[own])
-        sent = {worker: Sent([wire.row(worker)], [True] * len(parts)) for worker in range(WORKERS)}
-        for worker in sent:
-            layout.flatten([part[worker] for part in parts.values()], out=layout.views(wire.row(worker)))
-        vector, memory, _ = round.take(memory, sent, wire, parameters=len(parts))
-        if vector is not None:
-            with torch.no_grad():
-                for value, part in zip(weights.values(), layout.views(vector), strict=True):
-                    value -= rate * part
-        if step in shown:
-            yield network
-
-
 def measure(rules: Rules, partition: str, f: int, *, folder: Path | None, seeds: int, steps: int) -> Cell:
     """Fill one cell; weights are the sizes of the shards."""
     warnings.simplefilter("ignore")
     data, test = read(folder)
-    sizes = PARTITIONS[partition]
-    weights = tuple(float(size) for size in sizes.sizes) if isinstance(sizes, Sizes) else None
+    shards = PARTITIONS[partition]
     results = []
     for seed in range(seeds):
-        defence = Defence(WORKERS, f, rules.aggregator, preaggregators=rules.preaggregators, weights=weights, seed=seed)
+        defence = Defence(
+            WORKERS,
+            f,
+            rules.aggregator,
+            preaggregators=rules.preaggregators,
+            weights=weights_of(shards),
+            seed=seed,
+        )
         try:
             defence.check()
         except ToleranceError as error:
             return Cell(refusal=str(error))
-        networks = train(defence, data, sizes, steps=steps)
-        seen = [accuracies(network, data, test, sizes, seed=seed) for network in networks]
+        learners = train(Robust(defence), data, shards, steps=steps)
+        seen = [accuracies(learner, data, test, shards, seed=seed) for learner in learners]
         results.append([statistics.fmean(column) for column in zip(*seen, strict=True)])
     overall, worst = zip(*results, strict=True)
     return Cell(overall, worst)
 
 
 def accuracies(
-    network: nn.Module, data: TensorDataset, test: TensorDataset, partition: Partition, *, seed: int
+    learner: nn.Module, data: TensorDataset, test: TensorDataset, partition: Partition, *, seed: int
 ) -> tuple[float, float]:
     """Return the accuracy on the test samples, and that of the worker for whose mixture of labels it is lowest, in percent."""
-    (x, y), labels = test.tensors, data.tensors[1]
-    with torch.no_grad():
-        right = (network(x).argmax(1) == y).double()
+    found, y, labels = right(learner, test), test.tensors[1], data.tensors[1]
     classes = int(labels.max()) + 1
-    per_class = torch.stack([right[y == label].mean() for label in range(classes)])
+    per_class = torch.stack([found[y == label].mean() for label in range(classes)])
     shards = partition.shards(data, workers=WORKERS, seed=seed)
     mixtures = [torch.bincount(labels[torch.as_tensor(shard)], minlength=classes) / len(shard) for shard in shards]
-    return 100 * float(right.mean()), 100 * min(float(mixture.double() @ per_class) for mixture in mixtures)
-
-
-# ---------------------------------------------------------------------- words
-
-
-def rows(cells: dict[tuple[str, str, int], Cell], names: Sequence[str], partition: str) -> list[list[str]]:
-    """Return the lines of one partition's table: the mean's accuracies, the others' differences from them."""
-    mean, lines = cells[Mean.__name__, partition, 0], []
-    for name in names:
-        line = [name]
-        for f in (EXACT, DOUBLED):
-            cell = mean if name == Mean.__name__ else cells[name, partition, f]
-            if cell.refusal:
-                line += ["refuses weights" if "equal weights" in cell.refusal else f"refuses f = {f}"] * 2
-                continue
-            for values, base in ((cell.overall, mean.overall), (cell.worst, mean.worst)):
-                line.append(
-                    _spread(values, "")
-                    if cell is mean
-                    else _spread([one - other for one, other in zip(values, base, strict=True)], "+")
-                )
-        lines.append(line)
-    return lines
-
-
-def _spread(values: Sequence[float], sign: str) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.1f}{spread}"
-
-
-HEADER = ["rule", *(f"{who}, f = {f}" for f in (EXACT, DOUBLED) for who in ("overall", "worst worker"))]
-
-
-def page(
-    tables: dict[str, list[list[str]]], refusals: Sequence[str], *, command: str, data: str, seeds: int, steps: int
-) -> str:
-    """Return the page."""
-    text = f"""# The price of robustness where nobody attacks
-
-```bash
-{command}
-```
-
-A network of one hidden layer of {HIDDEN} learns {data} from {WORKERS} honest workers, batches of {BATCH}, {steps} steps of SGD with
-learning rate {LEARNING_RATE} ({SIGN_RATE} for rules that return signs). Rules run with default arguments, which are not tuned to this problem, with
-f = {EXACT} and, as if one had been too careful, f = {DOUBLED}. The line of `Mean` is its accuracy on test samples in percent; the other lines are
-differences from it, in points, for the same seeds: mean and standard deviation over {seeds} seeds, each the mean of five moments in the last
-fifth of the steps. *Overall* is the accuracy on all test samples; *worst worker* weighs the accuracy on each label by its share in the
-worker's shard, and is that of the worker for whom this is lowest. With unequal sizes the weights are the sizes. A rule that refuses a
-cell says so; a line of zeros throughout is of a rule that never did anything, such as clipping at a radius that no row reaches.
-"""
-    for title, lines in tables.items():
-        text += f"\n## {title}\n\n| {' | '.join(HEADER)} |\n|---|{'---:|' * (len(HEADER) - 1)}\n"
-        text += "".join(f"| {' | '.join([f'`{line[0]}`', *line[1:]])} |\n" for line in lines)
-    return text + ("\n## Refusals\n\n" + "".join(f"- {refusal}\n" for refusal in refusals) if refusals else "")
+    return 100 * float(found.mean()), 100 * min(float(mixture.double() @ per_class) for mixture in mixtures)
 
 
 def main(
@@ -267,17 +132,18 @@ def main(
         for partition in PARTITIONS
         for f in ((0,) if rules.name == "Mean" else (EXACT, DOUBLED))
     ]
-    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with processes_of_one_thread(processes) as pool:
         waiting = {
             (r.name, p, f): pool.submit(measure, r, p, f, folder=data, seeds=seeds, steps=steps) for r, p, f in jobs
         }
         cells = {key: future.result() for key, future in waiting.items()}
-    tables = {partition: rows(cells, [rules.name for rules in chosen], partition) for partition in PARTITIONS}
-    for title, lines in tables.items():
-        table = Table(*HEADER, title=title)
-        for line in lines:
-            table.add_row(*line)
-        console().print(table)
+    names = [rules.name for rules in chosen]
+    tables = {p: (summary(cells, names, p), rows(cells, names, p)) for p in PARTITIONS}
+    for title, (line, lines) in tables.items():
+        shown = table(title, *HEADER)
+        for cells_of_rule in lines:
+            shown.add_row(*cells_of_rule)
+        console().print(shown, line, "", markup=False)
     refusals = sorted(
         {
             f"`{name}`, {partition}, f = {f}: {cell.refusal}"

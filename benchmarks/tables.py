@@ -27,3 +27,9 @@ def spread(mine: Sequence[float], base: Sequence[float]) -> tuple[str, str]:
     """Return the median of the pairs' ratios, and the smallest and the largest of them."""
     ratios = [one / other for one, other in zip(mine, base, strict=True)]
     return f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} - {max(ratios):.2f}"
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table for a page: first cells are names of code, the others numbers."""
+    text = f"| {' | '.join(header)} |\n|---|{'---:|' * (len(header) - 1)}\n"
+    return text + "".join(f"| {' | '.join([f'`{line[0]}`', *line[1:]])} |\n" for line in lines)
