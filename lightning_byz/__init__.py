@@ -32,6 +32,7 @@ _ROOMS = (
     "demos",
     "estimators",
     "exchange",
+    "metrics",
     "preaggregators",
     "strategies",
     "testing",

@@ -46,7 +46,7 @@ class Looks(pl.Callback):
         self.seen: dict[str, list] = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        for ask in (inside_lightning.accumulates, inside_lightning.logs_now, inside_lightning.logged_step):
+        for ask in (inside_lightning.accumulates, inside_lightning.logged_step):
             self.seen.setdefault(ask.__name__, []).append(ask(trainer))
         self.seen.setdefault("skips_backward", []).append(inside_lightning.skips_backward(trainer))
 
@@ -80,12 +80,20 @@ def test_skipped_backward_passes(fitted) -> None:
     assert fitted[2].seen["skips_backward"] == [False] * 8
 
 
-def test_when_values_are_logged_and_under_which_step(fitted) -> None:
+def test_under_which_step_values_are_logged(fitted) -> None:
     trainer, _, looks = fitted
-    assert isinstance(type(trainer._logger_connector).should_update_logs, property), moved("should_update_logs")
     assert hasattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped"), moved("epoch_loop._batches_that_stepped")
     assert looks.seen["logged_step"] == [0, 0, 0, 1, 1, 1, 2, 2], moved("the meaning of _batches_that_stepped")
-    assert looks.seen["logs_now"] == [step % 2 == 1 for step in looks.seen["logged_step"]]
+
+
+def test_hyperparameters_that_lightning_logs(fitted) -> None:
+    trainer, module, _ = fitted
+    assert hasattr(module, "_log_hyperparams"), moved("_log_hyperparams")
+    assert inside_lightning.logged_hyperparameters(trainer) == {}
+    module.save_hyperparameters({"width": 3, "_class_path": "cli"})
+    assert inside_lightning.logged_hyperparameters(trainer) == {"width": 3}
+    module.save_hyperparameters(logger=False)
+    assert inside_lightning.logged_hyperparameters(trainer) == {}
 
 
 def test_the_loss_of_a_step(fitted) -> None:

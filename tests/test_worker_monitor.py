@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
-from lightning_byz import RobustStrategy, WorkerMonitor
+from lightning_byz import RobustStrategy, WorkerMonitor, stack
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Mean
 from lightning_byz.attacks import ReverseGradient
-from lightning_byz.callbacks.worker_monitor import _table, _Tally
+from lightning_byz.callbacks import summary
+from lightning_byz.callbacks.table import table
+from lightning_byz.callbacks.worker_monitor import _attacking
 from lightning_byz.census import Arrival, Census
+from lightning_byz.metrics import WorkerMeans
 from lightning_byz.rounds import Report
 from tests.scenarios import Classifier, Options
 
@@ -30,6 +34,7 @@ class Memory(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[tuple[int | None, dict[str, float]]] = []
+        self.hyperparameters: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
@@ -39,8 +44,8 @@ class Memory(Logger):
     def version(self) -> str:
         return "0"
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.hyperparameters.append(dict(params))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append((step, dict(metrics)))
@@ -50,6 +55,17 @@ class Memory(Logger):
 
     def values_of(self, key: str) -> list[float]:
         return [metrics[key] for _, metrics in self.rows if key in metrics]
+
+
+class Tables(Memory):
+    """A logger that has tables too, as that of W&B."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[tuple[str, list[str], list[list[Any]], int]] = []
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        self.tables.append((key, columns, data, step))
 
 
 def train(
@@ -64,7 +80,12 @@ def train(
     attack = ReverseGradient(factor=10) if attackers else None
     f, weights = 0 if aggregator == Mean() else 1, trainer.pop("weights", None)
     strategy = RobustStrategy(
-        workers=WORKERS, f=f, aggregator=aggregator, weights=weights, attackers=attackers, attack=attack
+        workers=trainer.pop("workers", WORKERS),
+        f=f,
+        aggregator=aggregator,
+        weights=weights,
+        attackers=attackers,
+        attack=attack,
     )
     quiet = {
         "enable_progress_bar": False,
@@ -74,11 +95,11 @@ def train(
         "log_every_n_steps": 1,
     }
     checkpoint, save = trainer.pop("checkpoint", None), trainer.pop("save", None)
-    monitor = WorkerMonitor()
+    monitor, module = WorkerMonitor(per_worker=trainer.pop("per_worker", False)), trainer.pop("module", Classifier)
     fit = Trainer(
         accelerator="cpu", devices=1, strategy=strategy, logger=logger, callbacks=[monitor], **{**quiet, **trainer}
     )
-    fit.fit(Classifier(options or Options()), ckpt_path=checkpoint)
+    fit.fit(module(options or Options()), ckpt_path=checkpoint)
     if save:
         fit.save_checkpoint(save)
     return monitor
@@ -86,93 +107,227 @@ def train(
 
 def report(*words: str, **parts: Any) -> Report:
     arrival = [Arrival(word) for word in words or ("arrived",) * 3]
-    return Report(**{"step": 0, "taken": True, "census": Census(arrival, [1.0] * 3, [0] * 3, []), **parts})
+    return Report(
+        **{"step": 0, "taken": True, "census": Census(arrival, [1.0] * len(arrival), [0] * len(arrival), []), **parts}
+    )
 
 
 def doubles(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def measured(*distances: float) -> dict[str, torch.Tensor]:
+    return {"distances": doubles(*distances), "norms": doubles(*distances)}
+
+
+def totals(*reports: Report) -> WorkerMeans:
+    means = WorkerMeans(len(reports[0].status))
+    for each in reports:
+        means.update(each)
+    return means
+
+
 def cells(table: Any) -> list[list[str]]:
     return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
+def printed_rows(printed: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+
+
 def test_table_is_the_mean_over_steps() -> None:
-    tally = _Tally.empty(3)
-    tally = tally.add(report(coefficients=doubles(0.5, 0.5, 0.0), distances=doubles(1.0, 2.0, 30.0)))
-    tally = tally.add(report(coefficients=doubles(0.25, 0.75, 0.0), distances=doubles(3.0, 2.0, 50.0)))
-    assert cells(_table(tally, attackers=[2])) == [
+    seen = totals(
+        report(coefficients=doubles(0.5, 0.5, 0.0), **measured(1.0, 2.0, 30.0)),
+        report(coefficients=doubles(0.25, 0.75, 0.0), **measured(3.0, 2.0, 50.0)),
+    )
+    shown = table(seen, attackers=[2])
+    assert cells(shown) == [
         ["0", "0.3750", "0", "2"],
         ["1", "0.6250", "0", "2"],
         ["2 (attacks)", "0.0000", "2", "40"],
     ]
+    assert shown.caption == "left out: no share in the aggregate of a step"
 
 
 def test_absent_and_broken_workers_have_no_distance_and_only_the_broken_one_is_left_out() -> None:
-    seen = report("arrived", "absent", "broken", distances=doubles(1.0, math.nan, math.nan))
-    tally = _Tally.empty(3).add(seen).add(report("arrived", "absent", "arrived", distances=doubles(1.0, math.nan, 2.0)))
-    table = _table(tally, attackers=[])
-    assert [column.header for column in table.columns][2:5] == ["times left out", "times broken", "times absent"]
-    assert cells(table) == [
+    seen = report("arrived", "absent", "broken", **measured(1.0, math.nan, math.nan))
+    shown = table(totals(seen, report("arrived", "absent", "arrived", **measured(1.0, math.nan, 2.0))), attackers=[])
+    assert [column.header for column in shown.columns][2:5] == ["left out", "broken", "absent"]
+    assert cells(shown) == [
         ["0", "-", "0", "0", "0", "1"],
         ["1", "-", "0", "0", "2", "-"],
         ["2", "-", "1", "1", "0", "2"],
     ]
 
 
-def test_steps_without_diagnosis_count_but_do_not_dilute() -> None:
-    """A step that was not taken has no coefficients and distances; the means are over those that have."""
-    tally = _Tally.empty(3).add(report(coefficients=doubles(0.2, 0.3, 0.5), distances=doubles(1.0, 1.0, 1.0)))
-    tally = tally.add(report("broken", "broken", "arrived", taken=False))
-    assert tally.steps == 2
-    assert cells(_table(tally, attackers=[])) == [
-        ["0", "0.2000", "1", "1", "1"],
+def test_steps_without_measurement_count_but_do_not_dilute() -> None:
+    """The means are over the steps that have coefficients, or distances, and the caption says over how many distances are."""
+    seen = totals(
+        report(coefficients=doubles(0.2, 0.3, 0.5), **measured(1.0, 1.0, 1.0)),
+        report(coefficients=doubles(0.4, 0.3, 0.3)),
+        report("broken", "broken", "arrived", taken=False),
+    )
+    shown = table(seen, attackers=[])
+    assert cells(shown) == [
+        ["0", "0.3000", "1", "1", "1"],
         ["1", "0.3000", "1", "1", "1"],
-        ["2", "0.5000", "0", "0", "1"],
+        ["2", "0.4000", "0", "0", "1"],
     ]
+    assert shown.title == "Workers over 3 steps"
+    assert str(shown.caption).splitlines()[1] == "distances: means of 1 of 3 steps"
 
 
-def test_logs_each_worker_at_the_steps_of_the_loss() -> None:
+def test_the_table_of_seventeen_workers_fits_into_eighty_columns() -> None:
+    """With every column that there is, and numbers as long as they get."""
+    words = ["broken", "absent"] + ["arrived"] * 15
+    shares, long = doubles(*[0.12345] * 17), [1.2346e30] * 17
+    shown = table(
+        totals(report(*words, coefficients=shares, **measured(*long))), attackers=[16], weights=[0.123456] * 17
+    )
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(shown)
+    printed = screen.file.getvalue()
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert printed_rows(printed)[16] == ["16 (attacks)", "0.1235", "0.1235", "0", "0", "0", "1.235e+30"]
+
+
+def test_groups_are_summed_up_and_what_is_not_known_is_not_logged() -> None:
+    seen = totals(
+        report(coefficients=doubles(0.5, 0.5, 0.0), **measured(1.0, 2.0, 30.0)),
+        report("arrived", "absent", "broken", coefficients=doubles(1.0, 0.0, 0.0), **measured(3.0, math.nan, math.nan)),
+    )
+    told = summary.of_groups(seen.compute(), [2])
+    assert told == {
+        "honest/norm_mean": 2.0, "honest/norm_max": 2.0, "honest/distance_mean": 2.0, "honest/distance_max": 2.0,
+        "honest/share": 1.0, "honest/left_out": 0.0, "honest/broken": 0.0, "honest/absent": 1.0,
+        "attackers/norm_mean": 30.0, "attackers/norm_max": 30.0, "attackers/distance_mean": 30.0,
+        "attackers/distance_max": 30.0, "attackers/share": 0.0, "attackers/left_out": 2.0, "attackers/broken": 1.0,
+        "attackers/absent": 0.0,
+    }  # fmt: skip
+    unmeasured = summary.known(summary.of_groups(totals(report()).compute(), []))
+    assert unmeasured == {"workers/left_out": 0.0, "workers/broken": 0.0, "workers/absent": 0.0}
+
+
+def test_logs_groups_at_the_steps_of_the_loss() -> None:
     logger = Memory()
     train(logger, aggregator=CTMA(CoordinateMedian()), attackers=(3,), log_every_n_steps=2)
     assert (
-        logger.steps_with("worker_norm/0")
+        logger.steps_with("honest/norm_mean")
         == [step for step in logger.steps_with("train_loss_step") if step in (1, 3, 5)]
         == [1, 3, 5]
     )
-    for key in ("worker_norm", "worker_distance", "worker_coefficient", "worker_accepted"):
-        assert len(logger.values_of(f"{key}/0")) == len(logger.values_of(f"{key}/{WORKERS - 1}")) == STEPS // 2
-    shares = [
-        sum(values)
-        for values in zip(*(logger.values_of(f"worker_coefficient/{worker}") for worker in range(WORKERS)), strict=True)
-    ]
-    assert shares == pytest.approx([1.0] * 3)
-    assert logger.values_of("worker_coefficient/3") == [0.0] * 3
-    assert min(logger.values_of("worker_distance/3")) > 5 * max(logger.values_of("worker_distance/0"))
-    assert logger.values_of("exchange/bytes_received") == [0.0] * 3  # one process
+    assert logger.values_of("honest/share") == pytest.approx([1.0] * 3)
+    assert logger.values_of("attackers/share") == [0.0] * 3
+    assert logger.values_of("attackers/left_out") == [2.0] * 3  # of the two steps of an interval
+    assert logger.values_of("left_out/precision") == logger.values_of("left_out/recall") == [1.0] * 3
+    assert min(logger.values_of("attackers/distance_mean")) > 5 * max(logger.values_of("honest/distance_max"))
+    assert logger.values_of("rule/kappa") == pytest.approx([CTMA(CoordinateMedian()).kappa(4, 1)] * 3)
+    assert logger.values_of("rule/worst_error") == pytest.approx([0.0] * 3, abs=1e-9)  # the honest rows' own mean
+    assert logger.values_of("exchange/bytes_received") == logger.values_of("exchange/bytes_total") == [0.0] * 3
     assert all(0 < seconds < 60 for key in ("rule/seconds", "exchange/seconds") for seconds in logger.values_of(key))
 
 
-def test_a_broken_worker_is_not_accepted_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("attackers", [(), (1,)])
+def test_the_number_of_keys_does_not_grow_with_the_workers(attackers: tuple[int, ...]) -> None:
+    keys = {}
+    for workers in (4, 12):
+        logger = Memory()
+        train(logger, aggregator=CTMA(CoordinateMedian()), attackers=attackers, workers=workers, max_steps=2)
+        keys[workers] = {key for _, row in logger.rows for key in row if "/" in key}
+    assert keys[4] == keys[12]
+    assert len(keys[12]) == (25 if attackers else 12)
+
+
+def test_each_worker_on_request() -> None:
+    logger = Memory()
+    train(logger, aggregator=CTMA(CoordinateMedian()), attackers=(3,), log_every_n_steps=2, per_worker=True)
+    for key in ("worker_norm", "worker_distance", "worker_coefficient", "worker_left_out"):
+        assert len(logger.values_of(f"{key}/0")) == len(logger.values_of(f"{key}/{WORKERS - 1}")) == STEPS // 2
+    assert logger.values_of("worker_coefficient/3") == [0.0] * 3
+    assert logger.values_of("worker_left_out/3") == [2.0] * 3
+
+
+def test_rows_are_measured_at_logged_steps_and_the_first_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measurement reads the rows four times: their lengths, two distances, and a mean; other steps read none."""
+    read = []
+    for name in ("square_sums", "weighted_rows"):
+        inner = getattr(stack.kernels, name)
+        monkeypatch.setattr(
+            stack.kernels, name, lambda rows, *rest, inner=inner: read.append(len(rows)) or inner(rows, *rest)
+        )
+    train(False, aggregator=CoordinateMedian(), log_every_n_steps=4)
+    assert read == [WORKERS, WORKERS, WORKERS, WORKERS, 1] * 2  # at steps 0 and 3; the aggregate is a row of its own
+
+
+def test_a_table_per_interval_where_the_logger_has_one() -> None:
+    logger = Tables()
+    train(logger, aggregator=CTMA(CoordinateMedian()), attackers=(3,), log_every_n_steps=3)
+    assert [(key, step) for key, _, _, step in logger.tables] == [("workers", 2), ("workers", 5)]
+    _, columns, data, _ = logger.tables[0]
+    assert columns == ["worker", "attacks", "coefficient", "left_out", "broken", "absent", "norm", "distance"]
+    assert [line[:4] for line in data][2:] == [[2, False, pytest.approx(1 / 3), 0.0], [3, True, 0.0, 3.0]]
+
+
+def test_the_run_is_in_the_hyperparameters_beside_the_modules_own() -> None:
+    class Tuned(Classifier):
+        def __init__(self, options: Options, width: int = 7) -> None:
+            super().__init__(options)
+            self.save_hyperparameters("width")
+
+    logger = Memory()
+    train(logger, aggregator=CTMA(CoordinateMedian()), attackers=(3,), module=Tuned, max_steps=1)
+    merged: dict[str, Any] = {}
+    for params in logger.hyperparameters:
+        merged.update(params)
+    assert logger.hyperparameters[0] == merged  # a logger that keeps the first shows all
+    assert merged["width"] == 7
+    told = {name.removeprefix("lightning_byz/"): value for name, value in merged.items()}
+    assert (told["aggregator"], told["attack"], told["attackers"]) == (
+        "CTMA(base=CoordinateMedian())",
+        "ReverseGradient(factor=10)",
+        "3",
+    )
+    assert (told["f"], told["workers"], told["exchange"], told["estimator"]) == (1, WORKERS, "Local()", "Gradient()")
+    assert told["version/torch"] == torch.__version__
+    assert {"version/lightning", "version/lightning-byz"} <= set(told)
+
+
+def test_attackers_that_do_nothing_are_not_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    strategy = RobustStrategy(workers=WORKERS, f=1, aggregator=CoordinateMedian(), attackers=())
+    strategy.attackers = (1,)  # without an attack
+    assert _attacking(strategy) == ()
+    strategy.attack = ReverseGradient()
+    assert _attacking(strategy) == (1,)
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is an extra: pip install lightning-byz[wandb]")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="monitor", save_dir=tmp_path, offline=True)
+    train(logger, aggregator=CTMA(CoordinateMedian()), attackers=(3,), max_steps=2)
+    logger.experiment.finish()
+    assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_a_broken_worker_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     logger = Memory()
     broken = Options(nan_calls=tuple(WORKERS * step + 2 for step in range(STEPS)))
-    train(logger, aggregator=CTMA(CoordinateMedian()), options=broken)
-    assert logger.values_of("worker_accepted/2") == [0.0] * STEPS
-    assert logger.values_of("worker_accepted/1") == [1.0] * STEPS
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 2"))
-    assert [cell.strip() for cell in row.split("│")[1:6]] == ["2", "0.0000", str(STEPS), str(STEPS), "-"]
+    train(logger, aggregator=CTMA(CoordinateMedian()), options=broken, per_worker=True)
+    assert printed_rows(capsys.readouterr().out)[2] == ["2", "0.0000", str(STEPS), str(STEPS), "-"]
+    assert logger.values_of("worker_distance/2") == []
+    assert logger.values_of("workers/broken") == logger.values_of("workers/left_out") == [1.0] * STEPS
     assert logger.values_of("worker_broken/2") == logger.values_of("worker_left_out/2") == [1.0] * STEPS
     assert logger.values_of("worker_absent/2") == logger.values_of("worker_broken/1") == [0.0] * STEPS
 
 
-def test_an_absent_worker_is_neither_accepted_nor_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_worker_is_not_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     logger = Memory()
     silent = Options(none_calls=tuple(WORKERS * step + 1 for step in range(STEPS)))
-    train(logger, aggregator=CTMA(CoordinateMedian()), options=silent)
+    train(logger, aggregator=CTMA(CoordinateMedian()), options=silent, per_worker=True)
     assert logger.values_of("worker_absent/1") == [1.0] * STEPS
-    assert logger.values_of("worker_accepted/1") == logger.values_of("worker_left_out/1") == [0.0] * STEPS
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 1"))
-    assert [cell.strip() for cell in row.split("│")[1:6]] == ["1", "0.0000", "0", str(STEPS), "-"]
+    assert logger.values_of("worker_broken/1") == logger.values_of("worker_left_out/1") == [0.0] * STEPS
+    assert printed_rows(capsys.readouterr().out)[1] == ["1", "0.0000", "0", str(STEPS), "-"]
 
 
 def test_prints_the_table_of_the_whole_fit_and_marks_attackers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,19 +351,17 @@ def test_the_table_stays_above_a_live_progress_bar(monkeypatch: pytest.MonkeyPat
 
 def test_rules_that_are_no_weighted_sum_show_no_coefficient(capsys: pytest.CaptureFixture[str]) -> None:
     logger = Memory()
-    train(logger, aggregator=CoordinateMedian())
-    assert logger.values_of("worker_coefficient/0") == []
+    train(logger, aggregator=CoordinateMedian(), per_worker=True)
+    assert logger.values_of("worker_coefficient/0") == logger.values_of("workers/share") == []
     assert len(logger.values_of("worker_distance/0")) == STEPS
-    assert all(
-        line.split("│")[2].strip() == "-" for line in capsys.readouterr().out.splitlines() if line.startswith("│")
-    )
+    assert [row[1] for row in printed_rows(capsys.readouterr().out)] == ["-"] * WORKERS
 
 
 def test_accumulation_counts_steps_not_batches() -> None:
     logger = Memory()
     monitor = train(logger, aggregator=Mean(), accumulate_grad_batches=2)
-    assert logger.steps_with("worker_norm/0") == [0, 1, 2]
-    assert monitor.state_dict()["steps"] == STEPS // 2
+    assert logger.steps_with("workers/norm_mean") == [0, 1, 2]
+    assert monitor.state_dict()["fit"]["workers"]["steps"] == STEPS // 2
 
 
 def test_table_survives_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +388,7 @@ def test_a_new_fit_starts_a_new_table() -> None:
     Trainer(accelerator="cpu", devices=1, strategy=strategy, callbacks=[monitor], max_steps=3, **quiet).fit(
         Classifier(Options())
     )
-    assert monitor.state_dict()["steps"] == 3
+    assert monitor.state_dict()["fit"]["workers"]["steps"] == 3
 
 
 def test_writes_to_lightnings_loggers(tmp_path: Path) -> None:
@@ -244,12 +397,17 @@ def test_writes_to_lightnings_loggers(tmp_path: Path) -> None:
         aggregator=Mean(),
     )
     with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row["worker_coefficient/2"]]
-    assert [float(row["worker_coefficient/2"]) for row in rows] == [1 / WORKERS] * STEPS
+        rows = [row for row in csv.DictReader(lines) if row["workers/share"]]
+    assert [float(row["workers/share"]) for row in rows] == [1.0] * STEPS
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "board" / "version_0")).Reload()
-    assert [event.value for event in events.Scalars("worker_coefficient/2")] == [1 / WORKERS] * STEPS
+    assert [event.value for event in events.Scalars("workers/share")] == [1.0] * STEPS
+    text = events.Tensors("workers/text_summary")
+    assert [event.step for event in text] == list(range(STEPS))
+    assert b"| 3 | False | 0.25 |" in text[0].tensor_proto.string_val[0]
+    for told in ("csv", "board"):
+        assert "lightning_byz/aggregator: Mean()" in (tmp_path / told / "version_0" / "hparams.yaml").read_text()
 
 
 def fit_with_csv(folder: str, devices: int) -> str | None:
@@ -275,7 +433,8 @@ def test_two_ranks_write_once_and_count_bytes(ranks: Any, tmp_path: Path) -> Non
         rows = [row for row in csv.DictReader(lines) if row["exchange/bytes_received"]]
     assert [float(row["exchange/bytes_received"]) for row in rows] == [float(received[0])] * 2
     assert received[0] > 0
-    assert {f"worker_norm/{worker}" for worker in range(3)} <= set(rows[0])
+    assert [float(row["exchange/bytes_total"]) for row in rows] == [received[0], 2.0 * received[0]]
+    assert {"workers/norm_mean", "workers/distance_max"} <= set(rows[0])
 
 
 def test_refuses_another_strategy() -> None:
@@ -296,9 +455,5 @@ def test_refuses_another_strategy() -> None:
 
 def test_unequal_weights_are_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     train(False, aggregator=Mean(), weights=[1, 2, 0.5, 0])
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:4]]
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("│")
-    ]
+    rows = [row[:3] for row in printed_rows(capsys.readouterr().out)]
     assert rows == [["0", "1", "0.2857"], ["1", "2", "0.5714"], ["2", "0.5", "0.1429"], ["3", "0", "0.0000"]]

@@ -1,76 +1,59 @@
 """What the strategy did with each worker: to the loggers while it trains, and as a table at the end."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float64
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
 
-from lightning_byz.census import Arrival
-from lightning_byz.rounds import Report
+from lightning_byz.callbacks import summary
+from lightning_byz.callbacks.hyperparameters import log_hyperparameters
+from lightning_byz.callbacks.table import table
+from lightning_byz.metrics import AggregationError, Exclusion, Traffic, WorkerMeans
 from lightning_byz.strategies import RobustStrategy
-from lightning_byz.strategies.inside_lightning import logged_step, logs_now
+from lightning_byz.strategies.inside_lightning import logged_step
 
-
-@dataclass(frozen=True)
-class _Tally:
-    """Sums over the steps so far, per worker; the means of the table are their quotients."""
-
-    steps: int
-    left_out: Float64[Tensor, " n"]
-    broken: Float64[Tensor, " n"]
-    absent: Float64[Tensor, " n"]
-    coefficients: Float64[Tensor, " n"]
-    coefficient_steps: int
-    distances: Float64[Tensor, " n"]
-    distance_steps: Float64[Tensor, " n"]
-
-    @classmethod
-    def empty(cls, n: int) -> "_Tally":
-        zero = torch.zeros(n, dtype=torch.float64)
-        return cls(0, zero, zero, zero, coefficients=zero, coefficient_steps=0, distances=zero, distance_steps=zero)
-
-    def add(self, report: Report) -> "_Tally":
-        arrival = report.census.arrival
-        tally = replace(
-            self,
-            steps=self.steps + 1,
-            left_out=self.left_out + torch.tensor(report.left_out),
-            broken=self.broken + torch.tensor([word is Arrival.BROKEN for word in arrival]),
-            absent=self.absent + torch.tensor([word is Arrival.ABSENT for word in arrival]),
-        )
-        if report.coefficients is not None:
-            tally = replace(
-                tally,
-                coefficients=self.coefficients + report.coefficients,
-                coefficient_steps=self.coefficient_steps + 1,
-            )
-        if report.distances is not None:
-            known = report.distances.isfinite()
-            distances = torch.where(known, report.distances, 0.0)
-            tally = replace(tally, distances=self.distances + distances, distance_steps=self.distance_steps + known)
-        return tally
+_NAMES = {
+    "bytes_received": "exchange/bytes_received",
+    "bytes_total": "exchange/bytes_total",
+    "exchange_seconds": "exchange/seconds",
+    "rule_seconds": "rule/seconds",
+    "error": "rule/error",
+    "worst_error": "rule/worst_error",
+    "kappa": "rule/kappa",
+    "precision": "left_out/precision",
+    "recall": "left_out/recall",
+}
 
 
 class WorkerMonitor(Callback):
-    """Log each worker's norm, distance and share of the aggregate, and print a table of the workers after the fit.
+    """Log what the rules do with the workers, and print a table of the workers after the fit.
 
-    With every ``log_every_n_steps``-th optimizer step, each logger receives, for worker i, ``worker_norm/i`` (Euclidean norm of its message as
-    the rules saw it), ``worker_distance/i`` (Euclidean distance of that message from the aggregate), ``worker_coefficient/i`` (its share of the
-    aggregate, absent where the rule is no weighted sum of messages) and ``worker_accepted/i`` (1 where a message arrived that the rules could
-    use; else ``worker_broken/i`` or ``worker_absent/i`` is 1) and ``worker_left_out/i`` (1 where something was sent and had no share in the
-    aggregate); norm and distance are NaN where no message arrived; and for rank 0, ``exchange/bytes_received``, ``exchange/seconds`` and
-    ``rule/seconds``. The table counts every step, shows weights where they are unequal, and how often a worker was broken or absent where that
-    happened. A worker without a share in the aggregate of a step is *left out* of it; that says nothing about why.
+    At the start of a fit each logger receives rules, ``f``, attack, exchange and versions as hyperparameters (``lightning_byz/aggregator`` and so
+    on). With every ``log_every_n_steps``-th optimizer step each receives numbers on the steps since the last time, whatever the number of workers:
 
-    Cost: the distances of n messages from one vector per step, :math:`O(n d)`.
+    * of ``honest`` workers and ``attackers``, or of all ``workers`` where nobody attacks in this run: ``honest/norm_mean``, ``honest/norm_max``,
+      ``honest/distance_mean`` and ``honest/distance_max`` (Euclidean, of the messages as the rules saw them and from the aggregate),
+      ``honest/share`` (the group's part of the aggregate, absent where the rule is no weighted sum of messages), and how many messages were
+      ``honest/left_out`` (no share in the aggregate, broken ones among them), ``honest/broken`` and ``honest/absent``;
+    * where somebody attacks, ``rule/error``, ``rule/worst_error`` and ``rule/kappa`` (:class:`~lightning_byz.metrics.AggregationError`) and
+      ``left_out/precision`` and ``left_out/recall`` (:class:`~lightning_byz.metrics.Exclusion`);
+    * for rank 0, means per step ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``, and ``exchange/bytes_total`` of the fit.
+
+    What is not known is not logged. Loggers with tables (W&B, TensorBoard) get one of the workers as ``workers``. The table at the end counts every
+    step, and shows weights where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the
+    aggregate of a step is *left out* of it; that says nothing about why.
+
+    Norms, distances and errors are measured at the logged steps, and at the first one. Cost: there, four readings of the n rows, :math:`O(n d)`;
+    at other steps, none.
+
+    Args:
+        per_worker: Whether to log each worker's numbers too: ``worker_coefficient/i``, ``worker_norm/i``, ``worker_distance/i``,
+            ``worker_left_out/i``, ``worker_broken/i`` and ``worker_absent/i``, means and counts over the same steps.
 
     Raises:
         MisconfigurationException: At the start of a fit whose strategy is no :class:`~lightning_byz.RobustStrategy`.
@@ -81,47 +64,87 @@ class WorkerMonitor(Callback):
         trainer = Trainer(devices=1, strategy=strategy, callbacks=[WorkerMonitor()])
     """
 
-    def __init__(self) -> None:
-        self._tally: _Tally | None = None
+    def __init__(self, *, per_worker: bool = False) -> None:
+        self.per_worker = per_worker
+        self._interval: MetricCollection | None = None
+        self._fit: MetricCollection | None = None
+        self._saved: Mapping[str, Any] = {}
+        self._stepped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the strategy for distances and coefficients, and start counting."""
+        """Start counting."""
         if stage == "fit":
-            _robust(trainer).diagnose = True
-            self._tally = None
+            _robust(trainer)
+            self._interval = self._fit = None
+            self._saved = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loggers what runs, and go on counting where a checkpoint stopped."""
+        strategy = _robust(trainer)
+        assert strategy.workers is not None
+        self._interval = _collection(strategy.workers, _attacking(strategy))
+        self._fit = _collection(strategy.workers, _attacking(strategy))
+        for name, collection in (("interval", self._interval), ("fit", self._fit)):
+            _restore(collection, self._saved.get(name, {}))
+        if trainer.is_global_zero:
+            log_hyperparameters(trainer, strategy)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Have this batch's step measured if it is logged, or the first; all ranks find the same."""
+        _robust(trainer).diagnose, self._stepped = _due(trainer) or logged_step(trainer) == 0, False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Count the step whose aggregate the optimizer is about to take, and log it if it is due."""
+        """Count the step whose aggregate the optimizer is about to take."""
         report = _robust(trainer).report
-        if report is None:
+        if report is None or self._interval is None or self._fit is None:
             return
-        self._tally = (self._tally or _Tally.empty(len(report.status))).add(report)
-        if trainer.is_global_zero and logs_now(trainer):
-            metrics = _metrics(report)
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=logged_step(trainer))
+        self._interval.update(report)
+        self._fit.update(report)
+        self._stepped = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the steps since the last time if this one is due, of all optimizers together."""
+        if not self._stepped or not _due(trainer) or self._interval is None:
+            return
+        if trainer.is_global_zero:
+            self._log(trainer, self._interval, _attacking(_robust(trainer)))
+        self._interval.reset()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on rank 0."""
-        if trainer.is_global_zero and self._tally is not None:
-            console = Console()
-            with console.capture() as text:
-                console.print(
-                    _table(
-                        self._tally, attackers=list(_robust(trainer).attackers), weights=_robust(trainer).worker_weights
-                    )
-                )
-            print(
-                text.get(), end=""
-            )  # through sys.stdout, which a progress bar that is still up redirects to above itself
+        strategy = _robust(trainer)
+        strategy.diagnose = False
+        if not trainer.is_global_zero or self._fit is None or not _totals(self._fit).update_called:
+            return
+        console = Console()
+        shown = table(_totals(self._fit), attackers=_attacking(strategy), weights=strategy.worker_weights)
+        with console.capture() as text:
+            console.print(shown)
+        print(text.get(), end="")  # through sys.stdout, which a progress bar that is still up redirects to above itself
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far, so that the table survives a resume."""
-        return {} if self._tally is None else asdict(self._tally)
+        """Return the sums so far, so that table and intervals survive a resume."""
+        if self._interval is None or self._fit is None:
+            return {}
+        return {"interval": _states(self._interval), "fit": _states(self._fit)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from ``state_dict``."""
-        self._tally = replace(_Tally.empty(len(state_dict["left_out"])), **state_dict) if state_dict else None
+        """Go on counting from ``state_dict``, once the workers are known."""
+        self._saved = state_dict
+
+    def _log(self, trainer: Trainer, interval: MetricCollection, attackers: Sequence[int]) -> None:
+        assert self._fit is not None
+        means = _totals(interval).compute()
+        told = {_NAMES[name]: value for metric in _others(interval) for name, value in metric.compute().items()}
+        told["exchange/bytes_total"] = self._fit["traffic"].compute()["bytes_total"]
+        workers = summary.of_workers(means) if self.per_worker else {}
+        scalars = summary.known({**summary.of_groups(means, attackers), **told, **workers})
+        step = logged_step(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=step)
+            summary.log_table(logger, means, attackers, step=step)
 
 
 def _robust(trainer: Trainer) -> RobustStrategy:
@@ -133,45 +156,49 @@ def _robust(trainer: Trainer) -> RobustStrategy:
     return trainer.strategy
 
 
-def _metrics(report: Report) -> dict[str, float]:
-    arrival = report.census.arrival
-    per_worker: dict[str, Tensor | Sequence[bool] | None] = {
-        "worker_norm": report.norms,
-        "worker_distance": report.distances,
-        "worker_coefficient": report.coefficients,
-        "worker_accepted": [word is Arrival.ARRIVED for word in arrival],
-        "worker_broken": [word is Arrival.BROKEN for word in arrival],
-        "worker_absent": [word is Arrival.ABSENT for word in arrival],
-        "worker_left_out": report.left_out,
-    }
-    metrics = {
-        f"{name}/{worker}": float(value)
-        for name, row in per_worker.items()
-        if row is not None
-        for worker, value in enumerate(row)
-    }
-    metrics["exchange/bytes_received"] = float(report.bytes_received)
-    return metrics | {"exchange/seconds": report.exchange_seconds, "rule/seconds": report.rule_seconds}
+def _attacking(strategy: RobustStrategy) -> Sequence[int]:
+    """Return who attacks in this run."""
+    return () if strategy.attack is None else strategy.attackers
 
 
-def _table(tally: _Tally, *, attackers: list[int], weights: Sequence[float | int] | None = None) -> Table:
-    table = Table(
-        title=f"Workers over {tally.steps} steps",
-        caption="left out: no share in the aggregate of a step",
-        title_justify="left",
-    )
-    table.add_column("worker")
-    happened = {
-        f"times {name}": times for name, times in (("broken", tally.broken), ("absent", tally.absent)) if times.any()
+def _due(trainer: Trainer) -> bool:
+    """Whether this step is logged by its number, which is alike on all ranks."""
+    every = trainer.log_every_n_steps
+    return every > 0 and (logged_step(trainer) + 1) % every == 0
+
+
+def _collection(workers: int, attackers: Sequence[int]) -> MetricCollection:
+    """Return the metrics of one rank's steps; those that need to know who attacks where somebody does."""
+    alone: dict[str, Any] = {"sync_on_compute": False}
+    metrics: dict[str, Metric | MetricCollection] = {
+        "workers": WorkerMeans(workers, **alone),
+        "traffic": Traffic(**alone),
     }
-    for column in (*(["weight"] if weights else []), "mean coefficient", "times left out", *happened, "mean distance"):
-        table.add_column(column, justify="right")
-    for worker in range(len(tally.left_out)):
-        share = f"{tally.coefficients[worker] / tally.coefficient_steps:.4f}" if tally.coefficient_steps else "-"
-        steps = tally.distance_steps[worker]
-        distance = f"{tally.distances[worker] / steps:.4g}" if steps else "-"
-        name = f"{worker} (attacks)" if worker in attackers else str(worker)
-        weight = [f"{weights[worker]:.4g}"] if weights else []
-        times = [f"{count[worker]:.0f}" for count in (tally.left_out, *happened.values())]
-        table.add_row(name, *weight, share, *times, distance)
-    return table
+    if attackers:
+        metrics |= {"error": AggregationError(**alone), "exclusion": Exclusion(attackers, **alone)}
+    return MetricCollection(metrics, compute_groups=False)
+
+
+def _totals(collection: MetricCollection) -> WorkerMeans:
+    totals = collection["workers"]
+    assert isinstance(totals, WorkerMeans)
+    return totals
+
+
+def _others(collection: MetricCollection) -> list[Metric]:
+    return [metric for name, metric in collection.items() if name != "workers"]
+
+
+def _states(collection: MetricCollection) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        name: {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
+        for name, metric in collection.items()
+    }
+
+
+def _restore(collection: MetricCollection, saved: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Take over the states that a checkpoint has of these metrics."""
+    for name in saved.keys() & set(collection.keys()):
+        metric = collection[name]
+        for key, value in saved[name].items():
+            setattr(metric, key, value.clone())

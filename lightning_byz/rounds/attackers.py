@@ -30,6 +30,11 @@ class Attackers:
     workers: Sequence[int] = ()
     attack: Attack | None = None
 
+    @property
+    def acting(self) -> Sequence[int]:
+        """Who of them does anything: none without an attack."""
+        return () if self.attack is None else self.workers
+
     def past(self, memory: Memory) -> dict[int, list[Tensor]]:
         """Return the rows that each attacker would have sent, as far as the attack remembers them, oldest first."""
         if not (count := self._remembers):

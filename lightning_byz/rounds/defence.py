@@ -108,7 +108,20 @@ class Defence:
             vector = saturate(vector.double(), stack.vectors.dtype)
         return vector, coefficients
 
+    def kappa(self, stack: Stack) -> float | None:
+        """Return what the rules together promise for the weights and f of a stack that they tolerate; ``None`` for nothing known."""
+        unit = max(stack.masses)
+        return _kappa([*self.preaggregators, self.aggregator], stack.total_weight / unit, stack.f / unit)
+
     def tried(self, stack: Stack, *, step: int, reference: Tensor | None) -> Float[Tensor, " s"]:
         """Return what would be made of a stack that an attack tries out."""
         known = stack if stack.reference is not None or not self.uses_reference else replace(stack, reference=reference)
         return self.aggregate(known, step=step)[0]
+
+
+def _kappa(chain: Sequence[PreAggregator | Aggregator], n: float, f: float) -> float | None:
+    """Return what a chain of rules promises; in units of one worker's weight, in which rules for equal weights count."""
+    first, *rest = chain
+    if isinstance(first, Aggregator):
+        return first.kappa(n, f)
+    return first.kappa(n, f, _kappa(rest, n, first.hands_on(f)))

@@ -1,7 +1,9 @@
 """What one step did with each worker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -22,6 +24,10 @@ class Report:
         norms: Euclidean norm of the row that the rules saw, NaN where none arrived; ``None`` unless diagnosing.
         distances: Euclidean distance of that row from the aggregate, likewise.
         coefficients: Share of the row in the aggregate; ``None`` where the rule is no weighted sum of rows.
+        error: Squared distance of the aggregate from the weighted mean of the rows whose workers do not attack in this run, NaN where there is no
+            such row; ``None`` unless diagnosing. Without attackers all rows count, and it says how far the rule is from the mean.
+        variance: Weighted mean of these rows' squared distances from that mean, likewise.
+        kappa: What the rules promise of ``error / variance``; ``None`` where they promise nothing, and unless diagnosing.
         reason: Why the step was not taken.
         bytes_received: What came to this rank from others, in bytes.
         exchange_seconds: Time this rank spent in estimators and the exchange, waiting for others included.
@@ -35,6 +41,9 @@ class Report:
     norms: Float64[Tensor, " n"] | None = None
     distances: Float64[Tensor, " n"] | None = None
     coefficients: Float64[Tensor, " n"] | None = None
+    error: float | None = None
+    variance: float | None = None
+    kappa: float | None = None
     reason: str = ""
     bytes_received: int = 0
     exchange_seconds: float = 0.0
@@ -67,11 +76,22 @@ class Report:
         return tuple(word in (LEFT_OUT, Arrival.BROKEN.value) for word in self.status)
 
 
-def diagnosed(report: Report, stack: Stack, vector: Tensor) -> Report:
-    """Return the report with the rows' norms and their distances from the aggregate."""
-    missing = stack.vectors.new_tensor([arrival is not Arrival.ARRIVED for arrival in report.census.arrival]).bool()
+def diagnosed(
+    report: Report, stack: Stack, vector: Tensor, *, attackers: Sequence[int] = (), kappa: float | None = None
+) -> Report:
+    """Return the report with norms, distances from the aggregate, and how far that is from the honest rows' mean.
+
+    Four readings of the rows, three where a rule has asked for their lengths, and four sums over slices, whoever attacks.
+    """
     norms, distances = stack.squared_norms().sqrt(), stack.squared_distances_to(vector).sqrt()
-    blank = float("nan")
-    return replace(
-        report, norms=norms.masked_fill(missing, blank).cpu(), distances=distances.masked_fill(missing, blank).cpu()
-    )
+    honest = stack.weights.clone()
+    honest[list(attackers)] = 0.0
+    shares = (honest / honest.sum()).nan_to_num()
+    mean = stack.combination(shares)
+    variance = (shares * stack.squared_distances_to(mean)).sum()
+    error = Stack(vector[None], slice=stack.slice).squared_distances_to(mean)
+    found = torch.cat([norms, distances, error, variance[None], shares.sum()[None]]).cpu()
+    missing = torch.tensor([arrival is not Arrival.ARRIVED for arrival in report.census.arrival])
+    rows, known = found[:-3].view(2, -1).masked_fill(missing, float("nan")), bool(found[-1] > 0)
+    realised = found[-3:-1].tolist() if known else [float("nan")] * 2
+    return replace(report, norms=rows[0], distances=rows[1], error=realised[0], variance=realised[1], kappa=kappa)

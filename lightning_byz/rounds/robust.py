@@ -53,8 +53,8 @@ class Robust(Round):
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return one turn per local worker."""
-        attackers = self.attackers.workers if self.attackers.attack is not None else ()
-        return [Turn(worker, ("step", *position, worker), attacks=worker in attackers) for worker in placement.local]
+        acting = self.attackers.acting
+        return [Turn(worker, ("step", *position, worker), attacks=worker in acting) for worker in placement.local]
 
     def poisoned(self, turn: Turn, batch: Any) -> Any:
         """Return what an attacker makes of its batch."""
@@ -111,7 +111,10 @@ class Robust(Round):
         except ToleranceError as error:
             return None, replace(report, reason=str(error))
         report = replace(report, taken=True, coefficients=None if coefficients is None else coefficients.cpu())
-        return vector, diagnosed(report, stack, vector) if diagnose else report
+        if diagnose:
+            kappa = self.defence.kappa(stack)
+            report = diagnosed(report, stack, vector, attackers=self.attackers.acting, kappa=kappa)
+        return vector, report
 
     def _estimate(
         self, memory: Memory, sent: Mapping[int, Sent], wire: Wire, scale: float | None

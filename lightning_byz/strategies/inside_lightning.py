@@ -89,14 +89,16 @@ def synchronizes_layers(strategy: Any) -> bool:
     return strategy._layer_sync is not None
 
 
-def logs_now(trainer: pl.Trainer) -> bool:
-    """Whether ``log_every_n_steps`` makes this step's values due."""
-    return trainer._logger_connector.should_update_logs
-
-
 def logged_step(trainer: pl.Trainer) -> int:
     """Return the step number under which Lightning logs a training step's values."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def logged_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what Lightning logs of the module's and the data module's hyperparameters."""
+    owners = [one for one in (trainer.lightning_module, trainer.datamodule) if one is not None]  # type: ignore[attr-defined]
+    told = {key: value for one in owners if one._log_hyperparams for key, value in one.hparams_initial.items()}
+    return {key: value for key, value in told.items() if key != "_class_path"} if trainer.enable_autolog_hparams else {}
 
 
 Results = dict[str, Any]

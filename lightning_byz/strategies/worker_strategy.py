@@ -31,7 +31,7 @@ class WorkerStrategy(EvaluationStrategy):
         check_digest_every(digest_every)
         self.digest_every = digest_every
         self.diagnose = False
-        """Whether reports carry norms and distances; ``WorkerMonitor`` sets it."""
+        """Whether the next step's report carries what is measured of rows; alike on all ranks. ``WorkerMonitor`` sets it before each."""
         self.report: Report | None = None
         """What the last step did with each worker."""
         self._data: TrainingData | None = None
