@@ -47,10 +47,8 @@ FLOORS = {
     1: {"aggregators", "preaggregators", "attacks", "compressors", "codes", "estimators", "links", "arrivals"},
     2: {"exchange"},
     3: {"rounds", "optimizers", "testing"},
-    4: {"strategies", "data", "callbacks", "demos"},
-    5: {"cli", "kinds", "mistakes", "__main__", "__init__"},
     4: {"strategies", "data", "metrics", "callbacks", "demos"},
-    5: {"cli", "__main__", "__init__"},
+    5: {"cli", "kinds", "mistakes", "__main__", "__init__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 RULES = ("aggregators", "preaggregators", "attacks", "estimators")
