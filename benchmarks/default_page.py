@@ -16,6 +16,9 @@ from lightning_byz.estimators import Estimator, Gradient, WorkerMomentum
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "default.md"
 BASE, UNATTACKED = Mean.__name__, "no attack"
+BEARABLE = 5
+"""Points of accuracy that the default may cost where nobody attacks."""
+
 ATTACKERS = (8, 11)
 ATTACKS: dict[str, Attack | None] = {
     UNATTACKED: None,
@@ -126,6 +129,22 @@ def overview(cells: Cells, names: Sequence[str], partitions: Sequence[str]) -> s
     return markdown(header, lines)
 
 
+def choice(cells: Cells, names: Sequence[str], partitions: Sequence[str]) -> str:
+    """Return in words which rule the first setting chooses: of those that cost little without attack, the one with the smallest worst cell."""
+    setting = SETTINGS[0]
+    prices = {name: _largest(cells, name, setting, partitions, (UNATTACKED,)).points for name in names if name != BASE}
+    cheap = [name for name, price in prices.items() if price < BEARABLE]
+    if not cheap:
+        return f"No rule costs less than {BEARABLE} points on each kind of data where nobody attacks."
+    best = next(iter(ranked(cells, cheap, setting, partitions)))
+    dear = [price for name, price in prices.items() if name not in cheap]
+    others = f"; the others cost {min(dear):.1f} to {max(dear):.1f} points" if dear else ""
+    return (
+        f'With `f="max"`, which asks nobody how many may be bad, {len(cheap)} of {len(prices)} rules cost less than {BEARABLE} points on each'
+        f" kind of data where nobody attacks{others}. Of these, `{best}` ({prices[best]:.1f} points) loses least in its worst cell."
+    )
+
+
 def page(cells: Cells, names: Sequence[str], partitions: Sequence[str], *, command: str, seeds: int, steps: int) -> str:
     """Return the page."""
     text = f"""# The table that chooses the default
@@ -148,6 +167,8 @@ Under Dirichlet(0.1) some digits are with attackers only, or nearly: they are lo
 what all rules lose that agree under `ReverseGradient`.
 
 ## Largest losses, in points
+
+{choice(cells, names, partitions)}
 
 {overview(cells, names, partitions)}"""
     for setting in SETTINGS:

@@ -67,8 +67,12 @@ def summary(cells: Cells, names: Sequence[str], partition: str) -> str:
     near, refusing = sum(loss < NEAR for _, loss in order), len(names) - 1 - len(order)
     return (
         f"With f = {EXACT}, {near} of {len(order)} rules cost the worst-served worker less than {NEAR} point: least `{order[0][0]}`"
-        f" ({-order[0][1]:+.1f}), most `{order[-1][0]}` ({-order[-1][1]:+.1f}){f'; {refusing} refuse' if refusing else ''}."
+        f" ({_signed(order[0])}), most `{order[-1][0]}` ({_signed(order[-1])}){f'; {refusing} refuse' if refusing else ''}."
     )
+
+
+def _signed(loss: tuple[str, float]) -> str:
+    return f"{round(-loss[1], 1) + 0.0:+.1f}"
 
 
 def _spread(values: Sequence[float], sign: str) -> str:

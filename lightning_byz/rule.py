@@ -33,6 +33,10 @@ class Rule:
     centred: ClassVar[bool] = False
     """Whether the rule reads ``stack.centre()``, which is then computed while rows are looked at for unusable numbers."""
 
+    copies: ClassVar[tuple[float, float] | None] = None
+    """About how long a call takes, in times of copying the stack, with compiled kernels and with torch's: 17 rows on one core of a CPU, by
+    ``python benchmarks/rules.py --threads=1``; None where that is not known. It grows with the number of rows."""
+
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether a Byzantine weight of ``f`` among these ``weights`` is within what this rule was made for.
 

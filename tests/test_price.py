@@ -64,7 +64,12 @@ def test_a_small_run_prints_and_writes_every_cell(tmp_path: Path) -> None:
     tables = lines_of(page)
     assert list(tables) == ["IID", "Dirichlet(0.1)", "sizes 2, 3, 4", "Refusals"]
     for title in ("IID", "Dirichlet(0.1)", "sizes 2, 3, 4"):
-        assert list(tables[title]) == ["Mean", "Bulyan", "Krum"]
+        assert next(iter(tables[title])) == "Mean"
+        assert set(tables[title]) == {"Mean", "Bulyan", "Krum"}
+        losses = [
+            -float(cells[1].split(" ±")[0]) for cells in list(tables[title].values())[1:] if "ref" not in cells[1]
+        ]
+        assert losses == sorted(losses)
         overall, worst = (float(cell.split(" ±")[0]) for cell in tables[title]["Mean"][:2])
         assert 60 < overall <= 100
         assert worst <= overall
@@ -76,6 +81,11 @@ def test_a_small_run_prints_and_writes_every_cell(tmp_path: Path) -> None:
     )
     assert tables["IID"]["Bulyan"][2:] == ["refuses f = 4"] * 2
     assert tables["sizes 2, 3, 4"]["Bulyan"] == ["refuses weights"] * 4
+    assert list(tables["sizes 2, 3, 4"]) == ["Mean", "Krum", "Bulyan"], "who refuses comes last"
+    assert re.search(
+        r"^With f = 2, \d of 2 rules cost the worst-served worker less than 1 point: least `Bulyan`", page, re.MULTILINE
+    )
+    assert re.search(r"most `Krum` \(-\d+\.\d\); 1 refuse\.$", page, re.MULTILINE)
     assert "- `Bulyan`, IID, f = 4: Bulyan cannot tolerate f = 4" in page
     assert float(tables["Dirichlet(0.1)"]["Krum"][1].split(" ±")[0]) < -20, (
         "one worker's gradient does not serve the others"
@@ -98,7 +108,7 @@ def test_the_worst_worker_is_weighed_by_its_labels(price) -> None:
     import torch
     from torch.utils.data import TensorDataset
 
-    from lightning_byz.data import SortedShards
+    from lightning_byz.data import Sizes, SortedShards
 
     class Zero(torch.nn.Module):
         def forward(self, x):
@@ -107,5 +117,5 @@ def test_the_worst_worker_is_weighed_by_its_labels(price) -> None:
     data = TensorDataset(torch.zeros(120, 1), torch.arange(120) % 12)
     test = TensorDataset(torch.zeros(24, 1), torch.arange(24) % 12)
     assert price.accuracies(Zero(), data, test, SortedShards(), seed=0) == (pytest.approx(100 / 12), 0.0)
-    uniform = price.accuracies(Zero(), data, test, price.Sizes([1] * 12), seed=0)
+    uniform = price.accuracies(Zero(), data, test, Sizes([1] * 12), seed=0)
     assert 0 <= uniform[1] < uniform[0]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
 
-from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Krum, TrimmedMean
+from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, GeometricMedian, Krum, TrimmedMean
 from lightning_byz.attacks import SignFlip
 from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
@@ -364,5 +364,6 @@ def test_the_name_robust_is_registered():
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(accelerator="cpu", devices=1, strategy="robust", max_steps=2, **quiet)
     assert isinstance(trainer.strategy, RobustStrategy)
-    assert isinstance(trainer.strategy.aggregator, CoordinateMedian)
+    assert trainer.strategy.aggregator == GeometricMedian()
+    assert trainer.strategy.preaggregators == ()
     assert trainer.strategy.f == "max"

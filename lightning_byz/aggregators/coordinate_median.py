@@ -37,6 +37,7 @@ class CoordinateMedian(CoordinateRule):
     """
 
     condition = "f < W / 2"
+    copies = (1.2, 4.3)
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the total weight."""

@@ -59,6 +59,12 @@ class CTMA(RowAverage):
         return self.base.unequal_weights
 
     @property
+    def copies(self) -> tuple[float, float] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of ``base``, one for the distances and one for the sum; with compiled kernels the distances come with the base's pass."""
+        own = self.base.copies
+        return None if own is None else (own[0] + 1.2, own[1] + 4.6)
+
+    @property
     def exceptions(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The laws that ``base`` does not keep."""
         return self.base.exceptions

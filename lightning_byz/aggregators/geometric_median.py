@@ -44,6 +44,7 @@ class GeometricMedian(RowAverage):
     smoothing: float = 1e-6
 
     condition = "f < W / 2"
+    copies = (3.6, 9.9)
     centred = True
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class Krum(RowAverage):
     neighbors: Literal["weight", "paper"] = "weight"
 
     condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"'
+    copies = (3.0, 8.5)
     centred = True
 
     def __post_init__(self) -> None:

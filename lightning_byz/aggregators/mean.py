@@ -26,6 +26,7 @@ class Mean(RowAverage):
     """
 
     condition = "no guarantee"
+    copies = (1.4, 2.8)
 
     def coefficients(self, stack: Stack, *, generator: torch.Generator | None = None) -> Float64[Tensor, " n"]:
         """Each row's part of the weight."""

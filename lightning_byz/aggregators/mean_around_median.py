@@ -36,6 +36,7 @@ class MeanAroundMedian(CoordinateRule):
     """
 
     condition = "f < W / 2"
+    copies = (1.5, 7.4)
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the total weight."""

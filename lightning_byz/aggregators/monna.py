@@ -43,6 +43,7 @@ class MoNNA(RowAverage):
     pivot: int = 0
 
     condition = "f < W / 2"
+    copies = (2.1, 4.8)
     exceptions = frozenset({"breakdown", "permutation"})
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class MultiKrum(RowAverage):
     neighbors: Literal["weight", "paper"] = "weight"
 
     condition = 'f < W / 2, or 2 f + 2 < n with neighbors="paper"; selected <= n - f'
+    copies = (3.8, 10.1)
     centred = True
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ class SignMajority(Aggregator):
     """
 
     condition = "f < W / 2"
+    copies = (1.3, 3.3)
     exceptions = frozenset({"agreement", "scaling", "translation"})
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:

@@ -37,6 +37,7 @@ class TrimmedMean(CoordinateRule):
     """
 
     condition = "f < W / 2"
+    copies = (1.2, 5.4)
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:
         """Whether ``f`` is below half of the total weight."""

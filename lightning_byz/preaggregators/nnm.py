@@ -33,6 +33,7 @@ class NNM(PreAggregator):
     """
 
     condition = "f < W / 2"
+    copies = (7.3, 14.0)
     centred = True
 
     def tolerates(self, weights: Sequence[float], f: float) -> bool:

@@ -131,7 +131,7 @@ def start_up_line(
     line = (
         f"lightning_byz: {_counted(placement.workers, 'worker')} on {_counted(placement.ranks, 'rank')}, f = {defence.f:g};"
         f" {_rules(defence, estimator)}; {_attacking(attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
-        f" {_counted(torch.get_num_threads(), 'torch thread')} per rank; {paths.described(placement.workers * parameters)}"
+        f" {_counted(torch.get_num_threads(), 'torch thread')} per rank;{_cost(defence)} {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
     crowded = [
@@ -149,6 +149,13 @@ def _rules(defence: Defence, estimator: Estimator | None = None) -> str:
     return " -> ".join(
         repr(stage) for stage in (estimator, *defence.preaggregators, defence.aggregator) if stage is not None
     )
+
+
+def _cost(defence: Defence) -> str:
+    """Return what the rules cost in a step; nothing where one of them does not say."""
+    costs = [rule.copies for rule in (*defence.preaggregators, defence.aggregator)]
+    known = [cost[0 if paths.chosen() else 1] for cost in costs if cost is not None]
+    return f" the rules take as long as {sum(known):.2g} copies of all messages;" if len(known) == len(costs) else ""
 
 
 def _attacking(attackers: Attackers) -> str:

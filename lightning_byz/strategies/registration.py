@@ -2,7 +2,7 @@
 
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lightning_byz.aggregators import CoordinateMedian
+from lightning_byz.aggregators import GeometricMedian
 from lightning_byz.strategies.robust import RobustStrategy
 from lightning_byz.versions import warn_if_untested
 
@@ -12,8 +12,8 @@ if NAME not in StrategyRegistry:
     StrategyRegistry.register(
         NAME,
         RobustStrategy,
-        description="coordinate-wise median of one worker per rank, tolerating as many Byzantine workers as it can",
+        description="geometric median of one worker per rank, tolerating as many Byzantine workers as it can",
         f="max",
-        aggregator=CoordinateMedian(),
+        aggregator=GeometricMedian(),
     )
 warn_if_untested()
