@@ -2,12 +2,14 @@
 
     python benchmarks/step.py
     python benchmarks/step.py --f=2 --ranks=5
+    python benchmarks/step.py --aggregators=[Mean] --monitor=true --steps=50
     python benchmarks/step.py --aggregators='[Mean, {class_path: CTMA, init_args: {base: CoordinateMedian}}, own_average.OwnAverage]'
 
 The work is fixed: linear layers 784-2048-2048-2048-10 with ReLU between them (10M parameters), batches of 64 per rank, SGD. All strategies run in
 the same processes and process group, in windows of a few steps that take turns; a window's first steps are not counted. A pair is one window of a
 strategy and the window of DDPStrategy of the same round; the table shows the median of the pairs' ratios, and their smallest and largest, of the
-time by the wall and of the processor time that all ranks together spend on a step.
+time by the wall and of the processor time that all ranks together spend on a step. With --monitor, each rule has a second row with WorkerMonitor,
+which measures every 50th step: its price shows over 50 counted steps.
 """
 
 import gc
@@ -29,10 +31,11 @@ from tables import console, spread, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_byz import RobustStrategy, Stack, ToleranceError
+from lightning_byz import RobustStrategy, Stack, ToleranceError, WorkerMonitor
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Mean
 
 WIDTHS, BATCH = (784, 2048, 2048, 2048, 10), 64
+MONITORED = " + WorkerMonitor"
 Windows = dict[str, list[dict[str, float]]]
 
 
@@ -80,7 +83,7 @@ def refuse(aggregators: Sequence[Aggregator], f: int, *, ranks: int) -> None:
             sys.exit(f"error: {error}")
 
 
-def window(strategy: Strategy, ranks: int, steps: int) -> dict[str, float]:
+def window(strategy: Strategy, ranks: int, steps: int, *, monitored: bool) -> dict[str, float]:
     """Train for a few steps; return this rank's seconds per counted step and its peak memory in MiB."""
     gc.collect()
     forget_peak()
@@ -88,19 +91,25 @@ def window(strategy: Strategy, ranks: int, steps: int) -> dict[str, float]:
     data = TensorDataset(
         torch.randn(ranks * BATCH * count, WIDTHS[0]), torch.randint(WIDTHS[-1], (ranks * BATCH * count,))
     )
-    trainer(strategy, [clock], ranks=ranks).fit(Work(), DataLoader(data, batch_size=BATCH))
+    callbacks = [clock, *([WorkerMonitor()] if monitored else [])]
+    trainer(strategy, callbacks, ranks=ranks).fit(Work(), DataLoader(data, batch_size=BATCH))
     return {**clock.per_step(), "peak": resident("VmHWM")}
 
 
-def run_rank(aggregators: Sequence[Aggregator], f: int, *, ranks: int, pairs: int, steps: int) -> Windows:
+def run_rank(
+    aggregators: Sequence[Aggregator], f: int, *, ranks: int, pairs: int, steps: int, monitor: bool = False
+) -> Windows:
     """Run all windows on this rank."""
     quiet(threads=1)
     subjects = strategies(aggregators, f)
+    if monitor:
+        rules = {name: made for name, made in subjects.items() if not name.startswith("DDPStrategy")}
+        subjects |= {f"{name}{MONITORED}": made for name, made in rules.items()}
     windows: Windows = {name: [] for name in subjects}
     for turn in range(pairs):
         order = list(subjects)
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            windows[name].append(window(subjects[name](), ranks, steps))
+            windows[name].append(window(subjects[name](), ranks, steps, monitored=name.endswith(MONITORED)))
     return windows
 
 
@@ -139,6 +148,7 @@ def main(
     ranks: int = 4,
     pairs: int = 7,
     steps: int = 6,
+    monitor: bool = False,
     timeout: float = 1200.0,
 ) -> None:
     """Measure and print the table.
@@ -149,10 +159,11 @@ def main(
         ranks: Processes, each with one thread.
         pairs: Windows per strategy.
         steps: Counted steps per window.
+        monitor: Whether to measure the rules with WorkerMonitor too.
         timeout: Seconds after which every process is killed.
     """
     if is_rank():
-        hand_in(run_rank(aggregators, f, ranks=ranks, pairs=pairs, steps=steps))
+        hand_in(run_rank(aggregators, f, ranks=ranks, pairs=pairs, steps=steps, monitor=monitor))
     else:
         refuse(aggregators, f, ranks=ranks)
         console().print(rows(together(launch(ranks, timeout)), ranks=ranks))

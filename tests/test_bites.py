@@ -56,7 +56,7 @@ def test_absence_leaves_f_and_a_broken_row_lowers_it():
 
 def test_the_report_says_who_counts():
     plan = noted(((1, 2, 6, NAN), (1, ABSENT, 6, 2)), Mean, weights=[1, 1, 1, 2], f=1.6)
-    record = train(plan.but(callbacks=[WorkerMonitor()]))
+    record = train(plan.but(callbacks=[WorkerMonitor()], trainer={"log_every_n_steps": 1}))
     assert column(record, "coefficients") == [
         pytest.approx(row) for row in ([1 / 3] * 3 + [0], [1 / 4, 0, 1 / 4, 1 / 2])
     ]

@@ -197,7 +197,7 @@ def test_groups_are_summed_up_and_what_is_not_known_is_not_logged() -> None:
         report(coefficients=doubles(0.5, 0.5, 0.0), **measured(1.0, 2.0, 30.0)),
         report("arrived", "absent", "broken", coefficients=doubles(1.0, 0.0, 0.0), **measured(3.0, math.nan, math.nan)),
     )
-    told = summary.of_groups(seen.compute(), [2])
+    told = summary.of_groups(seen.means(), [2])
     assert told == {
         "honest/norm_mean": 2.0, "honest/norm_max": 2.0, "honest/distance_mean": 2.0, "honest/distance_max": 2.0,
         "honest/share": 1.0, "honest/left_out": 0.0, "honest/broken": 0.0, "honest/absent": 1.0,
@@ -205,7 +205,7 @@ def test_groups_are_summed_up_and_what_is_not_known_is_not_logged() -> None:
         "attackers/distance_max": 30.0, "attackers/share": 0.0, "attackers/left_out": 2.0, "attackers/broken": 1.0,
         "attackers/absent": 0.0,
     }  # fmt: skip
-    unmeasured = summary.known(summary.of_groups(totals(report()).compute(), []))
+    unmeasured = summary.known(summary.of_groups(totals(report()).means(), []))
     assert unmeasured == {"workers/left_out": 0.0, "workers/broken": 0.0, "workers/absent": 0.0}
 
 

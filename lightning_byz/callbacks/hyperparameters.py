@@ -13,7 +13,6 @@ VERSIONS = ("lightning-byz", "lightning", "torch")
 
 def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
     """Return rules, f, workers, attack, exchange, seed and versions of a fit that is set up, as numbers and text."""
-    exchange = None if strategy._run is None else strategy._run.exchange
     told = {
         "aggregator": _named(strategy.aggregator),
         "preaggregators": _listed(map(_named, strategy.preaggregators)),
@@ -23,7 +22,7 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
         "weights": "equal" if strategy.weights is None else str(strategy.weights),
         "attack": "none" if strategy.attack is None else _named(strategy.attack),
         "attackers": _listed(strategy.attackers if strategy.attack is not None else ()),
-        "exchange": _named(exchange),
+        "exchange": _named(strategy.exchange_in_use),
         "partition": _named(strategy.partition),
         "seed": int(strategy.seed),
         **{f"version/{name}": _version(name) for name in VERSIONS},

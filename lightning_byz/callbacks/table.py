@@ -9,7 +9,7 @@ from lightning_byz.metrics import WorkerMeans
 
 def table(totals: WorkerMeans, *, attackers: Sequence[int], weights: Sequence[float | int] | None = None) -> Table:
     """Return one line per worker, not wider than a terminal; columns of what happened to nobody are left out."""
-    means, steps = totals.compute(), int(totals.steps)
+    means, steps = totals.means(), int(totals.steps)
     result = Table(title=f"Workers over {steps} steps", caption=_caption(totals), title_justify="left")
     result.add_column("worker", no_wrap=True)
     happened = [name for name in ("broken", "absent") if means[name].any()]

@@ -136,7 +136,7 @@ class WorkerMonitor(Callback):
 
     def _log(self, trainer: Trainer, interval: MetricCollection, attackers: Sequence[int]) -> None:
         assert self._fit is not None
-        means = _totals(interval).compute()
+        means = _totals(interval).means()
         told = {_NAMES[name]: value for metric in _others(interval) for name, value in metric.compute().items()}
         told["exchange/bytes_total"] = self._fit["traffic"].compute()["bytes_total"]
         workers = summary.of_workers(means) if self.per_worker else {}
@@ -163,7 +163,7 @@ def _attacking(strategy: RobustStrategy) -> Sequence[int]:
 
 def _due(trainer: Trainer) -> bool:
     """Whether this step is logged by its number, which is alike on all ranks."""
-    every = trainer.log_every_n_steps
+    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - Lightning sets it elsewhere
     return every > 0 and (logged_step(trainer) + 1) % every == 0
 
 

@@ -74,6 +74,10 @@ class WorkerMeans(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``coefficient``, ``norm``, ``distance``, ``left_out``, ``broken`` and ``absent``, each of n numbers."""
+        return self.means()
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the same of this rank's steps, as vectors of one number where there is one worker: ``compute`` squeezes these."""
         return {
             "coefficient": self.coefficients / self.coefficient_steps,
             "norm": self.norms / self.distance_steps,

@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_byz.exchange import Exchange
 from lightning_byz.rounds.checkpoint import KEY
 from lightning_byz.strategies.reliable import ReliableDDPStrategy
 from lightning_byz.strategies.run import Run
@@ -30,6 +31,11 @@ class EvaluationStrategy(ReliableDDPStrategy):
     def worker(self) -> int | None:
         """The logical worker whose training step runs now; ``None`` between steps."""
         return None if self._run is None else self._run.loop.worker
+
+    @property
+    def exchange_in_use(self) -> Exchange | None:
+        """How messages reach the rules of the present run."""
+        return None if self._run is None else self._run.exchange
 
     # ------------------------------------------------------------------ values over ranks
 
