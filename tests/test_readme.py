@@ -62,7 +62,7 @@ def test_commands_parse(home: Path, capfd: pytest.CaptureFixture[str], command: 
 
 
 def test_scripts_and_files_exist() -> None:
-    for script in re.findall(r"python ([\w/]+\.py)", "\n".join(COMMANDS)):
+    for script in re.findall(r"python ([\w/]+\.py)", README + OWN):
         assert (ROOT / script).is_file()
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists()
@@ -124,7 +124,7 @@ def test_names_are_the_packages_names() -> None:
         assert set(re.findall(r"`(\w+)", table[family])) == set(package.__all__) - interfaces
 
 
-@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
+@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker", "ignore:The dirpath has changed")
 @pytest.mark.timeout(400)
 def test_quickstart_ends_as_printed(
     home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -164,4 +164,4 @@ def test_weights_and_f_as_printed(home: Path, caplog: pytest.LogCaptureFixture) 
     caplog.set_level("INFO")
     command = next(command for command in COMMANDS if "max_share" in command)
     cli.main([*shlex.split(command)[1:], "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
-    assert re.search(r"prints `(weights [^`]+)`", README)[1] in caplog.text
+    assert re.search(r"It prints `(weights [^`]+)`", README)[1] in caplog.text
