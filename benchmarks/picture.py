@@ -109,10 +109,10 @@ def main(*, epochs: int | None = None, output: Path = ROOT / "docs" / "accuracy.
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    epochs = yaml.safe_load(CONFIG.read_text())["trainer"]["max_epochs"] if epochs is None else epochs
-    robust = fitted(CTMA(CoordinateMedian()), [NNM()], [6, 7], epochs=epochs)
-    attacked = fitted(Mean(), [], [6, 7], epochs=epochs)
-    honest = fitted(Mean(), [], [], epochs=epochs)
+    passes: int = epochs or yaml.safe_load(CONFIG.read_text())["trainer"]["max_epochs"]
+    robust = fitted(CTMA(CoordinateMedian()), [NNM()], [6, 7], epochs=passes)
+    attacked = fitted(Mean(), [], [6, 7], epochs=passes)
+    honest = fitted(Mean(), [], [], epochs=passes)
     print(
         f"robust rules, attacked: {robust[-1]:.4f}; mean, attacked: {attacked[-1]:.4f}; mean, honest: {honest[-1]:.4f}"
     )
