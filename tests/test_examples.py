@@ -4,6 +4,8 @@ import contextlib
 import io
 import re
 import runpy
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,7 +21,14 @@ def losses(printed: str) -> tuple[float, float]:
 
 
 def test_every_example_is_tested_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"sites", "unchanged_module"}
+    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
+    assert files == {
+        "forecasting.py",
+        "own_cli/train.py",
+        "sites.py",
+        "transformers_classifier.py",
+        "unchanged_module.py",
+    }
 
 
 @pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
@@ -34,6 +43,60 @@ def test_unchanged_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     example["main"](aggregator=Mean())
     before, after = losses(capsys.readouterr().out)
     assert not after < 2 * before  # the attacker has won
+
+
+EXTRA = "{} is not installed: pip install 'lightning-byz[examples]'"
+OTHERS_WARNINGS = pytest.mark.filterwarnings("default")  # what other people's modules warn of is theirs
+
+
+def before_and_after(name: str, capsys: pytest.CaptureFixture[str], **arguments) -> tuple[float, float]:
+    """Run an example's main, and return the two numbers that it prints."""
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](**arguments)
+    before, after = re.search(r"before ([\d.]+), after ([\d.]+|nan|inf)", capsys.readouterr().out).groups()
+    return float(before), float(after)
+
+
+@OTHERS_WARNINGS
+def test_transformers_classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("transformers", reason=EXTRA.format("transformers"))
+    from lightning_byz.aggregators import Mean
+
+    monkeypatch.chdir(tmp_path)
+    before, after = before_and_after("transformers_classifier", capsys)
+    assert before < 0.4
+    assert after > 0.9
+    assert before_and_after("transformers_classifier", capsys, aggregator=Mean())[1] < 0.5
+
+
+@OTHERS_WARNINGS
+def test_forecasting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("pytorch_forecasting", reason=EXTRA.format("pytorch-forecasting"))
+    from lightning_byz.aggregators import Mean
+
+    monkeypatch.chdir(tmp_path)
+    before, after = before_and_after("forecasting", capsys)
+    assert after < before / 3
+    before, after = before_and_after("forecasting", capsys, aggregator=Mean(), epochs=1)
+    assert not after < before
+
+
+def own_cli(*arguments: str) -> list[float]:
+    """Run the user's script as a user does, and return the error after each epoch."""
+    command = [sys.executable, "train.py", "fit", "--config", "config.yaml", *arguments]
+    done = subprocess.run(command, cwd=EXAMPLES / "own_cli", capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return [float(error) for error in re.findall(r"^error (\S+)", done.stdout, flags=re.MULTILINE)]
+
+
+def test_own_cli() -> None:
+    assert "lightning_byz" not in (EXAMPLES / "own_cli" / "train.py").read_text().replace(
+        "lightning_byz.aggregators.Mean", ""
+    )
+    robust = own_cli()
+    assert len(robust) == 4
+    assert robust[-1] < 0.1
+    assert not own_cli("--trainer.strategy.aggregator=lightning_byz.aggregators.Mean")[-1] < 1
+    assert own_cli("--trainer.strategy=ddp")[-1] < 0.1
 
 
 def on_ranks(name: str, arguments: dict) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from lightning_byz.aggregators import CoordinateMedian, GeometricMedian, Mean
-from lightning_byz.data import IID, Dirichlet, Partition, Sizes, SortedShards
+from lightning_byz.data import IID, Dirichlet, GammaSimilarity, Partition, Sizes, SortedShards
 from lightning_byz.data.labels import classes_of
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.random import Streams
@@ -41,7 +41,16 @@ def classes_held(shard: list[int]) -> Counter:
 @settings(max_examples=60)
 @given(
     st.sampled_from(
-        [SortedShards(), SortedShards(3), Dirichlet(0.01), Dirichlet(1), Dirichlet(1000, min_samples=5), "sizes"]
+        [
+            SortedShards(),
+            SortedShards(3),
+            Dirichlet(0.01),
+            Dirichlet(1),
+            Dirichlet(1000, min_samples=5),
+            GammaSimilarity(0.3),
+            GammaSimilarity(1),
+            "sizes",
+        ]
     ),
     st.integers(1, 12),
     st.integers(0, 2**40),
@@ -88,6 +97,31 @@ def test_sorted_shards_hold_runs_of_labels():
     assert (
         max(map(len, shards_of(SortedShards(), workers=7))) - min(map(len, shards_of(SortedShards(), workers=7))) == 1
     )
+
+
+def test_gamma_is_the_part_that_is_alike():
+    """Of a class that is one worker's block, the worker has the block and its part of what was drawn; the others have theirs."""
+    for gamma in (0.0, 0.2, 0.7, 1.0):
+        shards = shards_of(GammaSimilarity(gamma), workers=10)
+        assert {len(shard) for shard in shards} == {100}
+        own = np.mean([classes_held(shard)[worker] for worker, shard in enumerate(shards)])
+        assert own == pytest.approx(100 * (1 - gamma) + 10 * gamma, abs=4)
+    assert shards_of(GammaSimilarity(0), workers=10) == [list(range(worker, 1000, 10)) for worker in range(10)]
+
+
+def test_what_is_alike_is_drawn_from_all_samples():
+    """Not the head of the dataset, which users often have sorted."""
+    in_order = TensorDataset(torch.arange(1000), torch.arange(1000) // 100)
+    shards = shards_of(GammaSimilarity(0.5), in_order, workers=10)
+    drawn = [len({sample // 100 for sample in shard[:50]}) for shard in shards]
+    assert min(drawn) >= 8, "nearly all of ten classes"
+
+
+@pytest.mark.parametrize("gamma", [0, 0.31, 0.5, 1])
+def test_sizes_of_gamma_similarity_differ_by_one_at_most(gamma):
+    for workers in (3, 7, 16, 999, 1000):
+        sizes = {len(shard) for shard in shards_of(GammaSimilarity(gamma), workers=workers)}
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_sizes_are_counts_or_shares():
@@ -225,6 +259,12 @@ def test_shards_that_are_none(what, sentence):
         (lambda: Dirichlet(0.0), "alpha must be a finite number above 0, not 0.0"),
         (lambda: Dirichlet(float("nan")), "alpha must be"),
         (lambda: Dirichlet(1.0, min_samples=0), "min_samples must be a whole number >= 1, not 0"),
+        (lambda: GammaSimilarity(1.5), "gamma must be a number from 0 to 1, not 1.5"),
+        (lambda: GammaSimilarity(float("nan")), "gamma must be a number from 0 to 1, not nan"),
+        (
+            lambda: shards_of(GammaSimilarity(0.5), workers=1001),
+            "cannot give 1001 workers a sample each: there are 1000",
+        ),
         (lambda: SortedShards(0), "shards_per_worker must be a whole number >= 1, not 0"),
         (lambda: Sizes([1, 0]), r"sizes must be finite numbers above 0, one per worker, not \[1, 0\]"),
         (lambda: shards_of(Sizes([1, 2, 3]), workers=2), "3 numbers for 2 workers"),
@@ -322,7 +362,9 @@ OPTIONS = Options(dropout=0.2, augment=True, batch_norm=True, samples=90)
 
 
 @pytest.mark.parametrize(
-    "partition", [SortedShards(2), Dirichlet(0.3), Sizes([1, 2, 3, 6])], ids=lambda partition: type(partition).__name__
+    "partition",
+    [SortedShards(2), Dirichlet(0.3), Sizes([1, 2, 3, 6]), GammaSimilarity(0.3)],
+    ids=lambda partition: type(partition).__name__,
 )
 def test_any_layout_and_resume(ranks, tmp_path, partition):
     strategy = {**FOUR, "partition": partition, "estimator": WorkerMomentum(0.9)}

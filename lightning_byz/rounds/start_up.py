@@ -39,6 +39,24 @@ def fitting_defence(f: float | str, make: Callable[[float], Defence], *, workers
     return defence
 
 
+def warned_defence(
+    f: float | str,
+    make: Callable[[float], Defence],
+    placement: Placement,
+    *,
+    sliced: bool,
+    attackers: Attackers,
+) -> Defence:
+    """Return :func:`fitting_defence`, and warn of what it does not protect against; only rank 0 repeats the warnings of rules."""
+    with warnings.catch_warnings():
+        if placement.rank != 0:
+            warnings.simplefilter("ignore")
+        defence = fitting_defence(f, make, workers=placement.workers, sliced=sliced and placement.ranks > 1)
+        warn_of_none(f, defence)
+        warn_of_many(defence, attackers)
+    return defence
+
+
 def warn_of_many(defence: Defence, attackers: Attackers) -> None:
     """Warn where more weight attacks than is tolerated."""
     attacking = defence.weight(attackers.workers)

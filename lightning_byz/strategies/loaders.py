@@ -176,7 +176,8 @@ def _splittable(loader: object, partition: Partition, workers: int) -> DataLoade
     """Return the loader, or refuse it if splitting would change what the user asked for."""
     several = f"With several logical workers per rank ({workers} in all)"
     why = f"{several if type(partition) is IID else f'With partition={type(partition).__name__}(...)'} each worker needs a shard of its own"
-    instead = "run one worker per rank" if type(partition) is IID else "leave partition out, with one worker per rank"
+    whole = "give split_batches=True or run one worker per rank"
+    instead = whole if type(partition) is IID else "leave partition out, with one worker per rank or split_batches=True"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             f"{why}, and {type(loader).__name__} over iterable data has none: {instead}, or give a map-style dataset."
@@ -185,9 +186,8 @@ def _splittable(loader: object, partition: Partition, workers: int) -> DataLoade
         raise ValueError(
             f"{why}, and the batch sampler {type(loader.batch_sampler).__name__} would be lost: {instead}."
         )
-    sampler = loader.sampler
-    if isinstance(sampler, DistributedSamplerWrapper) or not carries_run_seed(loader):
-        inner = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+    if isinstance(loader.sampler, DistributedSamplerWrapper) or not carries_run_seed(loader):
+        inner = getattr(getattr(loader.sampler, "dataset", None), "_sampler", loader.sampler)
         raise ValueError(
             f"{why}, and the loader's own sampler {type(inner).__name__} would be lost: {instead}, or leave the sampler to the"
             " loader's shuffle= and keep Trainer(use_distributed_sampler=True)."

@@ -1,6 +1,5 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -40,6 +39,7 @@ from lightning_byz.strategies.refusals import (
 )
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.sites import check_data, check_sites
+from lightning_byz.strategies.splitting import check_splitting
 from lightning_byz.strategies.training_data import TrainingData
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
@@ -66,6 +66,8 @@ class RobustStrategy(WorkerStrategy):
         data: ``"shared"`` where all ranks' loaders have the same data, which are dealt out; ``"local"`` where each rank is a site with loaders of its
             own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
         partition: Which samples belong to which worker. With one worker per rank, ``IID()`` leaves samplers to Lightning, or to the user.
+        split_batches: Whether several workers on a rank share the batches of the user's loader, whatever it is, in consecutive parts, as equal as
+            possible. Lightning then gives ranks their loaders as under DDP, so that results depend on the number of ranks.
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
         attack: What they do. Without attackers it is not used, with a warning; attackers without an attack are refused.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
@@ -105,6 +107,7 @@ class RobustStrategy(WorkerStrategy):
         workers: int | None = None,
         data: Literal["shared", "local"] = "shared",
         partition: Partition = IID(),  # noqa: B008 - frozen
+        split_batches: bool = False,
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
         exchange: Exchange | None = None,
@@ -132,6 +135,7 @@ class RobustStrategy(WorkerStrategy):
         weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
         check_weights(weights, max_share, workers)
         check_data(data, partition)
+        check_splitting(split_batches, partition, weights)
         if buffers not in _BUFFER_RULES:
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
@@ -156,6 +160,7 @@ class RobustStrategy(WorkerStrategy):
         self.workers = workers
         self.data = data
         self.partition = partition
+        self.split_batches = split_batches
         self.attackers = tuple(attackers)
         self.attack = attack
         self.exchange = exchange
@@ -194,8 +199,8 @@ class RobustStrategy(WorkerStrategy):
         if not isinstance(given, str):
             capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
             self._defence = self._fitting(capped, exchange, placement)
-        deals = {"partition": self.partition, "exchange": exchange, "local": self.data == "local"}
-        self._data = TrainingData(trainer, module, placement, streams=streams, seed=self.seed, **deals)
+        deals = {"partition": self.partition, "local": self.data == "local", "split": self.split_batches}
+        self._data = TrainingData(trainer, module, placement, exchange, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
@@ -236,17 +241,10 @@ class RobustStrategy(WorkerStrategy):
         self._announced = line
 
     def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
-        """Return the rules, tried on as many rows as there are workers; only rank 0 repeats its warnings."""
+        """Return the rules, tried on as many rows as there are workers."""
 
         def make(f: float) -> Defence:
             return Defence(placement.workers, f, self.aggregator, self.preaggregators, weights, self.seed)
 
-        with warnings.catch_warnings():
-            if self.global_rank != 0:
-                warnings.simplefilter("ignore")
-            defence = start_up.fitting_defence(
-                self.f, make, workers=placement.workers, sliced=exchange.slices and placement.ranks > 1
-            )
-            start_up.warn_of_none(self.f, defence)
-            start_up.warn_of_many(defence, Attackers(self.attackers, self.attack))
-        return defence
+        acting = Attackers(self.attackers, self.attack)
+        return start_up.warned_defence(self.f, make, placement, sliced=exchange.slices, attackers=acting)

@@ -29,6 +29,7 @@ from lightning_byz.strategies.sites import (
     site_loader,
     steps_of,
 )
+from lightning_byz.strategies.splitting import SplitLoader
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -43,11 +44,12 @@ class TrainingData:
         trainer: The trainer of the run.
         module: The user's module.
         placement: Which workers live here.
+        exchange: Tells ranks how much data the others have.
         partition: Which samples belong to which worker.
         streams: The global random streams.
         seed: The run's seed.
-        exchange: Tells ranks how much data the others have.
         local: Whether each rank's loader has data of its own.
+        split: Whether the workers of a rank share the batches of the user's loader, rather than each having a loader of its own.
 
     """
 
@@ -56,9 +58,10 @@ class TrainingData:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         placement: Placement,
-        *,
         exchange: Exchange,
+        *,
         local: bool,
+        split: bool,
         partition: Partition,
         streams: Streams,
         seed: RunSeed,
@@ -68,6 +71,7 @@ class TrainingData:
         self._placement = placement
         self._exchange = exchange
         self._local = local
+        self._split = split
         self._partition = partition
         self._streams = streams
         self._seed = seed
@@ -135,6 +139,8 @@ class TrainingData:
             if carries_run_seed(loader):
                 refuse_small_dataset(loader.dataset, workers)
             return self._keyed(loader, self._placement.local[0])
+        if self._split:
+            return SplitLoader(self._keyed(loader, self._placement.local[0]), parts=len(self._placement.local))
         make, batches = split_loader(loader, self._partition, workers=workers, seed=self._seed)
         if self._placement.one_per_rank:
             return self._keyed(make(self._placement.local[0]), self._placement.local[0])

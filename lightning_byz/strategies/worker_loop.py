@@ -14,6 +14,7 @@ from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, Sent, Turn, WorkerBuffers
 from lightning_byz.strategies.inside_lightning import accumulates, loss_of, skips_backward
 from lightning_byz.strategies.loaders import WorkerBatches
+from lightning_byz.strategies.splitting import NoPart
 from lightning_byz.strategies.step_values import StepValues
 
 
@@ -99,8 +100,10 @@ class WorkerLoop:
                     parameter.grad = own.get(id(parameter))
                 enter(self._seed, *turn.key)
                 with self._at_work(turn.worker), self._values.turn(turn.worker):
-                    poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
-                    loss = loss_of(step, trainer, poisoned, *rest)
+                    loss = None
+                    if not isinstance(batch, NoPart):
+                        poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
+                        loss = loss_of(step, trainer, poisoned, *rest)
                     if loss is not None:
                         losses.append(loss.detach() * trainer.accumulate_grad_batches)
                     if loss is not None and computes:
@@ -137,13 +140,13 @@ class WorkerLoop:
         epoch, batch_idx = self._position
         parts = [batch] if self._placement.one_per_rank else _parts(batch, len(self._placement.local))
         if purpose is None:
-            done = [function(part) for part in parts]
+            done = [part if isinstance(part, NoPart) else function(part) for part in parts]
         else:
             done = []
             with self._streams.together() as enter:
                 for worker, part in zip(self._placement.local, parts, strict=True):
                     enter(self._seed, purpose, epoch, batch_idx + 1, worker)
-                    done.append(function(part))
+                    done.append(part if isinstance(part, NoPart) else function(part))
         return done[0] if self._placement.one_per_rank else WorkerBatches(done)
 
     @contextmanager
@@ -208,8 +211,16 @@ class WorkerLoop:
 
 
 def _parts(batch: Any, count: int) -> list[Any]:
-    """Return each worker's part of a batch, or of a collection of several loaders' batches."""
-    return [
-        apply_to_collection(batch, WorkerBatches, lambda batches, place=place: batches[place], include_none=True)
-        for place in range(count)
-    ]
+    """Return each worker's part of a batch, or of a collection of several loaders' batches, of which it must have a part each."""
+    return [_part(batch, place) for place in range(count)]
+
+
+def _part(batch: Any, place: int) -> Any:
+    taken: list[Any] = []
+
+    def take(batches: WorkerBatches) -> Any:
+        taken.append(batches[place])
+        return batches[place]
+
+    part = apply_to_collection(batch, WorkerBatches, take, include_none=True)
+    return next((one for one in taken if isinstance(one, NoPart)), part)
