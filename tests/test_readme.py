@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_byz import aggregators, attacks, cli, estimators, exchange, preaggregators
+from lightning_byz import aggregators, attacks, cli, data, estimators, exchange, preaggregators
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -105,6 +105,7 @@ def test_names_are_the_packages_names() -> None:
         "pre-aggregators": preaggregators,
         "estimators": estimators,
         "attacks": attacks,
+        "partitions": data,
         "exchanges": exchange,
     }
     interfaces = {
@@ -115,6 +116,7 @@ def test_names_are_the_packages_names() -> None:
         "Estimator",
         "Attack",
         "Sight",
+        "Partition",
         "Exchange",
         "Delivered",
         "Placement",
