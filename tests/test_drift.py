@@ -49,6 +49,9 @@ def test_a_digest_knows_bits_and_not_where_they_lie_in_memory():
     )
     one, other = base[:8], base[8:16]
     assert int(digest([one, other])) != int(digest([other, one]))
+    large = torch.randn(2 * CHUNK + 1, generator=torch.Generator().manual_seed(0))[1:]
+    assert int(digest([large])) == int(digest([large.clone()]))
+    assert int(digest([large[:CHUNK], large[CHUNK:]])) != int(digest([large[CHUNK:], large[:CHUNK]]))
 
 
 class Tampers(Classifier):
