@@ -1,12 +1,12 @@
 """A model of the transformers library, built from its config, learns to tell sentences apart; one of six workers sends its gradient times -10.
 
-Run it, and then once more with the mean instead of a robust rule (``pip install 'lightning-byz[examples]'`` first; nothing is downloaded):
+Run it, and then once more with the mean instead of a robust rule (``pip install 'lightning-byz[modules]'`` first; nothing is downloaded):
 
     python examples/transformers_classifier.py
     python examples/transformers_classifier.py --aggregator=Mean
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import auto_cli
@@ -19,15 +19,15 @@ from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.attacks import ReverseGradient
 
-CONFIG = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 12,
-    "num_labels": 4,
-}
+CONFIG = BertConfig(
+    vocab_size=40,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=12,
+    num_labels=4,
+)
 
 
 class Classifier(LightningModule):
@@ -35,7 +35,7 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = BertForSequenceClassification(BertConfig(**CONFIG))
+        self.model = BertForSequenceClassification(CONFIG)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         output = self.model(**batch)
@@ -83,8 +83,8 @@ def main(aggregator: Aggregator = CTMA(CoordinateMedian()), *, epochs: int = 2) 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    before = accuracy(module, samples[720:])
-    trainer.fit(module.train(), DataLoader(samples[:720], batch_size=8, shuffle=True))
+    before, train = accuracy(module, samples[720:]), cast(Any, samples[:720])  # a list is a dataset to a loader
+    trainer.fit(module.train(), DataLoader(train, batch_size=8, shuffle=True))
     print(f"accuracy before {before:.3f}, after {accuracy(module, samples[720:]):.3f}")
 
 

@@ -45,7 +45,7 @@ def test_unchanged_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     assert not after < 2 * before  # the attacker has won
 
 
-EXTRA = "{} is not installed: pip install 'lightning-byz[examples]'"
+EXTRA = "{} is not installed: pip install 'lightning-byz[modules]'"
 OTHERS_WARNINGS = pytest.mark.filterwarnings("default")  # what other people's modules warn of is theirs
 
 
