@@ -6,6 +6,8 @@ Run it, and then once more with the mean instead of a robust rule (``pip install
     python examples/transformers_classifier.py --aggregator=Mean
 """
 
+from typing import Any
+
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -44,7 +46,7 @@ class Classifier(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
-def sentences(count: int) -> list[dict[str, Tensor]]:
+def sentences(count: int) -> Any:
     """Return sentences of 12 random tokens; those of a topic come from 16 of the 40, of which topics share some."""
     draws = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (count,), generator=draws)
@@ -52,7 +54,7 @@ def sentences(count: int) -> list[dict[str, Tensor]]:
     return [{"input_ids": ids, "labels": label} for ids, label in zip(tokens, labels, strict=True)]
 
 
-def accuracy(module: Classifier, samples: list[dict[str, Tensor]]) -> float:
+def accuracy(module: Classifier, samples: Any) -> float:
     """Return the part of ``samples`` that the module classifies right."""
     batch = default_collate(samples)
     with torch.no_grad():
