@@ -17,6 +17,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.mistakes import explain
+from lightning_byz.rounds.seal import refuse_damaged
+from lightning_byz.strategies.checkpoint_io import local_path
 
 
 class Parser(LightningArgumentParser):
@@ -40,6 +42,11 @@ class SaveConfig(SaveConfigCallback):
 
 class CommandLine(LightningCLI):
     """LightningCLI which ends a fit with the metrics of its last epoch, and keeps what a prediction made."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse them, and look at the checkpoint they name before Lightning takes hyperparameters from it."""
+        super().parse_arguments(parser, args)
+        refuse_missing_or_damaged(self.config[self.config.subcommand].get("ckpt_path"))
 
     def after_fit(self) -> None:
         """Print the metrics as they stand after the last epoch, which is not always the best one."""
@@ -66,6 +73,16 @@ class CommandLine(LightningCLI):
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(batches, path := folder / f"predictions{rank}.pt")
             print(f"predictions: {counted(batches)}, saved to {path}")
+
+
+def refuse_missing_or_damaged(checkpoint: str | Path | None) -> None:
+    """Refuse a file that is not there, or not what was saved; words such as ``best``, folders and remote paths are Lightning's to judge."""
+    words = checkpoint is None or re.fullmatch(r"best|last|hpc|(?i:registry)(:.*)?", str(checkpoint))
+    path = None if checkpoint is None or words else local_path(checkpoint)
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"ckpt_path={checkpoint}: there is no such file.")
+    if path is not None and path.is_file():
+        refuse_damaged(path)
 
 
 def counted(batches: list[Any]) -> str:
@@ -123,7 +140,7 @@ def refusal(error: Exception) -> str | None:
     if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
         return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
     speaking = {
-        "lightning_byz": (ValueError, TypeError),
+        "lightning_byz": (OSError, ValueError, TypeError),
         "lightning": (FileNotFoundError, ValueError, TypeError) if building else (FileNotFoundError,),
         "torch": (ValueError,) if module.startswith("torch.utils.data") else (),
     }

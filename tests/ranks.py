@@ -47,8 +47,8 @@ class RankPool:
         pickle.dump((function.__module__, function.__qualname__, args), leader.stdin)
         leader.stdin.flush()
         deadline = time.monotonic() + timeout
-        while not select.select([leader.stdout], [], [], 0.2)[0]:
-            if time.monotonic() > deadline or leader.poll() is not None:
+        while leader.poll() is None and not select.select([leader.stdout], [], [], 0.2)[0]:
+            if time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError(f"{function.__qualname__} on {self.world} ranks gave no answer within {timeout} s")
         results = pickle.load(leader.stdout)

@@ -1,9 +1,13 @@
 """Files that are whole or not there, and refused where a bit has changed."""
 
 import contextlib
+import fcntl
 import os
 import random
+import resource
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from torch import nn
 
 from lightning_byz.aggregators import Mean
 from lightning_byz.errors import DamagedCheckpoint
-from lightning_byz.rounds.seal import SEAL, TAG, partial_of, refuse_damaged, write_sealed
+from lightning_byz.rounds.seal import SEAL, TAG, refuse_damaged, write_sealed
 from lightning_byz.strategies import RobustStrategy
 from lightning_byz.strategies.checkpoint_io import SealedCheckpointIO, local_path
 from tests.ranks import RankFailure
@@ -109,6 +113,20 @@ def test_the_tensor_in_which_a_bit_has_changed_is_named(saved, tmp_path):
         )
 
 
+def test_a_tensor_is_named_in_whatever_order_the_records_lie(tmp_path):
+    plain, other = tmp_path / "plain.ckpt", tmp_path / "other.ckpt"
+    torch.save(small_state(), plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(other, "w") as reordered:
+        head, data = (
+            [one for one in archive.infolist() if ("/data/" in one.filename) == kind] for kind in (False, True)
+        )
+        for one in (*head, *reversed(data)):
+            reordered.writestr(one.filename, archive.read(one))
+    for number, name in enumerate(["0.weight", "0.bias", "1.weight"]):
+        with pytest.raises(DamagedCheckpoint, match=rf"state_dict\['{name}'\]"):
+            refuse_damaged(flipped(other, tensor_bytes(other, number)[-1], 6, tmp_path / "damaged.ckpt"))
+
+
 class Unknown:
     """No class that torch.load trusts."""
 
@@ -157,6 +175,18 @@ def test_a_writer_that_fails_leaves_the_old_file(saved):
     assert list(saved.parent.iterdir()) == [saved]
 
 
+def test_a_full_disk_says_so_and_leaves_the_old_file(saved):
+    before, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written: File too large: '.*saved.ckpt'"):
+            write_sealed({"large": torch.zeros(10_000)}, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
 def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     happened, path = [], tmp_path / "saved.ckpt"
     fsync, replace = os.fsync, os.replace
@@ -168,11 +198,57 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert happened == [False, False, True], "the file, its name, the folder"
 
 
-def test_a_removed_file_takes_what_lies_beside_it_along(saved):
-    partial_of(saved, "7").touch()
-    (saved.parent / ".saved.ckpt-v1.7.partial").touch()
-    SealedCheckpointIO().remove_checkpoint(saved)
-    assert [path.name for path in saved.parent.iterdir()] == [".saved.ckpt-v1.7.partial"]
+WRITES = """
+import sys, time
+from pathlib import Path
+from lightning_byz.rounds.seal import write_sealed
+class Slow:
+    def __reduce__(self):
+        print("writing", flush=True)
+        time.sleep(60)
+write_sealed({"slow": Slow()}, Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_writer_has_left_goes_with_the_next_save_and_a_living_writer_is_left_alone(tmp_path):
+    path = tmp_path / "hpc_ckpt_1.ckpt"
+    trainer = pl.Trainer(default_root_dir=tmp_path, **QUIET)
+    with subprocess.Popen([sys.executable, "-c", WRITES, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        write_sealed(small_state(), path)
+        left = [one for one in tmp_path.iterdir() if one != path]
+        writer.kill()
+    assert [one.name.startswith(f".lightning_byz-{writer.pid}-") for one in left] == [True]
+    assert trainer._checkpoint_connector._hpc_resume_path == str(path), "Lightning looks for a part of the name"
+    (tmp_path / ".users.1.partial").touch()
+    write_sealed(small_state(), path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".users.1.partial", path.name]
+
+
+def test_a_file_that_is_tidied_up_before_it_is_locked_is_opened_again(tmp_path, monkeypatch):
+    flock, opened = fcntl.flock, []
+
+    def tidied(file, how):
+        opened.append(Path(file.name))
+        if len(opened) == 1:
+            opened[0].unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", tidied)
+    write_sealed(small_state(), tmp_path / "saved.ckpt")
+    assert len(opened) == 2
+    refuse_damaged(tmp_path / "saved.ckpt")
+
+
+def test_without_locks_nothing_is_tidied_up(saved, monkeypatch):
+    def refused(file, how):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    (saved.parent / ".lightning_byz-1-0.partial").touch()
+    write_sealed(small_state(), saved)
+    assert len(list(saved.parent.iterdir())) == 2
 
 
 def test_remote_paths_go_lightnings_way():

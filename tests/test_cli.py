@@ -15,7 +15,7 @@ from lightning_byz import attacks, cli
 from lightning_byz.attacks import Attack
 from lightning_byz.census import Arrival
 from lightning_byz.kinds import names_of
-from lightning_byz.mistakes import explain
+from lightning_byz.mistakes import COMMANDS, explain
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -170,9 +170,11 @@ def rows_of(section: str) -> list[list[str]]:
 
 @pytest.fixture
 def answer(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in a directory with the quickstart's config; return the sentence it ends with."""
+    """Run a command in a directory with the quickstart's config and half a checkpoint; return the sentence it ends with."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.yaml").write_text(Path(QUICKSTART).read_text())
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, tmp_path / "half.ckpt")
+    os.truncate(tmp_path / "half.ckpt", 1000)
 
     def answer(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -196,6 +198,28 @@ def test_mistaken_options_get_the_sentence_of_the_docs(answer: Run, option: str,
 @pytest.mark.parametrize(("arguments", "sentence"), rows_of("Commands"))
 def test_mistaken_commands_get_the_sentence_of_the_docs(answer: Run, arguments: str, sentence: str) -> None:
     assert answer(*arguments.split()) == sentence
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_a_checkpoint_that_is_damaged_or_not_there(
+    answer: Run, tmp_path: Path, command: str
+) -> None:
+    arguments, path = [command, "--config", "configs/quickstart.yaml"], tmp_path / "flipped.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    damaged = "is damaged in state_dict['weight']: its bytes are not those that were saved. Resume from another one."
+    assert answer(*arguments, "--ckpt_path=flipped.ckpt") == f"The checkpoint flipped.ckpt {damaged}"
+    (tmp_path / "empty.ckpt").touch()
+    (tmp_path / "resumes.yaml").write_text(f"{Path(QUICKSTART).read_text()}\nckpt_path: empty.ckpt\n")
+    assert answer(command, "--config=resumes.yaml") == "The checkpoint empty.ckpt is empty: resume from another one."
+    assert answer(*arguments, f"--ckpt_path={tmp_path}/no.ckpt") == "ckpt_path=no.ckpt: there is no such file."
+
+
+def test_what_lightning_looks_up_itself_is_left_to_it(tmp_path: Path) -> None:
+    for path in (None, "best", "last", "hpc", "registry", "registry:mine:version:2", "s3://bucket/a.ckpt", tmp_path):
+        cli.refuse_missing_or_damaged(path)
 
 
 @pytest.mark.parametrize(("right", "wrong", "sentence"), rows_of("Files"))

@@ -10,8 +10,10 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_byz.aggregators import Mean
+from lightning_byz.exchange import AllToAll
 from lightning_byz.rounds.drift import CHUNK, digest
 from lightning_byz.strategies import RobustStrategy
+from lightning_byz.strategies.process_group import patience, settle
 from tests.ranks import RankFailure
 from tests.scenarios import Classifier, Fit, Options, fit
 
@@ -172,3 +174,22 @@ def test_the_timeout_bounds_a_step(ranks):
     with pytest.raises(RankFailure, match="Timed out"):
         ranks(2).run(fit, Fit(strategy=IMPATIENT, module=FifthBatchLate, trainer={"max_epochs": 1}), 2)
     assert time.monotonic() - start < 40
+
+
+def gathering_late() -> str:
+    """Bring a tensor of rank 1, which is late, to rank 0 when ``timeout`` counts already; how that ends."""
+    timeout = timedelta(seconds=1)
+    dist.init_process_group("gloo", timeout=patience(timeout))
+    settle(timeout)
+    rank, like = dist.get_rank(), torch.zeros(3)
+    time.sleep(4 * rank)
+    try:
+        return str(AllToAll().gather_to_first(like + rank, host=1, like=like))
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_the_timeout_bounds_what_is_gathered_for_a_file(ranks):
+    ranks(2).kill()
+    assert "imed out" in ranks(2).run(gathering_late)[0]
+    ranks(2).kill()

@@ -63,11 +63,11 @@ class Pairwise(Exchange):
         if rank == host == 0:
             return None if tensor is None else tensor.detach().cpu()
         if rank == host and tensor is not None:
-            dist.send(_bytes(tensor.detach().contiguous()), dst=0)
+            _finish(_transfer([(tensor.detach().contiguous(), 0)], []))
         if rank != 0:
             return None
         arrived = torch.empty_like(like, memory_format=torch.contiguous_format)
-        dist.recv(_bytes(arrived), src=host)
+        _finish(_transfer([], [(arrived, host)]))
         return arrived.cpu()
 
 

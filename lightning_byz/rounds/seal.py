@@ -1,11 +1,14 @@
 """Checkpoint files that are whole or not there, and that say so themselves: a digest of the file in the file."""
 
+import fcntl
 import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -24,31 +27,50 @@ def write_sealed(state: Mapping[str, Any], path: Path) -> None:
     """Save ``state`` as ``torch.save`` does, sealed and at once: after a crash the file is the old one or the new one, never a part.
 
     Written beside, hashed on the way, flushed to the disk, renamed. A copied or renamed file keeps its seal. No second copy of the state is made in
-    memory. SHA-256 takes 1,200 MB/s of one core, where ``torch.save`` alone writes 250 MB/s.
+    memory. SHA-256 takes 1,200 MB/s of one core, where ``torch.save`` alone writes 250 MB/s. What killed processes have left in the folder goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = partial_of(path, str(os.getpid()))
-    try:
-        with beside.open("wb+") as file:
+    remove_left(path.parent)
+    with open_partial(path.parent) as file:
+        try:
             hashed = _Hashed(file)
-            torch.save(dict(state), hashed)  # pyright: ignore[reportArgumentType] - write and flush are all it asks for
+            _save(state, hashed, path)
             file.seek(-2, os.SEEK_END)
             file.write(SEAL.to_bytes(2, "little") + TAG + hashed.digest.hexdigest().encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        with suppress(OSError):  # not every file system can, and the file is there
+            os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def partial_of(path: Path, writer: str) -> Path:
-    """Where a process writes a file before it takes its name."""
-    return path.with_name(f".{path.name[:200]}.{writer}.partial")
+def open_partial(folder: Path) -> BinaryIO:
+    """Open a new file for what has no name yet, locked for as long as it is open.
+
+    Its name has nothing of the checkpoint's: Lightning looks for SLURM's by a part of the name.
+    """
+    while True:
+        file = (folder / f".lightning_byz-{os.getpid()}-{uuid4().hex[:8]}.partial").open("xb+")
+        if _locked(file, wait=True) is None or os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # somebody has tidied up between the two
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder: files that nobody holds a lock on.
+
+    Where the file system knows no locks they stay.
+    """
+    for path in folder.glob(".lightning_byz-*.partial"):
+        with suppress(OSError), path.open("rb+") as file:
+            if _locked(file, wait=False):
+                path.unlink()
 
 
 def refuse_damaged(path: Path) -> None:
@@ -80,6 +102,27 @@ def refuse_damaged(path: Path) -> None:
         raise DamagedCheckpoint(
             f"The checkpoint {path} is damaged{_place(path, record)}: its bytes are not those that were saved. Resume from another one."
         )
+
+
+def _locked(file: BinaryIO, *, wait: bool) -> bool | None:
+    """Take the lock of a file, which ends with its process; false where another has it, ``None`` where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _save(state: Mapping[str, Any], file: "_Hashed", path: Path) -> None:
+    """Save with torch, and say what the disk said where torch speaks of a position it did not expect."""
+    try:
+        torch.save(dict(state), file)  # pyright: ignore[reportArgumentType] - write and flush are all it asks for
+    except RuntimeError as error:
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, f"The checkpoint could not be written: {cause.strerror}", str(path)) from None
+        raise
 
 
 class _Hashed:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_byz.exchange import AllToAll
-from lightning_byz.rounds.seal import partial_of, refuse_damaged, write_sealed
+from lightning_byz.rounds.seal import refuse_damaged, write_sealed
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
@@ -43,15 +42,6 @@ class SealedCheckpointIO(TorchCheckpointIO):
         if local is not None and local.is_file():
             refuse_damaged(local)
         return super().load_checkpoint(path, map_location, weights_only)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file, and what a killed process has left of it."""
-        super().remove_checkpoint(path)
-        local = local_path(path)
-        if local is not None and local.parent.is_dir():
-            name = partial_of(local, "").name.removesuffix("..partial")
-            for left in local.parent.glob(f"{escape(name)}.*.partial"):
-                left.unlink(missing_ok=True)
 
 
 def local_path(path: str | Path) -> Path | None:
