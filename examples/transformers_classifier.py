@@ -26,7 +26,7 @@ CONFIG = BertConfig(
     num_attention_heads=2,
     intermediate_size=64,
     max_position_embeddings=12,
-    num_labels=4,
+    id2label={label: str(label) for label in range(4)},
 )
 
 
