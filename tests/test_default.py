@@ -83,8 +83,9 @@ def test_the_default_costs_little_without_attack_and_then_loses_least(default_pa
     }
     words = default_page.choice(cells, list(accuracies), ["A"])
     assert "2 of 3 rules cost less than 5 points" in words
-    assert "the others cost 6.0 to 6.0 points" in words
-    assert "`Chosen` (4.0 points) loses least" in words
+    assert "and the others 6.0 to 6.0" in words
+    assert "`Chosen` (4.0 points) loses least in its worst cell. That cell is A, SignFlip, with 30.0 points." in words
+    assert "By worst cells alone it would be `Dear`, with 6.0 points, of which 6.0 are lost" in words
 
 
 def test_the_default_is_the_one_that_the_page_names() -> None:
