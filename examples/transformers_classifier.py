@@ -19,7 +19,7 @@ from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.attacks import ReverseGradient
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 32,
     "num_hidden_layers": 1,
