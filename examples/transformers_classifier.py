@@ -19,15 +19,8 @@ from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.attacks import ReverseGradient
 
-CONFIG: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 12,
-    "num_labels": 4,
-}
+SIZES: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 4}
+QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 
 class Classifier(LightningModule):
@@ -35,7 +28,8 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = BertForSequenceClassification(BertConfig(**CONFIG))
+        config = BertConfig(vocab_size=40, max_position_embeddings=12, **SIZES)
+        self.model = BertForSequenceClassification(config)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         output = self.model(**batch)
@@ -72,16 +66,9 @@ def main(aggregator: Aggregator = CTMA(CoordinateMedian()), *, epochs: int = 2) 
     seed_everything(0)
     samples, module = sentences(1000), Classifier()
     strategy = RobustStrategy(workers=6, f=1, aggregator=aggregator, attackers=[5], attack=ReverseGradient(factor=10))
+    quiet: Any = dict.fromkeys(QUIET, False)
     trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        gradient_clip_val=1.0,
-        strategy=strategy,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        accelerator="cpu", devices=1, max_epochs=epochs, gradient_clip_val=1.0, strategy=strategy, **quiet
     )
     before = accuracy(module, samples[720:])
     trainer.fit(module.train(), DataLoader(samples[:720], batch_size=8, shuffle=True))
