@@ -20,20 +20,14 @@ from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.attacks import ReverseGradient
 
+QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+
 
 def waves(count: int = 16, length: int = 60) -> TimeSeriesDataSet:
     """Return ``count`` noisy waves, cut into windows of 12 past values and 4 to forecast."""
     draws, times = np.random.default_rng(0), np.arange(length)
-    frames = [
-        pd.DataFrame(
-            {
-                "wave": str(wave),
-                "time": times,
-                "value": np.sin(times / 3 + wave) + 0.05 * draws.standard_normal(length),
-            }
-        )
-        for wave in range(count)
-    ]
+    values = [np.sin(times / 3 + wave) + 0.05 * draws.standard_normal(length) for wave in range(count)]
+    frames = [pd.DataFrame({"wave": str(wave), "time": times, "value": own}) for wave, own in enumerate(values)]
     return TimeSeriesDataSet(
         pd.concat(frames, ignore_index=True),
         time_idx="time",
@@ -65,18 +59,10 @@ def main(aggregator: Aggregator = CTMA(CoordinateMedian()), *, epochs: int = 2) 
     seed_everything(0)
     data = waves()
     module = TemporalFusionTransformer.from_dataset(data, hidden_size=8, hidden_continuous_size=4, learning_rate=0.02)
+    strategy = RobustStrategy(workers=6, f=1, aggregator=aggregator, attackers=[5], attack=ReverseGradient(factor=10))
+    quiet: Any = dict.fromkeys(QUIET, False)
     trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        gradient_clip_val=0.5,
-        strategy=RobustStrategy(
-            workers=6, f=1, aggregator=aggregator, attackers=[5], attack=ReverseGradient(factor=10)
-        ),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        accelerator="cpu", devices=1, max_epochs=epochs, gradient_clip_val=0.5, strategy=strategy, **quiet
     )
     whole = data.to_dataloader(train=False, batch_size=720)
     before = error(module, whole)

@@ -1,12 +1,12 @@
 """A model of the transformers library, built from its config, learns to tell sentences apart; one of six workers sends its gradient times -10.
 
-Run it, and then once more with the mean instead of a robust rule (``pip install 'lightning-byz[modules]'`` first; nothing is downloaded):
+Run it, and then once more with the mean instead of a robust rule (``pip install 'lightning-byz[examples]'`` first; nothing is downloaded):
 
     python examples/transformers_classifier.py
     python examples/transformers_classifier.py --aggregator=Mean
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -19,15 +19,8 @@ from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.attacks import ReverseGradient
 
-CONFIG = BertConfig(
-    vocab_size=40,
-    hidden_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=64,
-    max_position_embeddings=12,
-    id2label={label: str(label) for label in range(4)},
-)
+SIZES: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 4}
+QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 
 class Classifier(LightningModule):
@@ -35,7 +28,8 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = BertForSequenceClassification(CONFIG)
+        config = BertConfig(vocab_size=40, max_position_embeddings=12, **SIZES)
+        self.model = BertForSequenceClassification(config)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         output = self.model(**batch)
@@ -72,19 +66,12 @@ def main(aggregator: Aggregator = CTMA(CoordinateMedian()), *, epochs: int = 2) 
     seed_everything(0)
     samples, module = sentences(1000), Classifier()
     strategy = RobustStrategy(workers=6, f=1, aggregator=aggregator, attackers=[5], attack=ReverseGradient(factor=10))
+    quiet: Any = dict.fromkeys(QUIET, False)
     trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        gradient_clip_val=1.0,
-        strategy=strategy,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        accelerator="cpu", devices=1, max_epochs=epochs, gradient_clip_val=1.0, strategy=strategy, **quiet
     )
-    before, train = accuracy(module, samples[720:]), cast(Any, samples[:720])  # a list is a dataset to a loader
-    trainer.fit(module.train(), DataLoader(train, batch_size=8, shuffle=True))
+    before = accuracy(module, samples[720:])
+    trainer.fit(module.train(), DataLoader(samples[:720], batch_size=8, shuffle=True))
     print(f"accuracy before {before:.3f}, after {accuracy(module, samples[720:]):.3f}")
 
 

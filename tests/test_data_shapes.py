@@ -30,7 +30,7 @@ def pairs(batch) -> list:
     """Return all (numbers, labels) of a batch, however nested."""
     if isinstance(batch, dict):
         inside = [batch["numbers"], batch["labels"]] if "labels" in batch else None
-        return [inside] if inside else [pair for part in batch.values() for pair in pairs(part)]
+        return [inside] if inside else [pair for part in batch.values() if part for pair in pairs(part)]
     if isinstance(batch[0], torch.Tensor):
         return [batch]
     return [pair for part in batch if part is not None for pair in pairs(part)]
@@ -58,7 +58,6 @@ MAKE = {
     "nested": lambda: {"a": [loader(collate_fn=named), loader(OTHERS, collate_fn=named)], "b": loader()},
     "min_size": lambda: CombinedLoader({"first": loader(), "second": loader(OTHERS)}, "min_size"),
     "max_size": lambda: CombinedLoader({"first": loader(), "second": loader(OTHERS)}, "max_size"),
-    "sequential": lambda: CombinedLoader([loader(), loader(OTHERS)], "sequential"),
 }
 
 

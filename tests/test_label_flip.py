@@ -69,6 +69,8 @@ CASES = {
     "detection in tuples": lambda y: ((X, X), ({"boxes": X, "labels": y},)),
     "list of dicts": lambda y: [{"x": X, "y": y}, {"x": X, "label": y}],
     "loaders": lambda y: {"first": (TOKENS, y), "second": [X, y], "third": {"x": TOKENS, "y": y}},
+    "a loader that has ended": lambda y: {"first": (TOKENS, y), "second": None},
+    "a loader in a list that has ended": lambda y: [None, {"x": TOKENS, "y": y}, None],
     "loaders in loaders": lambda y: {"a": {"b": (TOKENS, y)}, "c": Sample(X, y)},
 }
 PLACED = {

@@ -38,21 +38,19 @@ def _in_batch(batch: Any, flip: Flip, place: Place) -> Any:
         raise _Unlabelled(f"labels could be at any of {', '.join(map(repr, found))}")
     if found:
         return _with(batch, {found[0]: _flipped(_at(batch, found[0]), flip)})
-    if (
-        isinstance(batch, Mapping)
-        and batch
-        and all(isinstance(part, Mapping | list | tuple) or _places(part, place) for part in batch.values())
-    ):
-        return _with(batch, {key: _in_batch(part, flip, place) for key, part in batch.items()})
+    held = {key: part for key, part in batch.items() if part is not None} if isinstance(batch, Mapping) else {}
+    if held and all(isinstance(part, Mapping | list | tuple) or _places(part, place) for part in held.values()):
+        return _with(batch, {key: _in_batch(part, flip, place) for key, part in held.items()})
     if isinstance(batch, list | tuple) and batch:
         return _in_sequence(batch, flip, place)
     raise _Unlabelled("there are no labels" if place is None else f"there is no {place!r}")
 
 
 def _in_sequence(batch: list | tuple, flip: Flip, place: Place) -> Any:
-    """Labels of every part where all have a name for them; otherwise those of the last part."""
-    if all(_places(part, place) for part in batch):
-        return _with(batch, {index: _in_batch(part, flip, place) for index, part in enumerate(batch)})
+    """Labels of every part where all have a name for them, but for what is ``None``; otherwise those of the last part."""
+    held = {index: part for index, part in enumerate(batch) if part is not None}
+    if held and all(_places(part, place) for part in held.values()):
+        return _with(batch, {index: _in_batch(part, flip, place) for index, part in held.items()})
     last = batch[-1]
     if len(batch) > 1 and (_places(last, place) or _all_named(last, place)):
         return _with(batch, {len(batch) - 1: _in_batch(last, flip, place)})
