@@ -1,6 +1,6 @@
 """A model of the transformers library, built from its config, learns to tell sentences apart; one of six workers sends its gradient times -10.
 
-Run it, and then once more with the mean instead of a robust rule (``pip install 'lightning-byz[examples]'`` first; nothing is downloaded):
+Run it, and then once more with the mean instead of a robust rule (``pip install 'lightning-byz[modules]'`` first; nothing is downloaded):
 
     python examples/transformers_classifier.py
     python examples/transformers_classifier.py --aggregator=Mean
