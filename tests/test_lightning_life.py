@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.estimators import WorkerMomentum
@@ -83,6 +83,31 @@ def test_modules_train_alike_on_any_layout(ranks, module):
     for result in ranks(2).run(fit, job, 2):
         assert not same_bits(result["parameters"], alone["parameters"])
     assert alone["metrics"]["val_accuracy"] > 0.6
+
+
+class Noise(Dataset):
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        return torch.randn(3)
+
+
+class TwoNoises(Classifier):
+    """Its batches are of two loaders that draw what they give."""
+
+    def train_dataloader(self):
+        return [DataLoader(Noise(), batch_size=4), DataLoader(Noise(), batch_size=4)]
+
+    def training_step(self, batch, batch_idx):
+        self.log("alike", float(torch.equal(batch[0], batch[1])), sync_dist=True)
+        return self.network(torch.cat([batch[0], batch[1], batch[0][:, :2]], 1)).mean()
+
+
+@pytest.mark.parametrize("strategy", [FOUR, {"f": 0, "aggregator": Mean()}], ids=["four", "one per rank"])
+def test_two_loaders_draw_apart(ranks, strategy):
+    results = ranks(2).run(fit, Fit(strategy=strategy, module=TwoNoises), 2)
+    assert [result["metrics"]["alike"] for result in results] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("module", [HiddenAverage, Recomputes, SkipsSteps])

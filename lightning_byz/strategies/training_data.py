@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_byz.data import IID, Partition
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.random import Streams
+from lightning_byz.random import Streams, derive
 from lightning_byz.strategies.inside_lightning import before_transfer, replace_before_transfer, restore_before_transfer
 from lightning_byz.strategies.loaders import (
     KeyedLoader,
@@ -77,6 +77,7 @@ class TrainingData:
         self._seed = seed
         self._setting_up = False
         self._sizes: dict[int, int | None] = {}
+        self._loaders = 0
 
     def install(self, ready: Callable[[Mapping[int, int | None]], None] | None = None) -> None:
         """Mark the set-up of training loaders, and leave training batches' hook before the transfer to the strategy, which keys it by worker.
@@ -90,7 +91,7 @@ class TrainingData:
 
         def marked() -> None:
             self._setting_up = True
-            self._sizes = {}
+            self._sizes, self._loaders = {}, 0
             try:
                 set_up()
             finally:
@@ -130,6 +131,7 @@ class TrainingData:
         """Return the keyed loader(s) in place of a training loader; any other loader as it is."""
         if not self._setting_up:
             return loader
+        self._loaders += 1
         workers = self._placement.workers
         sites = gathered_sites(Site.of(loader), self._exchange, self._placement, self._trainer.strategy.root_device)
         if self._local:
@@ -170,7 +172,7 @@ class TrainingData:
             loader,
             worker=worker,
             streams=self._streams,
-            seed=self._seed,
+            seed=self._seed if self._loaders == 1 else derive(self._seed, "loader", self._loaders),
             epoch=lambda: progress.current.processed,
             own=self._local,
         )
