@@ -28,7 +28,7 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        config = BertConfig(vocab_size=40, max_position_embeddings=12, **SIZES)
+        config = BertConfig(vocab_size=40, max_position_embeddings=12, intermediate_size=64, **SIZES)
         self.model = BertForSequenceClassification(config)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
