@@ -276,6 +276,20 @@ class Mixes(Wrong):
         optimizer.step()
 
 
+class MixesAndForgets(Wrong):
+    def go_wrong(self, optimizer, batch):
+        self.manual_backward(self.loss(batch))
+        self.loss(batch).backward()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
+def test_what_is_zeroed_is_forgotten(ranks):
+    first, second = (ranks(2).run(fit, Fit(strategy=MEAN, module=m), 2)[0] for m in (MixesAndForgets, Straight))
+    assert not same_bits(first["parameters"], second["parameters"])
+
+
 class Shifts(ByHand):
     """One rank's parameters jump, where torch's own optimizer steps."""
 

@@ -118,6 +118,7 @@ class ByHand:
                 " Add up the losses, or run all passes but the last inside self.trainer.model.no_sync()."
             )
         yield index
+        self._mixed -= {p for p in self._trained(index) if p not in kept}
         for parameter, gradient in kept.items():
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self._aggregated[index] = {p: p.grad for p in self._trained(index) if p.grad is not None}
