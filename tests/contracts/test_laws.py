@@ -20,19 +20,19 @@ def pairs(rules: list[Any], laws: tuple[Law, ...]) -> list[Any]:
 
 @pytest.mark.parametrize(("rule", "law"), pairs(PLAIN, AGGREGATOR_LAWS))
 def test_aggregators(rule: Aggregator, law: Law) -> None:
-    law.hold(rule, cases=30, seed=seed_of(rule), workers=workers_of(rule))
+    law.hold(rule, cases=20, seed=seed_of(rule), workers=workers_of(rule))
 
 
 @pytest.mark.parametrize(("rule", "law"), pairs(CHAINS, AGGREGATOR_LAWS))
 def test_chains(rule: Aggregator, law: Law) -> None:
-    law.hold(rule, cases=8, seed=seed_of(rule), workers=workers_of(rule))
+    law.hold(rule, cases=6, seed=seed_of(rule), workers=workers_of(rule))
 
 
 @pytest.mark.parametrize(("rule", "law"), pairs(PREAGGREGATORS, PREAGGREGATOR_LAWS))
 def test_preaggregators(rule: Any, law: Law) -> None:
-    law.hold(rule, cases=36, seed=seed_of(rule), workers=workers_of(rule))
+    law.hold(rule, cases=24, seed=seed_of(rule), workers=workers_of(rule))
 
 
 @pytest.mark.parametrize(("attack", "law"), pairs(ATTACKS, ATTACK_LAWS))
 def test_attacks(attack: Any, law: Law) -> None:
-    law.hold(attack, cases=24, seed=seed_of(attack))
+    law.hold(attack, cases=16, seed=seed_of(attack))
