@@ -1,6 +1,6 @@
 """The README's picture: accuracy while two of eight workers attack, behind robust rules and behind the mean.
 
-    pip install matplotlib
+    pip install -e '.[plots]'
     python benchmarks/picture.py
 
 The fits are those of ``configs/quickstart.yaml``: with its rules, with ``Mean`` in their place, and with ``Mean`` and no attackers.
