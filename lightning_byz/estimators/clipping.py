@@ -1,6 +1,8 @@
 """Shortening of a worker's gradients, before its estimator sees them."""
 
 import math
+from dataclasses import fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,19 @@ def check_clip(estimator: object, clip: float | None) -> None:
         raise ValueError(
             f"{type(estimator).__name__}(clip={clip!r}): give the largest length of a gradient, finite and positive, or None."
         )
+
+
+def shown(estimator: Any) -> str:
+    """Return the ``repr`` of a frozen dataclass without what is not given.
+
+    Example:
+        >>> from lightning_byz.estimators import WorkerMomentum
+        >>> WorkerMomentum(), WorkerMomentum(clip=2.0)
+        (WorkerMomentum(beta=0.9), WorkerMomentum(beta=0.9, clip=2.0))
+
+    """
+    given = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
+    return f"{type(estimator).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
 
 
 def clipped(

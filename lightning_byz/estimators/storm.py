@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped
+from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped, shown
 from lightning_byz.estimators.estimator import Estimator
 from lightning_byz.memory import Vectors
 
@@ -77,6 +77,10 @@ class Storm(Estimator):
     def exceptions(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Laws of the contract suite that clipping does not keep."""
         return frozenset() if self.clip is None else CLIPPING
+
+    def __repr__(self) -> str:
+        """Show what is given."""
+        return shown(self)
 
     def weight(self, count: int) -> float:
         """Return the weight of the present gradient after ``count`` adopted estimates.
