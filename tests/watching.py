@@ -128,7 +128,13 @@ class Watched(pl.LightningModule):
 
     def build(self) -> nn.Module:
         return nn.Sequential(
-            nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)
+            nn.Linear(8, 12),
+            nn.BatchNorm1d(12),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(12, 5),
+            nn.ReLU(),
+            nn.Linear(5, 2),
         )
 
     def scores(self, points: Tensor) -> Tensor:
@@ -154,7 +160,6 @@ class Watched(pl.LightningModule):
         self.average.data.mul_(0.5).add_(seen, alpha=0.5)
         if self.steps == 0 and not hasattr(self, "first"):
             self.first = seen.clone()
-            self.register_buffer("born", seen.clone())
         self.steps += 1
         self.total += seen[:3]
         self.history.append(loss.item())
@@ -276,7 +281,7 @@ def _draws(module: Watched) -> list[Any]:
 def differences(first: Any, second: Any, where: str = "") -> list[str]:
     """Name what differs, in any bit."""
     if isinstance(first, Tensor | np.ndarray):
-        first, second = (torch.as_tensor(value).detach() for value in (first, second))
+        first, second = (torch.as_tensor(value).detach().to_dense() for value in (first, second))
         same = first.dtype == second.dtype and first.shape == second.shape and bool(torch.equal(first, second))
         return [] if same or (first != first).any() and str(first) == str(second) else [where]
     if isinstance(first, Metric | nn.Module):
