@@ -1,19 +1,21 @@
 """Law 10: Storm(beta=1), whose second pass really runs, equals Gradient() in everything the user can see, bit for bit."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, StochasticWeightAveraging
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_byz.aggregators import CoordinateMedian, Mean
-from lightning_byz.estimators import Gradient, Storm
-from tests.scenarios import Points, same_bits
-from tests.watching import LARGE, Case, Watched, differences, watch
+from lightning_byz.attacks import LabelFlip
+from lightning_byz.estimators import Estimator, Gradient, Storm
+from tests.scenarios import Points
+from tests.watching import LARGE, Case, Count, Watched, differences, watch
 
 
 class Recomputes(Watched):
@@ -99,7 +101,7 @@ class Unused(Watched):
 class Groups(Watched):
     def configure_optimizers(self):
         last = [*self.network[-1].parameters()]
-        first = [one for one in self.network[:-1].parameters()]
+        first = list(self.network[:-1].parameters())
         return torch.optim.AdamW([{"params": last, "lr": 0.01}, {"params": first, "weight_decay": 0.1}], lr=0.05)
 
 
@@ -180,6 +182,23 @@ class Backbone(Watched):
         return torch.optim.SGD([one for one in self.parameters() if one.requires_grad], lr=0.1, momentum=0.5)
 
 
+class Few(Watched):
+    """For eight workers, which get two batches of two each."""
+
+    samples = 32
+    batch_size = 2
+
+
+class FewRecomputed(Recomputes, Few):
+    pass
+
+
+class FewOrNone(Few):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if self.trainer.strategy.worker == 3 and batch_idx == 1 else loss
+
+
 class Thaws(BaseFinetuning):
     def freeze_before_training(self, pl_module):
         self.freeze(pl_module.backbone)
@@ -222,7 +241,18 @@ CASES = {
     "thaws": Case(Backbone, callbacks=lambda: [Thaws()]),
     "SWA": Case(callbacks=swa, trainer={"max_epochs": 3}),
     "EMA": Case(callbacks=lambda: [EMAWeightAveraging(decay=0.5)], trainer={"enable_checkpointing": True}),
+    "plain, few samples": Case(Few),
+    "accumulation, few samples": Case(Few, {"accumulate_grad_batches": 3}),
+    "clip by norm, few samples": Case(Few, {"gradient_clip_val": 0.2}),
+    "bf16-mixed, few samples": Case(Few, {"precision": "bf16-mixed"}),
+    "float16 with a scaler, few samples": Case(Few, scaler=True),
+    "recomputes, few samples": Case(FewRecomputed),
+    "None sometimes, few samples": Case(FewOrNone),
 }
+
+
+ALONE = {"f": 0, "aggregator": Mean(), "workers": None}
+EIGHT = {"f": 2, "aggregator": CoordinateMedian(), "workers": 8, "attackers": [6, 7], "attack": LabelFlip(2)}
 
 
 def compared(name: str, strategy: dict, devices: int) -> tuple[list[str], int, int]:
@@ -232,11 +262,150 @@ def compared(name: str, strategy: dict, devices: int) -> tuple[list[str], int, i
     return differences(one, two), *passes
 
 
-ALONE = {"f": 0, "aggregator": Mean(), "workers": None}
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "few" not in name])
 def test_one_worker(ranks, name):
     ((different, once, twice),) = ranks(1).run(compared, name, ALONE, 1)
     assert not different
     assert twice == 2 * once - (6 if name == "SWA" else 0) > once > 0, "batch norm's passes after SWA have no gradient"
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "accumulation", "float16 with a scaler", "recomputes, reentrant", "None sometimes", "thaws"]
+)
+def test_one_worker_per_rank(ranks, name):
+    for different, once, twice in ranks(2).run(compared, name, ALONE, 2):
+        assert not different
+        assert twice == 2 * once > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "accumulation", "clip by norm", "bf16-mixed", "float16 with a scaler", "recomputes", "None sometimes"],
+)
+def test_eight_workers_on_one_rank(ranks, name):
+    ((different, once, twice),) = ranks(1).run(compared, f"{name}, few samples", EIGHT, 1)
+    assert not different
+    assert twice == 2 * once > 0
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_eight_workers_on_ranks(ranks, world):
+    for different, once, twice in ranks(world).run(compared, "accumulation, few samples", EIGHT, world):
+        assert not different
+        assert twice == 2 * once > 0
+
+
+@dataclass(frozen=True)
+class Both(Estimator):
+    """Sends the gradient, and notes how often its two gradients were the same, and how often not."""
+
+    alike: list[bool] = field(default_factory=list)
+
+    points = 2
+
+    def init(self, like):
+        return {}
+
+    def update(self, memory, gradients, *, count):
+        first, second = gradients
+        self.alike.append(bool(first.any()) and torch.equal(first, second))
+        return first, memory
+
+
+class Still(Watched):
+    samples = 32
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([one for one in self.parameters() if one.requires_grad], lr=self.rate)
+
+    rate = 0.0
+
+
+class Moving(Still):
+    rate = 0.01
+
+
+class StillOdd(Still):
+    """Layers whose parameters begin anywhere in the vector of all."""
+
+    def build(self):
+        layers = nn.Linear(8, 37), nn.BatchNorm1d(37), nn.Dropout(0.3), nn.Linear(37, 131), nn.Linear(131, 61)
+        return nn.Sequential(*layers, nn.ReLU(), nn.Linear(61, 2))
+
+
+def noted(module: type[Watched], strategy: dict, devices: int, **trainer: Any) -> list[bool]:
+    both = Both()
+    watch(Case(module, trainer), {**strategy, "estimator": both}, devices)
+    return both.alike
+
+
+@pytest.mark.parametrize(("module", "alike"), [(Still, True), (StillOdd, True), (Moving, False)])
+@pytest.mark.parametrize(("strategy", "world"), [(ALONE, 1), (ALONE, 2), (EIGHT, 1), (EIGHT, 2)])
+def test_at_a_learning_rate_of_zero_both_gradients_are_the_same(ranks, module, alike, strategy, world):
+    for noticed in ranks(world).run(noted, module, strategy, world):
+        first = len(noticed) if alike else 8 // world if strategy is EIGHT else 1
+        assert len(noticed) > first or alike
+        assert all(noticed[:first]), "at the first step there is no earlier point"
+        assert not any(noticed[first:])
+
+
+def test_poison_is_the_same_in_both_passes(ranks):
+    """Also where it is drawn."""
+    strategy = {**EIGHT, "attack": Noise()}
+    ((noticed, drawn),) = ranks(1).run(poisoned_twice, strategy)
+    assert all(noticed)
+    assert len(drawn) == 2 * len(set(drawn)) == 2 * 2 * 4
+    assert drawn[::2] == drawn[1::2]
+
+
+@dataclass(frozen=True)
+class Noise(LabelFlip):
+    """Disturbs its batches, in place."""
+
+    classes: int = 2
+    drawn: list[float] = field(default_factory=list)
+
+    def poison(self, batch, *, generator):
+        noise = torch.randn(batch[0].shape, generator=generator)
+        self.drawn.append(float(noise.sum()))
+        batch[0].add_(noise)
+        return batch
+
+
+def poisoned_twice(strategy: dict) -> tuple[list[bool], list[float]]:
+    return noted(Still, strategy, 1), strategy["attack"].drawn
+
+
+class SeesTwo(Watched):
+    """What does see two passes: forward hooks, hooks of tensors, ``backward``, and plain objects."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {name: Count() for name in ("forward hook", "tensor hook", "backward", "training_step")}
+        self.network[0].register_forward_hook(lambda *_: self.note("forward hook"))
+        self.network[0].weight.register_hook(lambda _: self.note("tensor hook"))
+
+    def note(self, name: str) -> None:
+        self.counts[name].number += 1
+
+    def backward(self, loss, *values, **named):
+        self.note("backward")
+        super().backward(loss, *values, **named)
+
+    def training_step(self, batch, batch_idx):
+        self.note("training_step")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_end(self):
+        super().on_train_end()
+        self.numbers = {name: count.number for name, count in self.counts.items()}
+
+
+def counted(estimator: Estimator) -> dict[str, int]:
+    return watch(Case(SeesTwo), {**ALONE, "estimator": estimator}, 1)["attributes"]["numbers"]
+
+
+def test_what_sees_two_passes(ranks):
+    (once,), (twice,) = (ranks(1).run(counted, own) for own in (Gradient(), Storm(beta=1)))
+    assert len(set(once.values())) == 1
+    assert twice == {name: 2 * count for name, count in once.items()}

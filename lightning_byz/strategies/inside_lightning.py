@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyExperiment, Logger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
@@ -166,7 +166,7 @@ class Deaf:
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
-        self.experiment = DummyExperiment()
+        self.experiment = DummyLogger().experiment
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
