@@ -191,7 +191,7 @@ def check_optimizers(
         raise ValueError(
             "LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient()."
         )
-    if (twice := second_momentum(estimator, optimizers, remembers=has_memory)) is not None:
+    if (twice := second_momentum(estimator, optimizers)) is not None:
         rank_zero_warn(twice)
 
 
