@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_byz.estimators import Estimator
@@ -11,16 +12,15 @@ SHORT = 2.0
 """Steps up to which an average is none to speak of."""
 
 
-def second_momentum(estimator: Estimator, optimizers: Iterable[Optimizer], *, remembers: bool) -> str | None:
+def second_momentum(estimator: Estimator, optimizers: Iterable[Optimizer]) -> str | None:
     """Return what to warn of where an optimizer averages again what the estimator has averaged over time; ``None`` where none does.
 
     Args:
         estimator: What workers send.
         optimizers: Those of the run.
-        remembers: Whether the estimator has a memory.
 
     """
-    for optimizer in optimizers if remembers else ():
+    for optimizer in optimizers if _averages(estimator) else ():
         for group in optimizer.param_groups:
             name, momentum = _momentum(group)
             if momentum < 1 and 1 / (1 - momentum) > SHORT:
@@ -30,6 +30,14 @@ def second_momentum(estimator: Estimator, optimizers: Iterable[Optimizer], *, re
                     " strategy estimator=Gradient()."
                 )
     return None
+
+
+def _averages(estimator: Estimator) -> bool:
+    """Whether something is left of a gradient one step later."""
+    memory, estimate = estimator.init(torch.zeros(2)), torch.zeros(2)
+    for count, gradient in enumerate([torch.ones(2), torch.zeros(2)]):
+        estimate, memory = estimator.update(memory, [gradient.clone() for _ in range(estimator.points)], count=count)
+    return bool(estimate.any())
 
 
 def _momentum(group: dict[str, Any]) -> tuple[str, float]:
