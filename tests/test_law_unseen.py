@@ -1,6 +1,7 @@
 """Law 10: Storm(beta=1), whose second pass really runs, equals Gradient() in everything the user can see, bit for bit."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,6 +200,14 @@ class FewOrNone(Few):
         return None if self.trainer.strategy.worker == 3 and batch_idx == 1 else loss
 
 
+class Places(Watched):
+    """Asks the trainer where to write, which is a question to all ranks."""
+
+    def report(self, loss):
+        super().report(loss)
+        self.table["place"] = Path(self.trainer.log_dir).parts[-2:]
+
+
 class Thaws(BaseFinetuning):
     def freeze_before_training(self, pl_module):
         self.freeze(pl_module.backbone)
@@ -237,6 +246,7 @@ CASES = {
     "large teachers": Case(LargeTeacher),
     "hooks itself": Case(HooksItself),
     "perturbs": Case(Perturbs),
+    "places": Case(Places),
     "sparse": Case(Sparse),
     "thaws": Case(Backbone, callbacks=lambda: [Thaws()]),
     "SWA": Case(callbacks=swa, trainer={"max_epochs": 3}),
