@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -34,9 +34,10 @@ Restore = Callable[[], None]
 class Unseen:
     """Puts a module back as it was: attributes, containers, tensors and random generators that it holds, at any depth.
 
-    It does not look into other Python objects (a counter of the user's own), containers of more than 1,024 items, sparse tensors, and what lies
-    outside the module. Large tensors, and parameters that are trained, are copied and compared at the first pass, to learn which of them passes
-    write to, also through ``.data``; those are copied from then on, and writes to the others are noticed unless they go through ``.data``.
+    It does not look into other Python objects (a counter of the user's own), containers of more than 1,024 items, arrays of more than 65,536 numbers,
+    sparse tensors, and what lies outside the module. Large tensors, and parameters that are trained, are copied and compared at the first pass, to
+    learn which of them passes write to, also through ``.data``; those are copied from then on, and writes to the others are noticed unless they
+    go through ``.data``.
 
     Args:
         module: The user's module.
@@ -47,17 +48,18 @@ class Unseen:
         self._module = module
         self._unwritten: set[str] = set()
         self._known: set[int] = set()
+        self._trained: set[int] = set()
         self._restores: list[Restore] = []
 
     @contextmanager
-    def after(self) -> Iterator[None]:
-        """Put everything back at the end of the block, however it ends.
+    def after(self, trained: Iterable[Tensor] = ()) -> Iterator[None]:
+        """Put everything back at the end of the block, however it ends, but for the gradients of what is trained.
 
         Raises:
             ValueError: If the pass wrote to a parameter that is trained, or to a large tensor that no pass wrote to before.
 
         """
-        self._known, self._restores = set(), []
+        self._known, self._restores, self._trained = set(), [], {id(one) for one in trained}
         self._look_after(self._module, "")
         restores, self._known, self._restores = self._restores, set(), []
         try:
@@ -81,6 +83,9 @@ class Unseen:
             if not isinstance(thing, tuple):
                 self._restores.append(partial(_put_back_items, thing, list(thing)))
             self._items(dict(enumerate(thing)) if len(thing) <= FEW else {}, name)
+        elif isinstance(thing, np.ndarray):
+            if thing.size <= SMALL:
+                self._restores.append(partial(np.copyto, thing, thing.copy()))
         elif known := _DRAWS.get(type(thing)):
             self._restores.append(partial(known[1], thing, known[0](thing)))
 
@@ -103,7 +108,7 @@ class Unseen:
     def _tensor(self, tensor: Tensor, name: str) -> None:
         if tensor.is_inference() or tensor.layout is not torch.strided:
             return
-        trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+        trained = id(tensor) in self._trained or (isinstance(tensor, nn.Parameter) and tensor.requires_grad)
         if tensor.requires_grad and tensor.is_leaf and not trained:
             self._restores.append(partial(setattr, tensor, "grad", tensor.grad))
             tensor.grad = None if tensor.grad is None else tensor.grad.clone()
@@ -133,7 +138,7 @@ def _put_back(own: dict, before: dict) -> None:
 
 def _put_back_each(pairs: list) -> None:
     for own, before in pairs:
-        if own != before:
+        if own or before:
             (_put_back if isinstance(own, dict) else _put_back_items)(own, before)
 
 
