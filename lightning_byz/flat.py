@@ -50,6 +50,17 @@ class Layout:
         """Return the part of ``vector`` (d,) that belongs to each parameter, in its shape, sharing memory."""
         return [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
 
+    def values(self, vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return what ``vector`` (d,) holds of each parameter, in its dtype and strides; views of the vector where these are its own."""
+        values = []
+        for part, parameter in zip(self.views(vector), parameters, strict=True):
+            if parameter.dtype == vector.dtype and parameter.is_contiguous():
+                values.append(part)
+            else:
+                values.append(torch.empty_like(parameter, requires_grad=False))
+                _real(values[-1]).copy_(part)
+        return values
+
     def flatten(self, gradients: Sequence[Tensor | None], *, out: Sequence[Tensor]) -> None:
         """Write gradients into ``out``, the :meth:`views` of a vector; a missing gradient counts as zero.
 

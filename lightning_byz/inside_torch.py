@@ -22,6 +22,9 @@ zero_each = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 version = attrgetter("_version")
 """How often a tensor was written to in place; writes through ``.data`` are not counted."""
 
+INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that torch itself keeps in a module: its parts, and hooks."""
+
 
 def buffers_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The module's own buffers, those of its children left out."""

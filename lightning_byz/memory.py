@@ -11,6 +11,9 @@ from lightning_byz.slice import Slice
 Vectors = Mapping[str, Tensor | float]
 """By name: vectors of length d, and numbers."""
 
+NOWHERE = -1
+"""The step of the point of a worker that has no adopted estimate."""
+
 Rows = Callable[[Tensor], Tensor]
 
 
@@ -55,6 +58,27 @@ class Memory:
     rules: Mapping[str, Sliced] = field(default_factory=dict)
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     points: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def point(self, worker: int) -> Tensor | None:
+        """Return the parameters at which a local worker's adopted estimate was made; ``None`` as long as there is none."""
+        return self.points.get(self.counts["point"][worker]) if "point" in self.counts else None
+
+    def points_after(
+        self, accepted: Sequence[bool], reached: Mapping[int, Tensor | None], local: Sequence[int]
+    ) -> tuple[list[int], Mapping[int, Tensor]]:
+        """Return each worker's step of its point, and the points that local workers refer to, after a step at which some were accepted.
+
+        Args:
+            accepted: For each worker.
+            reached: The point at which each local worker that was accepted computed; it is the same for all.
+            local: The workers of this rank.
+
+        """
+        before = self.counts.get("point", [NOWHERE] * len(accepted))
+        steps = [self.step if here else known for here, known in zip(accepted, before, strict=True)]
+        points = dict(self.points)
+        points.update((self.step, point) for worker, point in reached.items() if accepted[worker] and point is not None)
+        return steps, {step: points[step] for step in sorted({steps[worker] for worker in local}) if step != NOWHERE}
 
     def map(self, vectors: Rows, rows: Rows, part: Slice | None, points: Rows | None = None) -> "Memory":
         """Change the workers' vectors, the rules' vectors and rows of tables, and the points; numbers stay as they are.

@@ -2,6 +2,7 @@
 
 from lightning_byz.estimators.estimator import Estimator
 from lightning_byz.estimators.gradient import Gradient
+from lightning_byz.estimators.storm import Storm
 from lightning_byz.estimators.worker_momentum import WorkerMomentum
 
-__all__ = ["Estimator", "Gradient", "WorkerMomentum"]
+__all__ = ["Estimator", "Gradient", "Storm", "WorkerMomentum"]

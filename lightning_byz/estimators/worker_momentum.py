@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped
 from lightning_byz.estimators.estimator import Estimator
 from lightning_byz.memory import Vectors
 
@@ -24,9 +25,10 @@ class WorkerMomentum(Estimator):
 
     Args:
         beta: Weight of the past, in [0, 1). The default 0.9 is the value of the reference below.
+        clip: Largest length of a gradient; longer ones are shortened to it before they enter. Dahan & Levy (arXiv 2405.14759) run 2.
 
     Raises:
-        ValueError: If ``beta`` is outside [0, 1).
+        ValueError: If ``beta`` is outside [0, 1), or ``clip`` no length.
 
     References:
         Karimireddy, He, Jaggi. Learning from History for Byzantine Robust Optimization. ICML 2021, arXiv 2012.10333.
@@ -42,6 +44,7 @@ class WorkerMomentum(Estimator):
     """
 
     beta: float = 0.9
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a weight outside [0, 1)."""
@@ -49,6 +52,12 @@ class WorkerMomentum(Estimator):
             raise ValueError(
                 f"WorkerMomentum(beta={self.beta}): beta must be in [0, 1); 0.9 averages over about ten steps."
             )
+        check_clip(self, self.clip)
+
+    @property
+    def exceptions(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Laws of the contract suite that clipping does not keep."""
+        return frozenset() if self.clip is None else CLIPPING
 
     def init(self, like: Float[Tensor, " d"]) -> Vectors:
         """Return a zero average, in float32 or wider."""
@@ -59,5 +68,5 @@ class WorkerMomentum(Estimator):
     ) -> tuple[Float[Tensor, " d"], Vectors]:
         """Return the new average, as the message and as the memory."""
         (gradient,), past = gradients, memory["momentum"]
-        momentum = past.mul(self.beta).add_(gradient, alpha=1.0 - self.beta)  # type: ignore[union-attr]
+        momentum = past.mul(self.beta).add_(clipped(gradient, self.clip), alpha=1.0 - self.beta)  # type: ignore[union-attr]
         return momentum.to(gradient.dtype), {"momentum": momentum}

@@ -1,6 +1,8 @@
 """One optimizer's way from its workers' gradients to ``.grad``: what is remembered, laid out and opened for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -62,24 +64,53 @@ class Aggregation:
         known, wire, _ = self._opened
         if known == layout:
             return
-        memory = self.memory
+        memory, start = self.memory, self._flat([parameter.detach() for parameter in self._parameters], layout)
         self._open(layout)
-        start = torch.empty(layout.total, dtype=layout.dtype, device=self._device)
-        layout.flatten([parameter.detach() for _, parameter in named], out=layout.views(start))
-        self.memory = memory.map(
-            lambda vector: layout.realign(vector, known),
+        moved = memory.map(
+            lambda vector: vector,
             lambda row: self._realigned(row, known, wire),
             self._wire.slice,
             lambda point: layout.realign(point, known, start=start),
         )
+        fresh = torch.empty_like(start)
+        workers = {
+            worker: self.round.realigned(
+                own, lambda vector, fill: layout.realign(vector, known, start=fresh.fill_(fill))
+            )
+            for worker, own in memory.workers.items()
+        }
+        self.memory = replace(moved, workers=workers)
 
-    def collect(self, worker: int, gradients: Gradients) -> Sent:
-        """Write a local worker's gradients to its row; missing ones count as zero. The tensors are not needed any more."""
+    @contextmanager
+    def at(self, point: Tensor | None) -> Iterator[None]:
+        """Have the parameters at another point (d,) for the length of the block; ``None`` where they are."""
+        if point is None:
+            yield
+            return
+        parameters, held = self._parameters, [parameter.data for parameter in self._parameters]
+        for parameter, values in zip(parameters, self.layout.values(point, parameters), strict=True):
+            parameter.data = values
+        try:
+            yield
+        finally:
+            for parameter, values in zip(parameters, held, strict=True):
+                parameter.data = values
+
+    def collect(self, worker: int, gradients: Gradients, earlier: Gradients | None = None) -> Sent:
+        """Write a local worker's gradients to its row; missing ones count as zero. The tensors are not needed any more.
+
+        Args:
+            worker: Whose they are.
+            gradients: Where the parameters are.
+            earlier: Those of the same batch at the worker's earlier point, where the round asks for them.
+
+        """
         assert self._opened is not None
         layout, _, rows = self._opened
         row, views = rows[worker]
         layout.flatten(gradients, out=views)
-        return Sent([row], [gradient is not None for gradient in gradients])
+        flat = [row] if earlier is None else [row, self._flat(earlier, layout)]
+        return Sent(flat, [gradient is not None for gradient in gradients])
 
     def step(self, sent: Mapping[int, Sent], *, scale: float | None = None, diagnose: bool = False) -> Report:
         """Aggregate what the workers sent, and write the result to ``.grad``. Every rank must call it.
@@ -98,6 +129,9 @@ class Aggregation:
         """
         parameters, layout = self._parameters, self.layout
         with torch.no_grad():
+            if self.round.points > 1:
+                here = self._flat([parameter.detach() for parameter in parameters], layout)
+                sent = {worker: own._replace(point=here) for worker, own in sent.items()}
             vector, self.memory, report = self.round.take(
                 self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
             )
@@ -122,6 +156,11 @@ class Aggregation:
     def _wire(self) -> Wire:
         assert self._opened is not None
         return self._opened[1]
+
+    def _flat(self, tensors: Gradients, layout: Layout) -> Tensor:
+        vector = torch.empty(layout.total, dtype=layout.dtype, device=self._device)
+        layout.flatten(tensors, out=layout.views(vector))
+        return vector
 
     def _open(self, layout: Layout) -> None:
         wire = self._exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=self._placement)

@@ -64,7 +64,7 @@ class WorkerBuffers:
         if self._resident != worker and self._changing:
             self._load({name: value for name, value in self._values(worker).items() if name in self._changing})
         self._resident = self._at_work = worker
-        self._look()
+        self.look()
         try:
             yield
         finally:
@@ -99,14 +99,14 @@ class WorkerBuffers:
         self._changing.update(written)
         self._note(written)
 
-    def _look(self) -> None:
-        """Remember how the module's buffers are now."""
+    def look(self) -> None:
+        """Remember how the module's buffers are now: what was written to them before is not a worker's."""
         self._seen = {name: (id(buffer), version(buffer)) for name, buffer in self._now()}
 
     def _note(self, values: Values) -> None:
         """Remember that these are in the module now."""
         self._held.update(values)
-        self._look()
+        self.look()
 
     def _propose(self, worker: int) -> None:
         """Propose what has changed since the last look."""
@@ -189,7 +189,7 @@ class WorkerBuffers:
         self._initial = {name: buffer.detach().clone() for name, buffer in self._now()}
         self._unversioned = running_statistics(self._module)
         self._held = dict(self._initial)
-        self._look()
+        self.look()
 
     def _now(self) -> list[tuple[str, Tensor]]:
         """Return the module's buffers as they are; some may be ``None`` at times."""

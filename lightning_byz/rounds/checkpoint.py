@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.flat import Layout
-from lightning_byz.memory import Memory, Sliced, Vectors
+from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.aggregation import Aggregation
 from lightning_byz.rounds.buffers import WorkerBuffers
 
@@ -142,7 +142,7 @@ class MemoryFile:
     def _points(self, memory: Memory, like: Tensor) -> dict[int, Tensor]:
         """Bring each point that some worker refers to to rank 0, from the rank of the lowest such worker."""
         points, steps = {}, list(memory.counts.get("point", ()))
-        for step in sorted(set(steps)):
+        for step in sorted(set(steps) - {NOWHERE}):
             host = self._placement.host(steps.index(step))
             arrived = self._exchange.gather_to_first(memory.points.get(step), host=host, like=like)
             if arrived is not None:

@@ -1,6 +1,6 @@
 """The chain of one step: estimates, their way to the rules, attack, rules, and the way back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isinf, isnan
 from time import perf_counter
@@ -47,14 +47,30 @@ class Robust(Round):
         """Number of logical workers, n."""
         return self.defence.workers
 
+    @property
+    def points(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How many gradients the estimator asks for."""
+        return self.estimator.points
+
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
         """Return the estimator's blank memory."""
         return {"estimator": self.estimator.init(like)}
 
+    def realigned(
+        self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
+    ) -> Mapping[str, Vectors]:
+        """Return the estimator's memory for other parameters."""
+        return {stage: self.estimator.realigned(values, realign) for stage, values in remembered.items()}
+
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
-        """Return one turn per local worker."""
-        acting = self.attackers.acting
-        return [Turn(worker, ("step", *position, worker), attacks=worker in acting) for worker in placement.local]
+        """Return each local worker's turn, after the one at its own earlier point if the estimator asks for that."""
+        turns, acting = [], self.attackers.acting
+        for worker in placement.local:
+            visible = Turn(worker, ("step", *position, worker), attacks=worker in acting)
+            if self.points > 1:
+                turns.append(replace(visible, point=memory.point(worker), visible=False))
+            turns.append(visible)
+        return turns
 
     def poisoned(self, turn: Turn, batch: Any) -> Any:
         """Return what an attacker makes of its batch."""
@@ -100,7 +116,7 @@ class Robust(Round):
             report = replace(report, taken=False, reason=reason if tried is not None else report.reason)
             left = self._after_untaken(memory, report, counts=scale is None or scale <= 1.0)
         else:
-            left = self._committed(memory, proposed, census, wire, vector=vector, past=past)
+            left = self._committed(memory, proposed, sent, census, wire, vector=vector, past=past)
         traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
         return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic))
 
@@ -161,6 +177,7 @@ class Robust(Round):
         self,
         memory: Memory,
         proposed: Mapping[int, Mapping[str, Vectors]],
+        sent: Mapping[int, Sent],
         census: Census,
         wire: Wire,
         *,
@@ -171,13 +188,21 @@ class Robust(Round):
         adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
         before = memory.counts.get("adopted", [0] * self.workers)
         counts = [count + (word is Arrival.ARRIVED) for count, word in zip(before, census.arrival, strict=True)]
+        counted: dict[str, Sequence[int]] = {"adopted": counts}
+        points: Mapping[int, Tensor] = {}
+        if self.points > 1:
+            accepted = [word is Arrival.ARRIVED for word in census.arrival]
+            counted["point"], points = memory.points_after(
+                accepted, {worker: own.point for worker, own in sent.items()}, wire.local
+            )
         rules = {"reference": {"aggregate": vector.clone()} if self.defence.uses_reference else {}, ATTACK_STAGE: past}
         return Memory(
             memory.step + 1,
             0,
             {**memory.workers, **adopted},
             {stage: Sliced(values, wire.slice) for stage, values in rules.items() if values},
-            {"adopted": counts},
+            counted,
+            points,
         )
 
     def _after_untaken(self, memory: Memory, report: Report, *, counts: bool) -> Memory:

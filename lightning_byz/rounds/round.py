@@ -1,7 +1,7 @@
 """One step of one optimizer, from the local workers' gradients to the aggregate."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,13 +72,22 @@ class Round(ABC):
     workers: int
     """Number of logical workers, n."""
 
+    points: int
+    """How many gradients each worker's batch is asked for; with 2, where its adopted estimate was made too."""
+
     @abstractmethod
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
         """Return what a worker remembers by stage, blank, for vectors as ``like``: names, shapes and dtypes are known on every rank."""
 
     @abstractmethod
+    def realigned(
+        self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
+    ) -> Mapping[str, Vectors]:
+        """Return what a worker remembers by stage for other parameters; ``realign`` carries a vector over and fills what is new with a number."""
+
+    @abstractmethod
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
-        """Return the turns that this rank's workers take at a position of the training, in order."""
+        """Return the turns that this rank's workers take at a position of the training, in order; of one worker's, the visible one last."""
 
     @abstractmethod
     def poisoned(self, turn: Turn, batch: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
@@ -139,6 +140,28 @@ def listening(results: Results, heard: Callable[[str], None], *, synchronized: b
         yield
     finally:
         del results.log  # type: ignore[attr-defined]
+
+
+@contextmanager
+def silent(module: pl.LightningModule) -> Iterator[None]:
+    """Let nothing that the module logs or prints in the block arrive anywhere."""
+    trainer = module.trainer
+    results, loggers, connector = results_of(trainer), trainer.loggers, trainer._logger_connector
+    batch, fx = (results.batch, results.batch_size), connector._current_fx  # type: ignore[attr-defined]
+    results.log = module.print = _nothing  # type: ignore[attr-defined, method-assign]
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        with keeping_values(trainer):
+            yield
+    finally:
+        del results.log, module.print  # type: ignore[attr-defined]
+        trainer.loggers = loggers
+        connector._current_fx = fx
+        results.batch, results.batch_size = batch  # type: ignore[attr-defined]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Do nothing."""
 
 
 def step_value(result: Any) -> Tensor | None:

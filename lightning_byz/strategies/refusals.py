@@ -98,10 +98,10 @@ def refused_comm_hook(hook: Callable[..., Any] | None) -> None:
 
 def check_points(estimator: Estimator) -> None:
     """Refuse an estimator that asks for more gradients than a worker computes."""
-    if estimator.points != 1:
+    if estimator.points not in (1, 2):
         raise ValueError(
-            f"{type(estimator).__name__}.points is {estimator.points}: workers compute one gradient per batch, where the"
-            " parameters are. Give an estimator whose points is 1."
+            f"{type(estimator).__name__}.points is {estimator.points}: workers compute one gradient per batch, where the parameters are, or a second"
+            " one where their last estimate was made. Give an estimator whose points is 1 or 2."
         )
 
 
@@ -120,7 +120,7 @@ def check_stages(stages: Iterable[tuple[str, object, type]]) -> None:
             raise TypeError(f"{name}={given}: give an instance of a {kind.__name__}, e.g. {_EXAMPLES[kind]}.")
 
 
-def check_module(module: pl.LightningModule, placement: Placement, *, synchronized: bool) -> None:
+def check_module(module: pl.LightningModule, placement: Placement, estimator: Estimator, *, synchronized: bool) -> None:
     """Refuse what several workers on one rank cannot do, warn about what one worker per rank should know."""
     several = f"{placement.workers} logical workers on {placement.ranks} rank{'s' * (placement.ranks > 1)}"
     sparse = [name for name, part in module.named_modules() if getattr(part, "sparse", False) is True]
@@ -128,6 +128,8 @@ def check_module(module: pl.LightningModule, placement: Placement, *, synchroniz
         raise ValueError(
             f"'{sparse[0]}' has sparse gradients (sparse=True), and rules aggregate dense vectors: give it sparse=False."
         )
+    if estimator.points > 1:
+        _check_passes(module, estimator)
     synchronized = synchronized or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
     if placement.one_per_rank:
         if synchronized and placement.ranks > 1:
@@ -153,6 +155,20 @@ def check_module(module: pl.LightningModule, placement: Placement, *, synchroniz
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise ValueError(
             f"training_step(dataloader_iter) fetches its own batches, and {several} need one each: take a batch instead."
+        )
+
+
+def _check_passes(module: pl.LightningModule, estimator: Estimator) -> None:
+    """Refuse what cannot be evaluated twice."""
+    twice = f"{type(estimator).__name__} evaluates training_step twice on each batch"
+    remedy = "or an estimator with one point, such as WorkerMomentum()."
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization, which steps inside training_step, and {twice}: use automatic optimization, {remedy}"
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise ValueError(
+            f"training_step(dataloader_iter) fetches its own batches, and {twice}: take a batch instead, {remedy}"
         )
 
 

@@ -191,7 +191,7 @@ class RobustStrategy(WorkerStrategy):
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
         check_sites(self.data, placement)
-        check_module(module, placement, synchronized=synchronizes_layers(self))
+        check_module(module, placement, self.estimator, synchronized=synchronizes_layers(self))
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
         streams, given = Streams(self.root_device), self.weights

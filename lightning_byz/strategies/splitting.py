@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_byz.data import IID, Partition
@@ -158,3 +159,19 @@ def _is_cut(batch: Any) -> bool:
     if isinstance(batch, Tensor | np.ndarray):
         return batch.ndim > 0
     return isinstance(batch, Sequence) and not isinstance(batch, str | bytes)
+
+
+def parts_of(batch: Any, count: int) -> list[Any]:
+    """Return each worker's part of a batch, or of a collection of several loaders' batches, of which it must have a part each."""
+    return [_part(batch, place) for place in range(count)]
+
+
+def _part(batch: Any, place: int) -> Any:
+    taken: list[Any] = []
+
+    def take(batches: WorkerBatches) -> Any:
+        taken.append(batches[place])
+        return batches[place]
+
+    part = apply_to_collection(batch, WorkerBatches, take, include_none=True)
+    return next((one for one in taken if isinstance(one, NoPart)), part)

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_byz.exchange import Placement
 from lightning_byz.random import Streams
-from lightning_byz.rounds import Aggregation, Sent, Turn, WorkerBuffers
+from lightning_byz.rounds import Aggregation, EarlierGradients, Sent, WorkerBuffers
+from lightning_byz.strategies.earlier_pass import EarlierPass
 from lightning_byz.strategies.inside_lightning import accumulates, loss_of, skips_backward
 from lightning_byz.strategies.loaders import WorkerBatches
-from lightning_byz.strategies.splitting import NoPart
+from lightning_byz.strategies.splitting import NoPart, parts_of
 from lightning_byz.strategies.step_values import StepValues
 
 
@@ -48,6 +50,7 @@ class WorkerLoop:
         self._streams = streams
         self._seed = seed
         self._values = values
+        self._earlier = EarlierPass(module, EarlierGradients(module, buffers, streams, seed=seed))
         self._accumulated: dict[int, dict[int, Tensor | None]] = {}
         self._sent: dict[int, Sent] = {}
         self._computed = False
@@ -62,9 +65,13 @@ class WorkerLoop:
         """Run the step of the only worker of this rank; Lightning does the backward pass."""
         self._begin()
         self.finished = False
-        (turn,) = aggregation.turns(self._position)
-        with self._streams.inside(self._seed, *turn.key, remember=True), self._at_work(turn.worker):
-            output = step(aggregation.round.poisoned(turn, batch) if turn.attacks else batch, *rest)
+        *earlier, turn = aggregation.turns(self._position)
+        with self._at_work(turn.worker):
+            for unseen in earlier:
+                self._earlier.run(unseen, aggregation, self._trained(()), step, batch, *rest)
+            with self._streams.inside(self._seed, *turn.key, remember=True):
+                output = step(aggregation.round.poisoned(turn, batch) if turn.attacks else batch, *rest)
+        self._earlier.seen(turn.worker, loss=output is not None)
         if output is None and self._module.automatic_optimization:
             self.finished = True
             return self._nothing()
@@ -94,23 +101,28 @@ class WorkerLoop:
         self._begin()
         last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
         with self._turns_apart(), self._streams.together() as enter:
-            for turn, batch in zip(aggregation.turns(self._position), batches, strict=True):
-                here = turn.worker in self._accumulated
-                own = self._accumulated.pop(turn.worker, {})
+            turns = groupby(aggregation.turns(self._position), attrgetter("worker"))
+            for (worker, (*earlier, turn)), batch in zip(turns, batches, strict=True):
+                here = worker in self._accumulated
+                own = self._accumulated.pop(worker, {})
                 for parameter in trained:
                     parameter.grad = own.get(id(parameter))
-                enter(self._seed, *turn.key)
-                with self._at_work(turn.worker), self._values.turn(turn.worker):
-                    loss = None
-                    if not isinstance(batch, NoPart):
-                        poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
-                        loss = loss_of(step, trainer, poisoned, *rest)
-                    if loss is not None:
-                        losses.append(loss.detach() * trainer.accumulate_grad_batches)
-                    if loss is not None and computes:
-                        backward(loss)
-                        here = True
-                self._put_away(turn, aggregation, trained, count=len(parameters), here=here, last=last)
+                with self._at_work(worker):
+                    for unseen in earlier if not isinstance(batch, NoPart) else ():
+                        self._earlier.run(unseen, aggregation, trained, step, batch, *rest)
+                    enter(self._seed, *turn.key)
+                    with self._values.turn(worker):
+                        loss = None
+                        if not isinstance(batch, NoPart):
+                            poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
+                            loss = loss_of(step, trainer, poisoned, *rest)
+                            self._earlier.seen(worker, loss=loss is not None)
+                        if loss is not None:
+                            losses.append(loss.detach() * trainer.accumulate_grad_batches)
+                        if loss is not None and computes:
+                            backward(loss)
+                            here = True
+                self._put_away(worker, aggregation, trained, count=len(parameters), here=here, last=last)
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
 
@@ -129,7 +141,7 @@ class WorkerLoop:
         computed = self._computed or not self._module.automatic_optimization
         if self._placement.one_per_rank and computed and parameters:
             worker = self._placement.local[0]
-            self._sent[worker] = aggregation.collect(worker, [parameter.grad for parameter in parameters])
+            self._collect(worker, aggregation, parameters)
             for parameter in parameters:
                 parameter.grad = None  # its memory is needed for the other workers' messages
         sent, self._sent = self._sent, {}
@@ -139,7 +151,7 @@ class WorkerLoop:
     def each(self, function: Callable[[Any], Any], batch: Any, *, purpose: str | None = None) -> Any:
         """Apply ``function`` to each worker's part of a batch; in a random stream of its own where it has a purpose that draws."""
         epoch, batch_idx = self._position
-        parts = [batch] if self._placement.one_per_rank else _parts(batch, len(self._placement.local))
+        parts = [batch] if self._placement.one_per_rank else parts_of(batch, len(self._placement.local))
         if purpose is None:
             done = [part if isinstance(part, NoPart) else function(part) for part in parts]
         else:
@@ -188,17 +200,19 @@ class WorkerLoop:
         return list({id(p): p for p in (*parameters, *others) if p.requires_grad}.values())
 
     def _put_away(
-        self, turn: Turn, aggregation: Aggregation, trained: Sequence[Tensor], *, count: int, here: bool, last: bool
+        self, worker: int, aggregation: Aggregation, trained: Sequence[Tensor], *, count: int, here: bool, last: bool
     ) -> None:
         """Keep the worker's gradients for its next micro-batch, or hand them over; leave none on the parameters."""
         if here and last and count:
-            self._sent[turn.worker] = aggregation.collect(
-                turn.worker, [parameter.grad for parameter in trained[:count]]
-            )
+            self._collect(worker, aggregation, trained[:count])
         elif here:
-            self._accumulated[turn.worker] = {id(parameter): parameter.grad for parameter in trained}
+            self._accumulated[worker] = {id(parameter): parameter.grad for parameter in trained}
         for parameter in trained:
             parameter.grad = None
+
+    def _collect(self, worker: int, aggregation: Aggregation, parameters: Sequence[Tensor]) -> None:
+        if (sent := self._earlier.collect(aggregation, worker, parameters)) is not None:
+            self._sent[worker] = sent
 
     def _begin(self) -> None:
         """At the first micro-batch of a window, forget what a window without an optimizer step has left, as Lightning's zero_grad does."""
@@ -211,6 +225,7 @@ class WorkerLoop:
     def _forget(self) -> None:
         self._accumulated.clear()
         self._sent.clear()
+        self._earlier.forget()
         self._computed = False
 
     def _nothing(self) -> Tensor:
@@ -220,19 +235,3 @@ class WorkerLoop:
 def _never() -> bool:
     """Whether a metric may wait for other ranks."""
     return False
-
-
-def _parts(batch: Any, count: int) -> list[Any]:
-    """Return each worker's part of a batch, or of a collection of several loaders' batches, of which it must have a part each."""
-    return [_part(batch, place) for place in range(count)]
-
-
-def _part(batch: Any, place: int) -> Any:
-    taken: list[Any] = []
-
-    def take(batches: WorkerBatches) -> Any:
-        taken.append(batches[place])
-        return batches[place]
-
-    part = apply_to_collection(batch, WorkerBatches, take, include_none=True)
-    return next((one for one in taken if isinstance(one, NoPart)), part)

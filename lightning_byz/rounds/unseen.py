@@ -1,0 +1,147 @@
+"""What a pass that nobody may see leaves in a module, put back."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_byz.inside_torch import INTERNALS, version
+from lightning_byz.rounds.buffers import SMALL, same
+
+FEW = 1024
+"""Items up to which a container is searched for others and for tensors."""
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.device, torch.dtype, torch.Size})
+_DRAWS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    np.random.Generator: (
+        lambda one: one.bit_generator.state,
+        lambda one, state: setattr(one.bit_generator, "state", state),
+    ),
+}
+
+Restore = Callable[[], None]
+
+
+class Unseen:
+    """Puts a module back as it was: attributes, containers, tensors and random generators that it holds, at any depth.
+
+    It does not look into other Python objects (a counter of the user's own), containers of more than 1,024 items, and what lies outside the module.
+    Large tensors are copied at the first pass, to learn which of them passes write to; these are copied from then on.
+
+    Args:
+        module: The user's module.
+
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._unwritten: set[str] = set()
+        self._known: set[int] = set()
+        self._restores: list[Restore] = []
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """Put everything back at the end of the block, however it ends.
+
+        Raises:
+            ValueError: If the pass wrote to a parameter that is trained, or to a large tensor that no pass wrote to before.
+
+        """
+        self._known, self._restores = set(), []
+        self._look_after(self._module, "")
+        restores, self._known, self._restores = self._restores, set(), []
+        try:
+            yield
+        finally:
+            for restore in restores:
+                restore()
+
+    def _look_after(self, thing: Any, name: str) -> None:
+        if type(thing) in _PLAIN or id(thing) in self._known:
+            return
+        self._known.add(id(thing))
+        if isinstance(thing, Tensor):
+            self._tensor(thing, name)
+        elif isinstance(thing, nn.Module):
+            self._parts(thing, name)
+        elif isinstance(thing, dict):
+            self._restores.append(partial(_put_back, thing, dict(thing)))
+            self._items(thing, name)
+        elif isinstance(thing, list | set | deque | tuple):
+            if not isinstance(thing, tuple):
+                self._restores.append(partial(_put_back_items, thing, list(thing)))
+            self._items(dict(enumerate(thing)) if len(thing) <= FEW else {}, name)
+        elif known := _DRAWS.get(type(thing)):
+            self._restores.append(partial(known[1], thing, known[0](thing)))
+
+    def _parts(self, module: nn.Module, name: str) -> None:
+        own = vars(module)
+        self._restores.append(partial(_put_back, own, dict(own)))
+        for key, value in own.items():
+            if key not in INTERNALS:
+                self._look_after(value, f"{name}.{key}".lstrip("."))
+        for kind in ("_parameters", "_buffers", "_modules"):
+            if isinstance(inner := own.get(kind), dict):
+                self._restores.append(partial(_put_back, inner, dict(inner)))
+                for key, value in inner.items():
+                    self._look_after(value, f"{name}.{key}".lstrip("."))
+
+    def _items(self, items: dict, name: str) -> None:
+        for key, value in items.items() if len(items) <= FEW else ():
+            self._look_after(value, f"{name}[{key!r}]")
+
+    def _tensor(self, tensor: Tensor, name: str) -> None:
+        if tensor.is_inference():
+            return
+        if (isinstance(tensor, nn.Parameter) and tensor.requires_grad) or name in self._unwritten:
+            self._restores.append(partial(_refuse_written, tensor, version(tensor), name))
+        else:
+            self._restores.append(partial(self._restore, tensor, version(tensor), name, tensor.detach().clone()))
+
+    def _restore(self, tensor: Tensor, before: int, name: str, kept: Tensor) -> None:
+        small = tensor.numel() <= SMALL
+        if version(tensor) != before or (small and not same(tensor.detach(), kept)):
+            tensor.data.copy_(kept)
+        elif not small:
+            self._unwritten.add(name)
+
+
+def _put_back(own: dict, before: dict) -> None:
+    """Give a dict its old items, in their order."""
+    if list(own) != list(before):
+        own.clear()
+    for key, value in before.items():
+        if key not in own or own[key] is not value:
+            own[key] = value
+
+
+def _put_back_items(own: Any, before: list) -> None:
+    """Give a list, a deque or a set its old items."""
+    if len(own) == len(before) and all(map(_is, own, before)):
+        return
+    own.clear()
+    if isinstance(own, set):
+        own.update(before)
+    else:
+        own.extend(before)
+
+
+def _is(first: object, second: object) -> bool:
+    return first is second
+
+
+def _refuse_written(tensor: Tensor, before: int, name: str) -> None:
+    if version(tensor) != before:
+        raise ValueError(
+            f"training_step writes to '{name}' in place, and an estimator with two points evaluates each batch twice, the first time unseen, which"
+            " this cannot be: write to it in a hook such as on_train_batch_end, or use an estimator with one point, such as WorkerMomentum()."
+        )
