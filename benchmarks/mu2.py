@@ -23,7 +23,6 @@ from fits import quiet
 from jsonargparse import auto_cli
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning_byz.optimizers import Anytime
 from mu2_work import Data, data_of, network
 from tables import markdown
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian
 from lightning_byz.attacks import ALIE, Attack, SignFlip
 from lightning_byz.estimators import Storm, WorkerMomentum
+from lightning_byz.optimizers import Anytime
 
 WORKERS, BYZANTINE, BATCH = 17, 8, 4
 ATTACKS: Mapping[str, Attack] = {"SignFlip": SignFlip(), "ALIE": ALIE()}
