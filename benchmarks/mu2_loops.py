@@ -171,7 +171,8 @@ class Run:
 def momentum(run: Run, rule: str) -> Iterator[int]:
     """Train, with an average of gradients per worker; yield after each round its number."""
     setting, stream, averages = run.setting, run.stream(), None
-    next(stream)
+    if setting.sampling == "rounds":
+        next(stream)
     x = run.point()
     for t in range(1, setting.rounds + 1):
         gradients = run.gradients(next(stream), clip=setting.clip != "none", visible=True)
