@@ -6,7 +6,8 @@
 Of 17 workers with batches of 4 the last 8 are Byzantine, f = 8; the authors' network and learning rate; gradients shortened to length 2. Double
 momentum is ``Storm`` with ``Anytime``, both with the schedules of the released code; momentum is ``WorkerMomentum(0.9)``. Both start from the same
 parameters and see the same batches, so that their difference is taken seed by seed. Accuracy is that of the last round on the last fifth of the
-images, which nobody trains on, unless ``--test`` takes another fifth; 472 rounds are four epochs. Without ``--data`` it runs on scikit-learn's digits, and without the authors' figures.
+images, which nobody trains on, unless ``--test`` takes another fifth; 472 rounds are four epochs. Without ``--data`` it runs on scikit-learn's
+digits, and without the authors' figures.
 
 The same procedure in plain loops, and what explains the distance from the authors' figures: ``benchmarks/mu2_restated.py``, docs/studies/mu2.md.
 """

@@ -1,5 +1,8 @@
 """Double momentum through the Trainer is what plain loops make of the same batches."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -82,3 +85,35 @@ def test_trainer_and_loops_agree(
         [layer.get_buffer(name) for layer in module.layers for name, _ in layer.named_buffers() if "running" in name]
     )
     torch.testing.assert_close(kept, loops.median(run.own), rtol=0, atol=1e-10)
+
+
+def script(name: str, attack: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), f"--attacks=[{attack}]", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_runs_are_kept_and_shown(tmp_path: Path) -> None:
+    """Both scripts run on the digits; the table is of pairs, and what has run is not run again."""
+    file, small = tmp_path / "runs.jsonl", ("ALIE", "--rules=[CoordinateMedian]", "--rounds=2", "--seeds=1")
+    alone = script("mu2", *small, "--methods=[momentum]", f"--runs={file}")
+    assert alone.startswith("ALIE CoordinateMedian momentum 1 ")
+    assert "| `" not in alone
+    first = script("mu2", *small, f"--runs={file}")
+    assert first.startswith("ALIE CoordinateMedian mu2 1 ")
+    again = script("mu2", *small, f"--runs={file}")
+    assert again == first[first.index("\n") + 1 :]
+    accuracies = [json.loads(line)["accuracy"] for line in file.read_text().splitlines()]
+    single, double = (f"{accuracy:.1f} ± nan" for accuracy in accuracies)
+    assert [double, "", single, ""] == [cell.strip() for cell in again.splitlines()[-2].split("|")[2:6]]
+
+
+@pytest.mark.parametrize("sampling", ["rounds", "dealt", "replacement"])
+def test_loops_run(tmp_path: Path, sampling: str) -> None:
+    file = tmp_path / "runs.jsonl"
+    options = ("flip", "--rules=[ctma]", "--seeds=[1]", "--setting.rounds=2", f"--setting.sampling={sampling}")
+    assert len(script("mu2_restated", *options, f"--output={file}").splitlines()) == 2
+    runs = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [run["optimizer"] for run in runs] == ["mu2", "momentum"]
+    assert all(0 <= run["found"][kind]["2"] <= 100 for run in runs for kind in ("shared", "own", "exact"))
