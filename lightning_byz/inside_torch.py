@@ -9,11 +9,20 @@ from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
 from torch.nn.modules.batchnorm import _NormBase
 
+add_each = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
+"""Add many tensors in place in one call: targets, what is added, and ``alpha``, which multiplies it."""
+
 copy_each = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 """Copy many tensors in one call: targets, sources."""
 
+lerp_each = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+"""Move many tensors in place towards others in one call: targets, ends, weight."""
+
 parts_like = _unflatten_dense_tensors
 """Views of a flat vector in the shapes of some tensors, which must not be empty, in one call: vector, tensors."""
+
+subtract_each = torch._foreach_sub_  # pyright: ignore[reportPrivateImportUsage]
+"""Subtract many tensors in place in one call: targets, what is subtracted."""
 
 zero_each = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 """Set many tensors to zero in one call."""

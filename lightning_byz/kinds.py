@@ -6,9 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from lightning_byz import aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies
+from lightning_byz import (
+    aggregators,
+    attacks,
+    callbacks,
+    data,
+    demos,
+    estimators,
+    exchange,
+    optimizers,
+    preaggregators,
+    strategies,
+)
 
-_FAMILIES = (aggregators, attacks, callbacks, data, demos, estimators, exchange, preaggregators, strategies)
+_FAMILIES = (aggregators, attacks, callbacks, data, demos, estimators, exchange, optimizers, preaggregators, strategies)
 _LIBRARIES = ("lightning_byz", "lightning", "torch")
 _WORDS = {int: ["a whole number"], float: ["a number"], str: ["text"], bool: ["true", "false"], NoneType: ["null"]}
 
@@ -102,7 +113,7 @@ def names_of(kinds: Iterable[type]) -> list[str]:
         and not inspect.isabstract(kind)
         and "._" not in f"{kind.__module__}.{kind.__qualname__}"
         and (not kind.__module__.startswith("lightning_byz.") or kind.__name__ in ours)
-        and kind not in kinds
+        and (kind not in kinds or kind.__name__ in ours)
     }
     return sorted(names)
 

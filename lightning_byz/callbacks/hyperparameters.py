@@ -17,6 +17,7 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
         "aggregator": _named(strategy.aggregator),
         "preaggregators": _listed(map(_named, strategy.preaggregators)),
         "estimator": _named(strategy.estimator),
+        "anytime": "none" if strategy.anytime is None else _named(strategy.anytime),
         "f": strategy.f,
         "workers": strategy.workers,
         "weights": "equal" if strategy.weights is None else str(strategy.weights),

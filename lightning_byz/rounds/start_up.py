@@ -143,12 +143,13 @@ def start_up_line(
     estimator: Estimator = Gradient(),  # noqa: B008 - frozen
     attackers: Attackers = Attackers(),  # noqa: B008 - frozen
     *,
+    anytime: object | None = None,
     parameters: int = 0,
 ) -> str:
-    """Return one line on rules, f, attackers, exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
+    """Return one line on rules, averaging, f, attackers, exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
     line = (
         f"lightning_byz: {_counted(placement.workers, 'worker')} on {_counted(placement.ranks, 'rank')}, f = {defence.f:g};"
-        f" {_rules(defence, estimator)}; {_attacking(attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
+        f" {_rules(defence, estimator, anytime)}; {_attacking(attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
         f" {_counted(torch.get_num_threads(), 'torch thread')} per rank;{_cost(defence)} {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
@@ -162,11 +163,10 @@ def start_up_line(
     return line if defence.weights is None else line + _on_weights(defence, defence.weights)
 
 
-def _rules(defence: Defence, estimator: Estimator | None = None) -> str:
-    """Return the chain from what a worker sends to the aggregate."""
-    return " -> ".join(
-        repr(stage) for stage in (estimator, *defence.preaggregators, defence.aggregator) if stage is not None
-    )
+def _rules(defence: Defence, estimator: Estimator | None = None, anytime: object | None = None) -> str:
+    """Return the chain from what a worker sends to the aggregate, and what averages the steps made of it."""
+    stages = (estimator, *defence.preaggregators, defence.aggregator, anytime)
+    return " -> ".join(repr(stage) for stage in stages if stage is not None)
 
 
 def _cost(defence: Defence) -> str:

@@ -19,6 +19,7 @@ from lightning_byz.attacks.attack import check_signature
 from lightning_byz.data import Partition
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 
 
@@ -117,7 +118,9 @@ def check_stages(stages: Iterable[tuple[str, object, type]]) -> None:
     for name, stage, kind in stages:
         if not isinstance(stage, kind):
             given = f"the class {stage.__name__}" if isinstance(stage, type) else repr(stage)
-            raise TypeError(f"{name}={given}: give an instance of a {kind.__name__}, e.g. {_EXAMPLES[kind]}.")
+            raise TypeError(
+                f"{name}={given}: give an instance of {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}, e.g. {_EXAMPLES[kind]}."
+            )
 
 
 def check_module(module: pl.LightningModule, placement: Placement, estimator: Estimator, *, synchronized: bool) -> None:
@@ -197,4 +200,5 @@ _EXAMPLES: dict[type, str] = {
     Attack: "SignFlip()",
     Exchange: "AllToAll()",
     Partition: "IID()",
+    Anytime: "Anytime(0.1)",
 }

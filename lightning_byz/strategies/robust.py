@@ -13,7 +13,6 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.distributed.constants import default_pg_timeout
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
@@ -21,6 +20,7 @@ from lightning_byz.attacks import Attack
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
+from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
@@ -62,6 +62,7 @@ class RobustStrategy(WorkerStrategy):
         aggregator: The robust rule.
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
+        anytime: Keeps the module at a running average of the iterates of its optimizers, each of them; ``None`` for the iterates themselves.
         workers: Number of logical workers, at least one per rank; ``None`` for one per rank.
         data: ``"shared"`` where all ranks' loaders have the same data, which are dealt out; ``"local"`` where each rank is a site with loaders of its
             own data, which stay there. An epoch then has all samples over those of one step, as many steps at each site, and small ones start over.
@@ -104,6 +105,7 @@ class RobustStrategy(WorkerStrategy):
         aggregator: Aggregator,
         preaggregators: Sequence[PreAggregator] = (),
         estimator: Estimator = Gradient(),  # noqa: B008 - frozen
+        anytime: Anytime | None = None,
         workers: int | None = None,
         data: Literal["shared", "local"] = "shared",
         partition: Partition = IID(),  # noqa: B008 - frozen
@@ -140,6 +142,7 @@ class RobustStrategy(WorkerStrategy):
             raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
         super().__init__(
             digest_every=digest_every,
+            anytime=anytime,
             ddp_comm_hook=refused_comm_hook(ddp_comm_hook),
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -168,7 +171,6 @@ class RobustStrategy(WorkerStrategy):
         self.max_share = max_share
         self.buffers = buffers
         self._seed = seed
-        self._announced = ""
         self._defence: Defence | None = None
 
     @property
@@ -195,7 +197,7 @@ class RobustStrategy(WorkerStrategy):
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
         streams, given = Streams(self.root_device), self.weights
-        self._announced, self._defence = "", None
+        self._defence = None
         if not isinstance(given, str):
             capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
             self._defence = self._fitting(capped, exchange, placement)
@@ -235,10 +237,8 @@ class RobustStrategy(WorkerStrategy):
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
         acting = self.estimator, Attackers(self.attackers, self.attack)
-        line = start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, parameters=parameters)
-        if line != self._announced:
-            rank_zero_info(line)
-        self._announced = line
+        known = {"anytime": self.anytime, "parameters": parameters}
+        self._announce(start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, **known))
 
     def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
         """Return the rules, tried on as many rows as there are workers."""

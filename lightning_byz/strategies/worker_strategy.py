@@ -6,15 +6,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_byz.optimizers import Anytime
+from lightning_byz.optimizers.averaging import Averaging
 from lightning_byz.rounds import Report
 from lightning_byz.strategies.evaluation import EvaluationStrategy
 from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
 from lightning_byz.strategies.loaders import RunSeed
-from lightning_byz.strategies.refusals import check_digest_every
+from lightning_byz.strategies.refusals import check_digest_every, check_stages
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.synchronization import Synchronization
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
@@ -26,10 +30,12 @@ class WorkerStrategy(EvaluationStrategy):
     The module is not wrapped and the user's optimizer not replaced: the closure is, so that hooks, clipping and precision see the aggregate.
     """
 
-    def __init__(self, *, digest_every: int | None = 50, **kwargs: Any) -> None:
+    def __init__(self, *, digest_every: int | None = 50, anytime: Anytime | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_digest_every(digest_every)
+        check_stages(("anytime", stage, Anytime) for stage in [anytime] if stage is not None)
         self.digest_every = digest_every
+        self.anytime = anytime
         self.diagnose = False
         """Whether the next step's report carries what is measured of rows; alike on all ranks. ``WorkerMonitor`` sets it before each."""
         self.report: Report | None = None
@@ -38,6 +44,8 @@ class WorkerStrategy(EvaluationStrategy):
         self._synchronization = Synchronization()
         self._unstepped: Report | None = None
         self._looked = 0
+        self._averaging: list[Averaging] = []
+        self._announced = ""
 
     @property
     @abstractmethod
@@ -52,6 +60,14 @@ class WorkerStrategy(EvaluationStrategy):
         if known is None or isinstance(getattr(known, "__self__", None), Synchronization):
             self.lightning_module.no_sync = self._synchronization.no_sync  # type: ignore[assignment] - as DDP's wrapper has it
 
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Let Lightning make the optimizers; each steps as ``anytime`` says."""
+        super().setup_optimizers(trainer)
+        self._announced = ""
+        if self.anytime is not None:
+            self._step_alone()
+            self._averaging += map(self.anytime.attach, self.optimizers)
+
     def teardown(self) -> None:
         """End a run; memories stay until the next one, so that a checkpoint can still be saved."""
         if self._data is not None:
@@ -60,8 +76,20 @@ class WorkerStrategy(EvaluationStrategy):
         if self._run is not None:
             self._run.by_hand.remove()
             vars(self._run.module).pop("no_sync", None)
+        self._step_alone()
         self._saved = None
         super().teardown()
+
+    def _step_alone(self) -> None:
+        """Leave the optimizers without averaging."""
+        while self._averaging:
+            self._averaging.pop().remove()
+
+    def _announce(self, line: str) -> None:
+        """Say a run's line on rank 0, once."""
+        if line != self._announced:
+            rank_zero_info(line)
+        self._announced = line
 
     # ------------------------------------------------------------------ data
 
