@@ -114,6 +114,10 @@ class Aggregation:
         flat = [row] if earlier is None else [row, self._flat(earlier, layout)]
         return Sent(flat, [gradient is not None for gradient in gradients])
 
+    def beside(self, sent: Sent, earlier: Gradients) -> Sent:
+        """Return what was collected of a worker, with its gradients at the earlier point."""
+        return sent._replace(gradients=[*sent.gradients, self._flat(earlier, self.layout)])
+
     def step(self, sent: Mapping[int, Sent], *, scale: float | None = None, diagnose: bool = False) -> Report:
         """Aggregate what the workers sent, and write the result to ``.grad``. Every rank must call it.
 
