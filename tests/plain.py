@@ -115,11 +115,11 @@ def linear(**arguments: Any) -> tuple[nn.Linear, RobustOptimizer]:
     return module, RobustOptimizer(sgd(module), module, **arguments)
 
 
-def on_ranks(function: str, *arguments: Any, **keywords: Any) -> Any:
-    """Call a function of this file in the process group of a world's ranks."""
+def in_a_world(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in the process group of a world's ranks."""
     dist.init_process_group("gloo")
     try:
-        return globals()[function](*arguments, **keywords)
+        return function(*arguments)
     finally:
         dist.destroy_process_group()
 
