@@ -190,6 +190,7 @@ def loaded_after(statement: str) -> set[str]:
         "from lightning_byz.estimators import *",
         "from lightning_byz.exchange import *",
         "from lightning_byz.data import *",
+        "from lightning_byz.optimizers import *",
         "from lightning_byz.testing import *",
         "import lightning_byz; lightning_byz.aggregators.Krum(), dir(lightning_byz)",
     ],

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -325,3 +326,17 @@ def test_schedulers(make, inner) -> None:
                 scheduler.step(1.0) if plateau else scheduler.step()
             assert loop.robust.param_groups[0]["lr"] == plain.param_groups[0]["lr"]
     assert plain.param_groups[0]["lr"] != 0.1
+
+
+def test_fabric_may_wrap_it() -> None:
+    loop, expected = Loop(**RULE, estimator=Storm(0.3)), Loop(**RULE, estimator=Storm(0.3)).run(0, 4).left()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    wrapped = fabric.setup_optimizers(loop.robust)
+    assert wrapped.local == range(4)
+    for step in range(4):
+        loop.backward(0, step)
+        wrapped.aggregate()
+        assert wrapped.step().taken
+    assert wrapped.report.step == 3
+    assert same(loop.left(), expected)
+    assert "lightning_byz" in wrapped.state_dict()

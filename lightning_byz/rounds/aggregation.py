@@ -116,7 +116,7 @@ class Aggregation:
 
     def beside(self, sent: Sent, earlier: Gradients) -> Sent:
         """Return what was collected of a worker, with its gradients at the earlier point."""
-        return sent._replace(gradients=[*sent.gradients, self._flat(earlier, self.layout)])
+        return Sent([*sent.gradients, self._flat(earlier, self.layout)], sent.used, sent.point)
 
     def step(self, sent: Mapping[int, Sent], *, scale: float | None = None, diagnose: bool = False) -> Report:
         """Aggregate what the workers sent, and write the result to ``.grad``. Every rank must call it.
