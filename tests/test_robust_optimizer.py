@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -40,6 +41,11 @@ def test_it_trains_what_the_strategy_trains(estimator, attack) -> None:
     assert same(loop.left(), fitted(**arguments))
     assert loop.calls == 12 * 4 * estimator.points
     assert not same(loop.left(), Loop(**arguments, seed=1).run().left()), "dropout is keyed"
+
+
+def test_buffers_of_who_was_refused_are_not_adopted() -> None:
+    arguments = {**RULE, "attackers": [2], "attack": NonFinite()}
+    assert same(Loop(**arguments).run(0, 6).left(), fitted(1, **arguments))
 
 
 def test_averaging_trains_what_the_strategy_trains() -> None:
@@ -192,6 +198,22 @@ def test_zero_grad_drops_what_was_sent_and_an_aggregate_without_a_step() -> None
     for worker in loop.robust.local:
         own, other = (one.workers[worker]["estimator"] for one in (known, before))
         assert all(torch.equal(torch.as_tensor(own[name]), torch.as_tensor(other[name])) for name in own)
+
+
+def test_an_aggregate_that_was_dropped_is_not_remembered_by_the_next() -> None:
+    left = []
+    for drops in (False, True):
+        module, robust = linear(workers=2, f=0, aggregator=CoordinateMedian(), estimator=WorkerMomentum(0.9))
+        for factor, dropped in [(1.0, False), (50.0, True), (2.0, False)]:
+            if drops or not dropped:
+                for worker in robust.local:
+                    robust.backward(
+                        worker, partial(lambda module, factor: module(torch.ones(5)).sum() * factor, module, factor)
+                    )
+                robust.aggregate()
+                robust.zero_grad() if dropped else robust.step()
+        left.append(module.weight.detach())
+    assert torch.equal(*left)
 
 
 def test_a_step_that_cannot_be_taken_changes_nothing_and_a_third_stops() -> None:

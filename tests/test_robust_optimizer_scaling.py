@@ -166,3 +166,13 @@ def test_a_backward_pass_that_scales_is_heard() -> None:
         )
     scaler.step(robust)
     torch.testing.assert_close(module.weight.data, start - 0.1)
+
+
+def test_a_first_step_without_losses_passes_the_scaler() -> None:
+    module, robust = linear(workers=2, f=0, aggregator=CoordinateMedian())
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for worker in robust.local:
+        robust.backward(worker, lambda: None if scaler.scale(module(torch.ones(5)).sum()) > -1e9 else 0)
+    assert scaler.step(robust).without_gradients
+    scaler.update()
+    assert scaler.get_scale() == 8.0
