@@ -137,8 +137,11 @@ def refusal(error: Exception) -> str | None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "") if frames else ""
     origin, building = module.split(".")[0], any(f.f_code.co_name == "instantiate_trainer" for f in frames)
-    if origin == "jsonargparse":  # it hands on what a constructor raised as the last line of its own list
-        return re.findall(r"\s- (.*)", str(error))[-1] if re.search(r"\s- ", str(error)) else str(error)
+    if (
+        origin == "jsonargparse"
+    ):  # it hands on what a constructor raised as the last line of its own list, beside the types that it has tried
+        lines = re.findall(r"\s- (?!Expected a <class|Does not validate)(.*)", str(error))
+        return lines[-1] if lines else str(error)
     speaking = {
         "lightning_byz": (OSError, ValueError, TypeError),
         "lightning": (FileNotFoundError, ValueError, TypeError) if building else (FileNotFoundError,),

@@ -43,7 +43,7 @@ class Fitted(pl.LightningModule):
 
 
 def sgd(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.5)
+    return torch.optim.SGD(module.parameters(), lr=0.1)
 
 
 def data(batches: int = 6) -> TensorDataset:

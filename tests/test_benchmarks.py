@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -93,6 +94,20 @@ def test_memory(tmp_path: Path) -> None:
     assert 1.99 <= float(ddp[2]) < 3
     assert 2 < float(cells[2]) < 20
     assert float(cells[3]) > 1
+
+
+def test_anytime(tmp_path: Path) -> None:
+    """The hooks keep the iterate and the point before the step, which is known."""
+    small = ("--width=256", "--layers=2", "--batch=2", "--rounds=2", "--repeats=1", "--schedule={gamma: 0.1}")
+    done = run("anytime", *small, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = re.search(r"kept beside them: ([\d.]+) copies", " ".join(done.stdout.split()))
+    assert 1.95 < float(kept[1]) < 2.1  # blocks are of whole pages, and biases too small for the account
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    names = ["a copy", "a training step", "hooks alone", "SGD", "SGD + hooks", "AdamW", "AdamW + hooks"]
+    assert [row[0] for row in rows] == names
+    assert all(is_spread(*row[3:5]) and is_spread(*row[5:7]) for row in rows)
+    assert rows[0][3] == rows[1][5] == "1.00"
 
 
 def test_rules(tmp_path: Path) -> None:

@@ -106,6 +106,26 @@ def test_partitions_in_the_file(run: Run, tmp_path: Path, given: str, name: str)
     assert ("asked for labels" in printed) == ("where" in given)
 
 
+@pytest.mark.parametrize(
+    ("given", "gamma"),
+    [
+        ("Anytime", None),
+        ("{class_path: Anytime, init_args: {gamma: 0.1}}", 0.1),
+        ("{class_path: Anytime, init_args: {gamma: released}}", "'released'"),
+    ],
+)
+def test_averaging_in_the_file(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: str, gamma: object
+) -> None:
+    text = Path(QUICKSTART).read_text().replace("f: 2\n", f"f: 2\n      anytime: {given}\n")
+    (tmp_path / "averaged.yaml").write_text(text)
+    (tmp_path / "printed.yaml").write_text(run("fit", "--config", "averaged.yaml", "--print_config", status=0))
+    for config in ("averaged.yaml", "printed.yaml"):
+        caplog.clear()
+        run("fit", "--config", config, *SHORT)
+        assert f"-> Anytime(gamma={gamma}, alpha=None);" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["trainer.strategy.init_args", "trainer.strategy"])
 def test_overrides_replace_class_and_arguments(run: Run, key: str) -> None:
     overrides = [

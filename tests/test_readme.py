@@ -139,7 +139,8 @@ def test_quickstart_ends_as_printed(
     nobody = "--trainer.strategy.attackers=[] --trainer.strategy.attack=null"
     assert f"(`{nobody}`)" in README
     (started,) = re.findall(r"^(lightning_byz: 8 workers .*); \d+ torch thread", README, re.MULTILINE)
-    promised = [float(value) for value in re.findall(r"^last epoch:.*val_accuracy ([\d.]+)", README, re.MULTILINE)]
+    quickstart = README[: README.index("## Your own module")]
+    promised = [float(value) for value in re.findall(r"^last epoch:.*val_accuracy ([\d.]+)", quickstart, re.MULTILINE)]
     commands = [command.split("&&")[-1] for command in COMMANDS if "lightning-byz fit" in command][:2]
     ends = []
     for command in [
@@ -159,6 +160,15 @@ def test_quickstart_ends_as_printed(
         cli.main([*shlex.split(command)[1:], "--trainer.enable_progress_bar=false"])
     (promise,) = re.findall(r"`(predictions: .*), saved to [^`]+`", README)
     assert promise in capsys.readouterr().out
+
+
+def test_double_momentum_ends_as_printed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = next(command for command in COMMANDS if "mu2.yaml" in command)
+    after = README[README.index(command) :]
+    promised = float(re.search(r"^last epoch:.*val_accuracy ([\d.]+)", after, re.MULTILINE)[1])
+    cli.main([*shlex.split(command)[1:], "--trainer.enable_progress_bar=false"])
+    accuracy = float(re.search(r"val_accuracy ([\d.]+)", capsys.readouterr().out)[1])
+    assert accuracy == pytest.approx(promised, abs=0.02)
 
 
 def test_weights_and_f_as_printed(home: Path, caplog: pytest.LogCaptureFixture) -> None:

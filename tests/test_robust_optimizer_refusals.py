@@ -193,3 +193,10 @@ def test_the_seed_is_the_environments(monkeypatch) -> None:
     assert made()[1].state_dict()["lightning_byz"]["seed"] == 11
     assert made(seed=3)[1].state_dict()["lightning_byz"]["seed"] == 3
     assert made(f="max")[1].f == 1
+
+
+def test_a_second_momentum_is_warned_of() -> None:
+    module = nn.Linear(2, 2)
+    heavy = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    with pytest.warns(UserWarning, match="momentum"):
+        RobustOptimizer(heavy, module, workers=3, f=1, estimator=WorkerMomentum(0.9), **MEDIAN)

@@ -13,7 +13,7 @@ RULE = {"aggregator": CTMA(CoordinateMedian())}
 
 
 def adam(module: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), lr=0.05, fused=fused)
+    return torch.optim.AdamW(module.parameters(), lr=0.05, betas=(0.0, 0.999), fused=fused)
 
 
 def fused_adam(module: nn.Module) -> torch.optim.Optimizer:

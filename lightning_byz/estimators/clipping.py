@@ -1,6 +1,8 @@
 """Shortening of a worker's gradients, before its estimator sees them."""
 
 import math
+from dataclasses import fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,8 +23,23 @@ def check_clip(estimator: object, clip: float | None) -> None:
         )
 
 
-def clipped(gradient: Float[Tensor, " d"], clip: float | None) -> Float[Tensor, " d"]:
-    """Return the gradient, shortened to the length ``clip`` if it is longer; its own memory where nothing changes.
+def shown(estimator: Any) -> str:
+    """Return the ``repr`` of a frozen dataclass without what is not given.
+
+    Example:
+        >>> from lightning_byz.estimators import WorkerMomentum
+        >>> WorkerMomentum(), WorkerMomentum(clip=2.0)
+        (WorkerMomentum(beta=0.9), WorkerMomentum(beta=0.9, clip=2.0))
+
+    """
+    given = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
+    return f"{type(estimator).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+
+
+def clipped(
+    gradient: Float[Tensor, " d"], clip: float | None, *, out: Float[Tensor, " d"] | None = None
+) -> Float[Tensor, " d"]:
+    """Return the gradient, shortened to the length ``clip`` if it is longer, in memory of its own or in ``out``; without a ``clip`` itself.
 
     Example:
         >>> clipped(torch.tensor([3.0, 4.0]), 1.0), clipped(torch.tensor([0.3, 0.4]), 1.0)
@@ -33,4 +50,4 @@ def clipped(gradient: Float[Tensor, " d"], clip: float | None) -> Float[Tensor, 
         return gradient
     blocks = Blocks.of(len(gradient), block_size(len(gradient)))
     length = kernels.square_sums(gradient[None], None, blocks).sum(0).sqrt()
-    return gradient * (clip / length.clamp(min=clip)).to(torch.promote_types(gradient.dtype, torch.float32))
+    return torch.mul(gradient, clip / length.clamp(min=clip)[0], out=out)

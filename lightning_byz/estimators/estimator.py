@@ -38,7 +38,8 @@ class Estimator(ABC):
         Args:
             memory: What the worker remembers; not to be written to.
             gradients: Of one batch, one per point: the first where the parameters are, a second where the last adopted estimate was
-                made (where the parameters are, as long as there is none). Not to be written to; their memory is used again after the step.
+                made (where the parameters are, as long as there is none). The first is not to be written to, and its memory is used again after
+                the step; the second is given away: its memory may be the new memory's.
             count: How many estimates of this worker were adopted so far.
 
         """

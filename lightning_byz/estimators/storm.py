@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped
+from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped, shown
 from lightning_byz.estimators.estimator import Estimator
 from lightning_byz.memory import Vectors
 
@@ -30,8 +30,8 @@ class Storm(Estimator):
     Two gradients per batch. The second pass is not seen: logs, metrics, buffers, loggers, hooks of Lightning and progress are as after one.
     A worker whose message was refused, or that was absent, is corrected from the point where its own last estimate was made.
 
-    Cost: a second gradient, three passes over d; memory: one vector of d numbers per worker, at least float32, a gradient per worker during the step,
-    and the parameters of the last step once per rank (and once more for each step at which some worker was left behind).
+    Cost: a second gradient, and five passes over d; memory: one vector of d numbers per worker, at least float32, a second one during the step, and
+    the parameters of the last step once per rank (and once more for each step at which some worker was left behind).
 
     Args:
         beta: Weight of the present gradient, in (0, 1], or its schedule by the number :math:`k` of the worker's estimates: ``None`` (or
@@ -78,6 +78,10 @@ class Storm(Estimator):
         """Laws of the contract suite that clipping does not keep."""
         return frozenset() if self.clip is None else CLIPPING
 
+    def __repr__(self) -> str:
+        """Show what is given."""
+        return shown(self)
+
     def weight(self, count: int) -> float:
         """Return the weight of the present gradient after ``count`` adopted estimates.
 
@@ -106,7 +110,8 @@ class Storm(Estimator):
         present = clipped(gradients[0], self.clip)
         if count == 0 or past_weight == 0:
             return present.to(dtype), {"estimate": present.to(past.dtype, copy=True), "joined": False}
-        correction = past - clipped(gradients[1], self.clip)
+        earlier = clipped(gradients[1], self.clip, out=gradients[1])
+        correction = torch.sub(past, earlier, out=earlier if earlier.dtype == past.dtype else None)
         if memory["joined"]:
             correction[past.isnan()] = 0.0
         estimate = torch.add(present, correction, alpha=past_weight, out=correction)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped
+from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped, shown
 from lightning_byz.estimators.estimator import Estimator
 from lightning_byz.memory import Vectors
 
@@ -58,6 +58,10 @@ class WorkerMomentum(Estimator):
     def exceptions(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Laws of the contract suite that clipping does not keep."""
         return frozenset() if self.clip is None else CLIPPING
+
+    def __repr__(self) -> str:
+        """Show what is given."""
+        return shown(self)
 
     def init(self, like: Float[Tensor, " d"]) -> Vectors:
         """Return a zero average, in float32 or wider."""

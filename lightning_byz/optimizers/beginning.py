@@ -22,6 +22,7 @@ from lightning_byz.optimizers.refusals import check_module, check_optimizer, che
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.rounds import Attackers, Defence, Robust, WorkerBuffers, arguments, start_up
 from lightning_byz.rounds.checks import check_memory
+from lightning_byz.rounds.second_momentum import second_momentum
 from lightning_byz.rounds.trained import held_by, trained_by
 from lightning_byz.rounds.weights import check_weights, worker_weights
 
@@ -65,8 +66,9 @@ def begun(
     arguments.refuse_sparse(module)
     arguments.check_synchronized(module, placement)
     check_memory(estimator, estimator.init(torch.zeros(2)), coordinates=2)
-    if placement.rank == 0 and (idle := arguments.idle_attack(attackers, attack)) is not None:
-        warnings.warn(idle, stacklevel=3)
+    for warning in (arguments.idle_attack(attackers, attack), second_momentum(estimator, [optimizer])):
+        if placement.rank == 0 and warning is not None:
+            warnings.warn(warning, stacklevel=3)
     _start_alike(optimizer, module, exchange, placement)
     capped = None if weights is None else worker_weights(weights, max_share, workers=placement.workers)
     seed = int(environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed

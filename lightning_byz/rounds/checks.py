@@ -46,7 +46,7 @@ def plain(memory: Mapping[str, Any]) -> Vectors:
 def estimated(
     estimator: Estimator, memory: Vectors, gradients: Sequence[Tensor], *, count: int
 ) -> tuple[Tensor, Vectors]:
-    """Return a worker's estimate, and the memory that it leaves: apart from the gradients, which the next step writes over.
+    """Return a worker's estimate, and the memory that it leaves: apart from the first gradient, which the next step writes over.
 
     Raises:
         ValueError: If the message cannot travel, or the memory was written to or is not of the kind that the estimator declares.
@@ -72,11 +72,7 @@ def estimated(
             f" {name}.init declares { ({key: named(value) for key, value in memory.items()}) }: return the same names,"
             " shapes and dtypes."
         )
-    shared = {
-        key: value
-        for key, value in left.items()
-        if isinstance(value, Tensor) and any(share_memory(value, one) for one in gradients)
-    }
+    shared = {key: value for key, value in left.items() if isinstance(value, Tensor) and share_memory(value, row)}
     return estimate, plain({**left, **{key: value.clone() for key, value in shared.items()}} if shared else left)
 
 

@@ -2,10 +2,10 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -34,8 +34,9 @@ Restore = Callable[[], None]
 class Unseen:
     """Puts a module back as it was: attributes, containers, tensors and random generators that it holds, at any depth.
 
-    It does not look into other Python objects (a counter of the user's own), containers of more than 1,024 items, and what lies outside the module.
-    Large tensors are copied at the first pass, to learn which of them passes write to; these are copied from then on.
+    It does not look into other Python objects (a counter of the user's own), containers of more than 1,024 items, sparse tensors, and what lies
+    outside the module. Large tensors, and parameters that are trained, are copied and compared at the first pass, to learn which of them passes
+    write to, also through ``.data``; those are copied from then on, and writes to the others are noticed unless they go through ``.data``.
 
     Args:
         module: The user's module.
@@ -86,32 +87,38 @@ class Unseen:
     def _parts(self, module: nn.Module, name: str) -> None:
         own = vars(module)
         self._restores.append(partial(_put_back, own, dict(own)))
+        inner = [(own[kind], own[kind].copy()) for kind in INTERNALS if isinstance(own.get(kind), dict | set)]
+        self._restores.append(partial(_put_back_each, inner))
         for key, value in own.items():
             if key not in INTERNALS:
                 self._look_after(value, f"{name}.{key}".lstrip("."))
         for kind in ("_parameters", "_buffers", "_modules"):
-            if isinstance(inner := own.get(kind), dict):
-                self._restores.append(partial(_put_back, inner, dict(inner)))
-                for key, value in inner.items():
-                    self._look_after(value, f"{name}.{key}".lstrip("."))
+            for key, value in own[kind].items():
+                self._look_after(value, f"{name}.{key}".lstrip("."))
 
     def _items(self, items: dict, name: str) -> None:
         for key, value in items.items() if len(items) <= FEW else ():
             self._look_after(value, f"{name}[{key!r}]")
 
     def _tensor(self, tensor: Tensor, name: str) -> None:
-        if tensor.is_inference():
+        if tensor.is_inference() or tensor.layout is not torch.strided:
             return
-        if (isinstance(tensor, nn.Parameter) and tensor.requires_grad) or name in self._unwritten:
+        trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+        if tensor.requires_grad and tensor.is_leaf and not trained:
+            self._restores.append(partial(setattr, tensor, "grad", tensor.grad))
+            tensor.grad = None if tensor.grad is None else tensor.grad.clone()
+        if name in self._unwritten:
             self._restores.append(partial(_refuse_written, tensor, version(tensor), name))
         else:
-            self._restores.append(partial(self._restore, tensor, version(tensor), name, tensor.detach().clone()))
+            kept = tensor.detach().clone()
+            self._restores.append(partial(self._restore, tensor, version(tensor), name, kept, trained=trained))
 
-    def _restore(self, tensor: Tensor, before: int, name: str, kept: Tensor) -> None:
-        small = tensor.numel() <= SMALL
-        if version(tensor) != before or (small and not same(tensor.detach(), kept)):
+    def _restore(self, tensor: Tensor, before: int, name: str, kept: Tensor, *, trained: bool) -> None:
+        if version(tensor) != before or not same(tensor.detach(), kept):
             tensor.data.copy_(kept)
-        elif not small:
+            if trained:
+                _refuse(name)
+        elif trained or tensor.numel() > SMALL:
             self._unwritten.add(name)
 
 
@@ -124,7 +131,13 @@ def _put_back(own: dict, before: dict) -> None:
             own[key] = value
 
 
-def _put_back_items(own: Any, before: list) -> None:
+def _put_back_each(pairs: list) -> None:
+    for own, before in pairs:
+        if own != before:
+            (_put_back if isinstance(own, dict) else _put_back_items)(own, before)
+
+
+def _put_back_items(own: Any, before: Collection) -> None:
     """Give a list, a deque or a set its old items."""
     if len(own) == len(before) and all(map(_is, own, before)):
         return
@@ -141,7 +154,11 @@ def _is(first: object, second: object) -> bool:
 
 def _refuse_written(tensor: Tensor, before: int, name: str) -> None:
     if version(tensor) != before:
-        raise ValueError(
-            f"training_step writes to '{name}' in place, and an estimator with two points evaluates each batch twice, the first time unseen, which"
-            " this cannot be: write to it in a hook such as on_train_batch_end, or use an estimator with one point, such as WorkerMomentum()."
-        )
+        _refuse(name)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(
+        f"training_step writes to '{name}' in place, and an estimator with two points evaluates each batch twice, the first time unseen, which"
+        " this cannot be: write to it in a hook such as on_train_batch_end, or use an estimator with one point, such as WorkerMomentum()."
+    )

@@ -16,6 +16,7 @@ from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.rounds import arguments
+from lightning_byz.rounds.second_momentum import second_momentum
 
 
 def check_arguments(
@@ -91,8 +92,10 @@ def _check_passes(module: pl.LightningModule, estimator: Estimator) -> None:
         )
 
 
-def check_optimizers(module: pl.LightningModule, optimizers: Sequence[Optimizer], *, has_memory: bool) -> None:
-    """Refuse optimizers that leave nothing to aggregate or would feed a memory several times a step."""
+def check_optimizers(
+    module: pl.LightningModule, optimizers: Sequence[Optimizer], estimator: Estimator, *, has_memory: bool
+) -> None:
+    """Refuse optimizers that leave nothing to aggregate or would feed a memory several times a step; warn of a second average over time."""
     if not any(
         parameter.requires_grad
         for optimizer in optimizers
@@ -107,3 +110,5 @@ def check_optimizers(module: pl.LightningModule, optimizers: Sequence[Optimizer]
         raise ValueError(
             "LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient()."
         )
+    if (twice := second_momentum(estimator, optimizers)) is not None:
+        rank_zero_warn(twice)

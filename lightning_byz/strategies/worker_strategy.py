@@ -125,7 +125,10 @@ class WorkerStrategy(EvaluationStrategy):
         vars(self).pop("backward", None)
         if not holds_worker_batches(batch):
             with run.by_hand.batch():
-                output = run.loop.run_one(run.aggregation(0), step, batch, *rest)
+                aggregation = run.aggregation(0)
+                if aggregation.round.points > 1:
+                    run.ready(0, self.optimizers[0])  # before an earlier point is visited, also after a resume
+                output = run.loop.run_one(aggregation, step, batch, *rest)
             if not run.module.automatic_optimization:
                 self._look_after(run)
         else:
