@@ -139,7 +139,7 @@ class Aggregation:
         with torch.no_grad():
             if self.round.points > 1:
                 here = self._flat([parameter.detach() for parameter in parameters], layout)
-                sent = {worker: own._replace(point=here) for worker, own in sent.items()}
+                sent = {worker: Sent(own.gradients, own.used, here) for worker, own in sent.items()}
             vector, self.memory, report = self.round.take(
                 self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
             )
