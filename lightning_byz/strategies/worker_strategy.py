@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from lightning_byz.optimizers import Anytime
 from lightning_byz.optimizers.averaging import Averaging
 from lightning_byz.rounds import Report
+from lightning_byz.rounds.arguments import check_digest_every, check_stages
 from lightning_byz.strategies.evaluation import EvaluationStrategy
 from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
 from lightning_byz.strategies.loaders import RunSeed
-from lightning_byz.strategies.refusals import check_digest_every, check_stages
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.synchronization import Synchronization
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
