@@ -28,11 +28,11 @@ class Leaves(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         if batch_idx == self.left_out:
-            closure()
+            optimizer_closure()
         else:
-            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
 def trained(left_out, batches, **arguments):
