@@ -87,7 +87,11 @@ class PlainRun:
         self._restore_buffers()
         self.turns.ready()
         scale = self.turns.scale
-        report = self.aggregation.step(self.turns.sent(), scale=scale, diagnose=diagnose)
+        try:
+            report = self.aggregation.step(self.turns.sent(), scale=scale, diagnose=diagnose)
+        except Exception:
+            self.forget()
+            raise
         for parameter in (one for group in self.optimizer.param_groups for one in group["params"]):
             if not parameter.requires_grad:
                 parameter.grad = None  # nobody else has seen it
@@ -108,6 +112,8 @@ class PlainRun:
             found = getattr(self.optimizer, "found_inf", None)
             if found is None or not bool(found):
                 self.aggregation.stepped()
+            else:
+                self.aggregation.withdraw()
         elif report.without_gradients:
             self.optimizer.zero_grad()
         self._steps += 1
@@ -123,8 +129,10 @@ class PlainRun:
             first.grad = torch.zeros_like(first)
 
     def forget(self) -> None:
-        """Drop what was sent, and an aggregate that nobody has stepped on."""
+        """Drop what was sent, with the buffers that it has changed, and an aggregate that nobody has stepped on."""
         self.turns.forget()
+        self.aggregation.withdraw()
+        self._buffers.adopt([False] * self.placement.workers)
         self._waits = False
 
     # ------------------------------------------------------------------ buffers and files
@@ -137,9 +145,9 @@ class PlainRun:
     def memories(self) -> dict[str, Any]:
         """Return what a file must hold. Every rank must call it; rank 0's is whole."""
         self._restore_buffers()
-        self.aggregation.withdraw()
         opened = {0: self.aggregation} if self.aggregation.opened else {}
-        return self._file.collect(opened, self._buffers, seed=self.round.defence.seed)
+        with self.aggregation.withdrawn():
+            return self._file.collect(opened, self._buffers, seed=self.round.defence.seed)
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
         """Go on from a file; without memories in it, the workers start anew."""
@@ -151,10 +159,11 @@ class PlainRun:
                 )
         else:
             refuse_other_run(saved, self.placement.workers)
+            self._file.restore(saved, dict.fromkeys(saved["optimizers"], self.aggregation), self._buffers)
+            if not saved["optimizers"]:
+                self.aggregation.memory = Memory()
             seeded = replace(self.round, defence=replace(self.round.defence, seed=int(saved["seed"])))
             self.round = self.aggregation.round = seeded
-            self.aggregation.memory = Memory()
-            self._file.restore(saved, dict.fromkeys(saved["optimizers"], self.aggregation), self._buffers)
             self._saved_buffers = saved["buffers"]
         self.turns.restart(self.round.defence.seed)
         self._waits = False

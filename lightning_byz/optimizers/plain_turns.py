@@ -80,6 +80,7 @@ class PlainTurns:
         """Drop what was sent."""
         self._sent.clear()
         self._apart.clear()
+        self._turns.clear()
         self._earlier.forget()
 
     def next_step(self) -> None:
@@ -121,7 +122,12 @@ class PlainTurns:
         *earlier, turn = self.of(worker, position)
         self._calls[worker] += 1
         before, reached, lossless = self._sent.pop(worker, None), self._reached(trained), False
-        with self._gradients_of(before, trained, reached), self._buffers.inside(worker), scalers_heard() as heard:
+        with (
+            self._or_nothing(worker),
+            self._gradients_of(before, trained, reached),
+            self._buffers.inside(worker),
+            scalers_heard() as heard,
+        ):
             for unseen in earlier:
                 with self._earlier.computing(unseen, self._aggregation, reached):
                     lossless = _loss(closure, backward, reached) is None
@@ -145,6 +151,16 @@ class PlainTurns:
             for worker, own in self._sent.items()
             if (gradients := earlier.pop(worker)) is not None and worker not in self._apart
         }
+
+    @contextmanager
+    def _or_nothing(self, worker: int) -> Iterator[None]:
+        """Drop all that a worker has sent in this step where its turn fails: sums may hold a part of it."""
+        try:
+            yield
+        except BaseException:
+            self._earlier.take(worker, ())
+            self._apart.discard(worker)
+            raise
 
     def _reached(self, trained: Sequence[Tensor]) -> list[Tensor]:
         """Return every parameter that a backward pass may reach, the trained ones first."""

@@ -161,6 +161,16 @@ class Aggregation:
         if before is not None:
             self.memory = replace(before, step=self.memory.step, faults=self.memory.faults)
 
+    @contextmanager
+    def withdrawn(self) -> Iterator[None]:
+        """Remember nothing of an aggregate that the optimizer has not stepped on, for the length of the block."""
+        held = self.memory, self._before
+        self.withdraw()
+        try:
+            yield
+        finally:
+            self.memory, self._before = held
+
     def adopt(self, memory: Memory, layout: Layout) -> None:
         """Go on from a memory whose rules' vectors and tables have all coordinates of ``layout``."""
         self._open(layout)
