@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_byz.aggregators import CoordinateMedian
-from lightning_byz.attacks import SignFlip
+from lightning_byz.attacks import LabelFlip, SignFlip
 from lightning_byz.errors import ToleranceError
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.optimizers import Anytime, RobustOptimizer
@@ -200,3 +200,20 @@ def test_a_second_momentum_is_warned_of() -> None:
     heavy = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     with pytest.warns(UserWarning, match="momentum"):
         RobustOptimizer(heavy, module, workers=3, f=1, estimator=WorkerMomentum(0.9), **MEDIAN)
+
+
+def test_attackers_whose_batches_nobody_changes() -> None:
+    module, robust = made(attackers=[2], attack=LabelFlip(2))
+    for worker in range(2):
+        robust.backward(worker, lambda: module.weight.sum())
+    with pytest.warns(UserWarning, match=r"^worker 2 attacks with LabelFlip.*let the closure use robust\.poisoned"):
+        robust.backward(2, lambda: module.weight.sum())
+    robust.step()
+    robust.backward(2, lambda: module.weight.sum())  # said once
+
+
+def test_attackers_whose_batches_are_changed() -> None:
+    module, robust = made(attackers=[2], attack=LabelFlip(2))
+    _, labels = robust.poisoned(2, (torch.zeros(2, 2), torch.tensor([0, 1])))
+    assert labels.tolist() == [1, 0]
+    robust.backward(2, lambda: module.weight.sum())

@@ -77,7 +77,7 @@ def test_large_tensors_are_copied_once_they_are_written_to(late: bool) -> None:
     if late:
         with unseen.after():
             pass
-        with pytest.raises(ValueError, match=r"^training_step writes to 'bank' in place"), unseen.after():
+        with pytest.raises(ValueError, match=r"^'bank' is written to in place"), unseen.after():
             holder.bank.add_(1)
         return
     for _ in range(3):

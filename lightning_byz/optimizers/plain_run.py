@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_byz.attacks import Attack
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.memory import Memory
 from lightning_byz.optimizers.plain_turns import Backward, Closure, PlainTurns, Position
@@ -59,14 +60,14 @@ class PlainRun:
         self._file = MemoryFile(exchange, placement, device=device)
         self._digest_every = digest_every
         self._steps = 0
-        self._waits = False
+        self._waits = self._asked = False
         self._saved_buffers: Mapping[int, dict[str, Tensor]] | None = None
 
     # ------------------------------------------------------------------ steps
 
     def poisoned(self, worker: int, batch: Any, position: Position) -> Any:
         """Return what an attacker makes of its batch; the batch itself for others."""
-        turn = self.turns.of(worker, position)[-1]
+        turn, self._asked = self.turns.of(worker, position)[-1], True
         return self.round.poisoned(turn, batch) if turn.attacks else batch
 
     def backward(self, worker: int, closure: Closure, backward: Backward, position: Position) -> Tensor | None:
@@ -78,7 +79,19 @@ class PlainRun:
             )
         self._waits = False
         self._restore_buffers()
+        self._warn_of_clean_batches(worker)
         return self.turns.take(worker, closure, backward, position)
+
+    def _warn_of_clean_batches(self, worker: int) -> None:
+        """Warn where attackers would attack by their batches, which nobody has asked for."""
+        attack, acting = self.round.attackers.attack, self.round.attackers.acting
+        if attack is not None and worker in acting and not self._asked and type(attack).poison is not Attack.poison:
+            self._asked = True
+            warnings.warn(
+                f"worker {worker} attacks with {attack!r}, which changes batches, and computes on one that was not changed: let the closure use"
+                " robust.poisoned(worker, batch).",
+                stacklevel=4,
+            )
 
     def aggregate(self, *, diagnose: bool = False) -> Report:
         """Replace the local workers' gradients by the aggregate, once a step. Every rank must call it."""

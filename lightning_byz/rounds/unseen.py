@@ -164,6 +164,7 @@ def _refuse_written(tensor: Tensor, before: int, name: str) -> None:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(
-        f"training_step writes to '{name}' in place, and an estimator with two points evaluates each batch twice, the first time unseen, which"
-        " this cannot be: write to it in a hook such as on_train_batch_end, or use an estimator with one point, such as WorkerMomentum()."
+        f"'{name}' is written to in place while a loss is computed, and an estimator with two points computes each loss twice, the first time unseen,"
+        " which this cannot be: write to it between two steps, such as in on_train_batch_end, or use an estimator with one point, such as"
+        " WorkerMomentum()."
     )
