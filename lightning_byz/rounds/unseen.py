@@ -84,7 +84,7 @@ class Unseen:
                 self._restores.append(partial(_put_back_items, thing, list(thing)))
             self._items(dict(enumerate(thing)) if len(thing) <= FEW else {}, name)
         elif isinstance(thing, np.ndarray):
-            if thing.size <= SMALL:
+            if thing.size <= SMALL and thing.flags.writeable:
                 self._restores.append(partial(np.copyto, thing, thing.copy()))
         elif known := _DRAWS.get(type(thing)):
             self._restores.append(partial(known[1], thing, known[0](thing)))
