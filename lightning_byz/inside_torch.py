@@ -1,5 +1,6 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from datetime import timedelta
 from functools import wraps
 from inspect import signature
 from operator import attrgetter
+from types import FrameType
 from typing import Any
 
 import torch
@@ -118,3 +120,17 @@ class AskedByScalers(Optimizer):
             getattr(optimizer, "_step_supports_amp_scaling", False)
             and "grad_scaler" not in signature(optimizer.step).parameters
         )
+
+
+def callers() -> Iterator[FrameType]:
+    """Yield the calls that run now, from the caller's on outwards."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def hooking_call() -> FrameType:
+    """Return torch's call of an optimizer's step that calls the hook which asks; whoever else calls hooks is its own."""
+    own = sys.modules[torch.optim.Optimizer.__module__].__file__
+    return next((frame for frame in callers() if frame.f_code.co_filename == own), sys._getframe(1))
