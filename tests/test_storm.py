@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass, replace
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
-from lightning_byz.aggregators import CoordinateMedian
+from lightning_byz import RobustStrategy
+from lightning_byz.aggregators import CoordinateMedian, Mean
 from lightning_byz.estimators import Estimator, Gradient, Storm, WorkerMomentum
 from tests.recording import ABSENT, NAN, Line, Plan, column, train
 from tests.scenarios import Classifier, Fit, Options, attempt, fit, same_bits
@@ -224,3 +226,38 @@ def test_modules_that_are_refused(ranks, module, workers):
     assert kind == "ValueError"
     if workers == 1 or module not in (ByHand, Fetches):
         assert re.search(REFUSED[module], sentence)
+
+
+class Twice(torch.optim.SGD):
+    """Evaluates its closure twice a step, as sharpness-aware minimization does."""
+
+    def step(self, closure=None):
+        closure()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(("estimator", "refused"), [(Gradient(), False), (WorkerMomentum(), True), (Storm(), True)])
+def test_an_optimizer_that_evaluates_twice(estimator, refused) -> None:
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 3)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return Twice(self.parameters(), lr=0.1)
+
+    strategy = RobustStrategy(workers=2, f=0, aggregator=Mean(), estimator=estimator)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, max_steps=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 8)), batch_size=4)
+    if refused:
+        with pytest.raises(ValueError, match=r"^Twice evaluates the gradient several times a step"):
+            trainer.fit(Module(), loader)
+    else:
+        trainer.fit(Module(), loader)
+        assert trainer.global_step == 2

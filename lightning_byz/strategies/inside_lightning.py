@@ -149,6 +149,7 @@ def silent(module: pl.LightningModule) -> Iterator[None]:
     trainer = module.trainer
     results, loggers, connector = results_of(trainer), trainer.loggers, trainer._logger_connector
     batch, fx = (results.batch, results.batch_size), connector._current_fx  # type: ignore[attr-defined]
+    said = vars(module).get("print")
     results.log = module.print = _nothing  # type: ignore[attr-defined, method-assign]
     trainer.loggers = [Deaf(logger) for logger in loggers]  # type: ignore[misc]
     try:
@@ -156,6 +157,7 @@ def silent(module: pl.LightningModule) -> Iterator[None]:
             yield
     finally:
         del results.log, module.print  # type: ignore[attr-defined]
+        vars(module).update({} if said is None else {"print": said})
         trainer.loggers = loggers
         connector._current_fx = fx
         results.batch, results.batch_size = batch  # type: ignore[attr-defined]

@@ -113,6 +113,14 @@ class Run:
             self.buffers.adopt(report.adopted)
         return report
 
+    def refuse_second_evaluation(self, index: int, optimizer: Optimizer) -> None:
+        """Refuse an optimizer that evaluates its closure twice in a step, if workers have a memory, which is of one gradient a step."""
+        if any(self.aggregation(index).round.remembered(torch.empty(0)).values()):
+            raise ValueError(
+                f"{type(optimizer).__name__} evaluates the gradient several times a step, feeding the workers' memory each time: use"
+                " estimator=Gradient()."
+            )
+
     def stepped(self, index: int) -> None:
         """Keep what is remembered since the last aggregate: an optimizer has stepped on it."""
         if index in self._aggregations:

@@ -175,11 +175,15 @@ class WorkerStrategy(EvaluationStrategy):
         self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
     ) -> Any:
         """Step the user's optimizer on the aggregate."""
-        run = self._run
+        run, evaluated = self._run, False
         assert run is not None
 
         def aggregated() -> Any:
-            output, index = closure(), self.optimizers.index(optimizer)
+            nonlocal evaluated
+            index = self.optimizers.index(optimizer)
+            if evaluated:
+                run.refuse_second_evaluation(index, optimizer)
+            output, evaluated = closure(), True
             self._aggregate_each(run, run.by_hand.unseen(index))
             if run.module.automatic_optimization:  # by hand the optimizer itself says so, whoever steps it
                 run.stepped(index)
