@@ -164,3 +164,13 @@ def parent_of(process: int) -> int:
         return int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def test_rounding(tmp_path: Path) -> None:
+    """The theory's schedule multiplies rounding by the number of the step; the others do not."""
+    done = run("rounding", "--steps=[300]", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theory, constant, released = map(float, re.findall(r"\d\.\de-\d\d", done.stdout))
+    assert constant < 1e-5
+    assert released < 1e-5
+    assert theory > 3 * max(constant, released)

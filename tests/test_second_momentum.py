@@ -25,6 +25,13 @@ def optimizer(kind: type[Optimizer], **options: Any) -> Optimizer:
     return kind([torch.nn.Parameter(torch.zeros(1))], **options)  # type: ignore[call-arg]
 
 
+def without_a_number() -> Optimizer:
+    """Some optimizers say None for no momentum."""
+    made = optimizer(SGD, lr=0.1)
+    made.param_groups[0]["momentum"] = None
+    return made
+
+
 @pytest.mark.parametrize("estimator", [WorkerMomentum(0.9), Storm(), Storm(0.25), Own()])
 @pytest.mark.parametrize(
     ("behind", "said"),
@@ -50,6 +57,7 @@ def test_both_numbers_are_said(estimator: Estimator, behind: Optimizer, said: st
         (WorkerMomentum(0.9), optimizer(SGD, lr=0.1, momentum=0.5)),
         (WorkerMomentum(0.9), optimizer(Adam, betas=(0.0, 0.999))),
         (WorkerMomentum(0.9), optimizer(Adagrad)),
+        (WorkerMomentum(0.9), without_a_number()),
     ],
 )
 def test_one_average_is_nobodys_business(estimator: Estimator, behind: Optimizer) -> None:

@@ -119,3 +119,29 @@ def test_a_slice_is_copied_without_what_it_is_a_slice_of() -> None:
 def test_a_batch_that_cannot_be_copied() -> None:
     with pytest.raises(ValueError, match=r"^A batch of type generator cannot be copied"):
         copied(one for one in range(3))
+
+
+def test_everything_is_put_back_before_a_refusal() -> None:
+    holder = Holder()
+    before = state(holder)
+
+    def trains() -> None:
+        with Unseen(holder).after(), torch.no_grad():
+            holder.layer.weight.add_(1)
+            holder.queue.add_(1)
+            holder.outside[0](torch.randn(4, 2))
+            holder.later = "set"
+
+    with pytest.raises(ValueError, match=r"^'layer\.weight' is written to in place"):
+        trains()
+    assert state(holder) == before
+
+
+def test_what_cannot_be_written_to_or_compared_is_left_alone() -> None:
+    holder = Holder()
+    holder.counts.flags.writeable = False
+    holder.shape_only = torch.zeros(2, device="meta")
+    holder.ragged = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)], layout=torch.jagged)
+    with Unseen(holder).after():
+        holder.total += 1
+    assert holder.total == 0
