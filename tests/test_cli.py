@@ -18,7 +18,7 @@ from lightning_byz.kinds import names_of
 from lightning_byz.mistakes import COMMANDS, explain
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "compare.yaml")
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 S = "--trainer.strategy"
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]

@@ -100,11 +100,14 @@ def _heatmap(layout: Layout, metric: str, mode: str) -> Figure | None:
     finite = [value for line in means for value in line if math.isfinite(value)]
     if not finite:
         return None
-    (low, high), longest = _range(finite), max(map(len, down))
-    figure, (panel,) = _panels(1, width=0.085 * longest + 1.35 * len(across) + 1.2, height=0.42 * len(down) + 1.3)
+    (low, high), longest, widest = _range(finite), max(map(len, down)), max(map(len, across))
+    breadth = min(max(1.35, 0.085 * widest), 2.4)
+    turned = widest > breadth / 0.085
+    height = 0.42 * len(down) + 1.3 + 0.04 * widest * turned
+    figure, (panel,) = _panels(1, width=0.085 * longest + breadth * len(across) + 1.2, height=height)
     shown = [[value if math.isfinite(value) else math.nan for value in line] for line in means]
     image = panel.imshow(shown, cmap="viridis" if mode == "max" else "viridis_r", vmin=low, vmax=high, aspect="auto")
-    image.cmap.set_bad("#eceff1")
+    panel.set_facecolor("#eceff1")
     for place, name in enumerate(down):
         for right, column in enumerate(across):
             row, value = layout.places.get((name, column)), means[place][right]
@@ -112,7 +115,8 @@ def _heatmap(layout: Layout, metric: str, mode: str) -> Figure | None:
             text = told(row.score) if row and row.score.n else "failed" if row and row.failures else "-"
             ink = INK if bright or not math.isfinite(value) else "white"
             panel.text(right, place, text.replace(" ± ", "\n± "), ha="center", va="center", fontsize=8, color=ink)
-    panel.set_xticks(range(len(across)), across, rotation=20 if max(map(len, across)) > 12 else 0)
+    slant = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    panel.set_xticks(range(len(across)), across, **slant)
     panel.set_yticks(range(len(down)), down)
     panel.tick_params(length=0)
     panel.set(xlabel=layout.across.name if layout.across else "", ylabel=layout.down)
@@ -141,7 +145,8 @@ def _worst(layout: Layout, metric: str, mode: str) -> Figure | None:
         panel.text(end + 0.015 * abs(edge), place, text, va="center", fontsize=8)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
-    panel.set_xlim(min(0, *finite, 0), max(edge * 1.45, edge + 1e-9))
+    panel.set_xticks([place for place in panel.get_xticks() if min(0, *finite, 0) <= place <= max(edge, 0) * 1.09])
+    panel.set_xlim(min(0, *finite, 0) * 1.05, max(edge * 1.45, edge + 1e-9))
     _plain(panel, "", f"{metric}, worst of {layout.across.name}", "")
     panel.grid(axis="y", visible=False)
     return figure

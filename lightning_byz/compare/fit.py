@@ -60,6 +60,8 @@ class _Asking(Parser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the sentence."""
+        if not self.exit_on_error:
+            super().error(message, ex)
         raise GridMistake(explain(message))
 
 

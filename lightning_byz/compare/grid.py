@@ -97,7 +97,7 @@ def read_grid(path: Path) -> Grid:
             tune={key: _choices(key, values) for key, values in _tune(given.get("tune")).items()},
             tune_seeds=_seeds(given["tune_seeds"], "tune_seeds") if "tune_seeds" in given else (),
             metric=_of(given.get("metric", "val_accuracy"), str, "metric", "the name of a logged metric"),
-            mode=given.get("mode", "max"),
+            mode=_mode(given.get("mode", "max")),
             baseline={
                 axis: name_of(one)
                 for axis, one in _mapping(given.get("baseline"), "baseline", "aggregator: Mean").items()
@@ -194,9 +194,13 @@ def _of(given: Any, kind: type, key: str, what: str) -> Any:
     return given
 
 
+def _mode(given: Any) -> Literal["max", "min"]:
+    if given not in ("max", "min"):
+        raise GridMistake(f"mode={name_of(given)}: give max where more of the metric is better, or min.")
+    return given
+
+
 def _checked(grid: Grid) -> Grid:
-    if grid.mode not in ("max", "min"):
-        raise GridMistake(f"mode={grid.mode}: give max where more of {grid.metric} is better, or min.")
     if grid.processes < 0 or grid.threads < 1:
         raise GridMistake(f"processes={grid.processes}, threads={grid.threads}: give 1 or more of each.")
     if bool(grid.tune) != bool(grid.tune_seeds):
