@@ -136,6 +136,7 @@ def complete(cells: Cells, folder: Folder) -> None:
         for variant in cells.variants:
             values = chosen(cells, variant, done).values
             compared += [] if values is None else cells.compared(variant, values)
+        progress.expect(len(tuning) + len(compared))
         _finish(compared, cells, folder, processes, progress)
 
 

@@ -71,9 +71,10 @@ def _curves(
         if points and min(values) > 0 and max(values) >= 8 * min(values):
             panel.set_xscale("log")
     handles = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-    )
+    fitting = int(figure.get_figwidth() / (0.09 * max(map(len, handles)) + 0.7))
+    columns = max(1, min(fitting, len(handles)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(handles) // columns))
     if len(across) > PANELS:
         figure.suptitle(f"the first {PANELS} of {len(across)}")
     return figure
@@ -132,24 +133,27 @@ def _worst(layout: Layout, metric: str, mode: str) -> Figure | None:
     finite = [row.score.mean for _, row in found.values() if math.isfinite(row.score.mean)]
     if not finite:
         return None
-    figure, (panel,) = _panels(1, width=7.2, height=0.42 * len(found) + 1.2)
-    names, edge = list(found), max(finite)
-    for place, (right, row) in enumerate(found.values()):
-        value, error = row.score.mean, row.score.error
-        known = math.isfinite(value)
-        panel.barh(
-            place, value if known else 0, xerr=None if math.isnan(error) else error, color=COLOURS[0], height=0.62
-        )
-        text = f"{told(row.score)}  {right}" if known else f"failed  {right}" if row.failures else f"-  {right}"
-        end = (value if known else 0) + (0 if math.isnan(error) else error)
-        panel.text(end + 0.015 * abs(edge), place, text, va="center", fontsize=8)
+    names, edge, texts = list(found), max(finite), [_of_worst(right, row) for right, row in found.values()]
+    room, text = 4.5, 0.068 * max(map(len, texts))  # inches for the bars, and for what stands behind the longest
+    width = room + text + 0.085 * max(map(len, names)) + 0.6
+    figure, (panel,) = _panels(1, width=width, height=0.36 * len(found) + 1.2)
+    for place, ((_, row), said) in enumerate(zip(found.values(), texts, strict=True)):
+        value = row.score.mean if math.isfinite(row.score.mean) else 0.0
+        error = 0.0 if math.isnan(row.score.error) else row.score.error
+        panel.barh(place, value, xerr=error or None, color=COLOURS[0], height=0.62)
+        panel.text(max(value + error, 0) + 0.015 * abs(edge), place, said, va="center", fontsize=8)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
     panel.set_xticks([place for place in panel.get_xticks() if min(0, *finite, 0) <= place <= max(edge, 0) * 1.09])
-    panel.set_xlim(min(0, *finite, 0) * 1.05, max(edge * 1.45, edge + 1e-9))
+    panel.set_xlim(min(0, *finite, 0) * 1.05, max(edge * 1.02 * (room + text) / room, 1e-9))
     _plain(panel, "", f"{metric}, worst of {layout.across.name}", "")
     panel.grid(axis="y", visible=False)
     return figure
+
+
+def _of_worst(right: str, row: Row) -> str:
+    known = math.isfinite(row.score.mean)
+    return f"{told(row.score) if known else 'failed' if row.failures else '-'}  {right}"
 
 
 def _strokes() -> Iterator[tuple[str, str]]:

@@ -55,8 +55,10 @@ def page(
 def remarks(cells: Cells, rows: Sequence[Row], records: Records) -> list[str]:
     """Return what a reader of the figures must know: failures, runs that are missing, best values at an edge."""
     edges = [row for row in rows if row.choice.edges]
-    failed = sum(len(row.failures) for row in rows)
-    missing = sum(cell.id not in records for row in rows for cell in row.cells)
+    tuning = [run.id for row in rows for _, runs in cells.tuning(row.variant) for run in runs]
+    made = [*tuning, *(cell.id for row in rows for cell in row.cells)]
+    failed = sum(bool(one in records and records[one].failure) for one in made)
+    missing = sum(one not in records for one in made)
     told = []
     if failed:
         told.append(f"{failed} runs failed; their sentences stand in the table of runs, and they are in no mean.")

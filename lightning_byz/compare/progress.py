@@ -15,13 +15,19 @@ class Meter:
     Args:
         total: How many there will be.
         done: How many were there at the start.
-        show: Takes the line.
+        progress: The bar; ``None`` where there is none.
     """
 
     def __init__(self, total: int, done: int, progress: Progress | None) -> None:
         self._start, self._first, self._done, self._total = time.monotonic(), done, done, total
         self._progress = progress
         self._task = progress.add_task("", total=total, completed=done, left="") if progress else None
+
+    def expect(self, total: int) -> None:
+        """There will be so many in all."""
+        self._total = total
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
 
     def step(self, title: str) -> None:
         """One more is done."""

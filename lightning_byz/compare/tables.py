@@ -93,12 +93,10 @@ def told(spread: Spread | None, *, signed: bool = False) -> str:
         return ""
     if not spread.n:
         return "-"
-    mean = f"{spread.mean:{'+' if signed else ''}{_form(spread.mean)}}"
-    return mean if math.isnan(spread.error) else f"{mean} ± {spread.error:{_form(spread.mean)}}"
-
-
-def _form(value: float) -> str:
-    return ".4f" if value == 0 or 1e-3 <= abs(value) < 1000 else ".3g"
+    size = max(abs(spread.mean), 0 if math.isnan(spread.error) else spread.error)
+    form = ".4f" if size == 0 or 1e-3 <= size < 1000 else ".3g"
+    mean = f"{spread.mean:{'+' if signed else ''}{form}}"
+    return mean if math.isnan(spread.error) else f"{mean} ± {spread.error:{form}}"
 
 
 def _pm(spread: Spread | None, *, signed: bool) -> str:
