@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from lightning_byz import cli
-from lightning_byz.compare import command, processes
+from lightning_byz.compare import answer, command
 from lightning_byz.compare.cells import Cells
 from lightning_byz.compare.fit import Job, SeveralRanks, perform
 from lightning_byz.compare.grid import read_grid
@@ -118,7 +118,7 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[str]]:
             Folder(Path(job.output)).save(record)
             return record
 
-        monkeypatch.setattr(processes, "perform", performed)
+        monkeypatch.setattr(answer, "perform", performed)
         if not check:
             monkeypatch.setattr(command, "check_paths", lambda cells: None)
         return made
@@ -522,6 +522,12 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(write: Write, run: Run
         ),
         ({"grid": {"seed_everything": [1]}}, "axis seed_everything sets seed_everything: give seeds instead."),
         ({"baseline": {"rule": "Mean"}}, "baseline: there is no axis 'rule': give aggregator or attack."),
+        ({"grid": {}}, "grid.yaml: the grid is empty: give axes under grid, such as "),
+        (
+            {"grid": {"model.hidden": []}},
+            "axis model.hidden has no values: give a list of values, or a mapping of named variants.",
+        ),
+        ({"base": ["base.yaml"]}, "base=[base.yaml]: give the path of a config, relative to the grid's file."),
         ({"mode": "most"}, "mode=most: give max where more of the metric is better, or min."),
     ],
 )

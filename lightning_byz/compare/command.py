@@ -32,6 +32,8 @@ class _Parser(argparse.ArgumentParser):
         """Raise it, with the option that was meant where one comes close."""
         if message.startswith("unrecognized arguments: "):
             given = message.partition(": ")[2].split()[0].partition("=")[0]
+            if not given.startswith("-"):
+                raise GridMistake(f"{given!r} is no option: give --config {given}.")
             known = f"there are {listed(OPTIONS)}."
             raise GridMistake(f"there is no option {given}: {hint(given, OPTIONS) or known}")
         raise GridMistake(f"{message}; see lightning-byz compare --help.")
@@ -83,11 +85,11 @@ def _run(told: argparse.Namespace) -> None:
     if told.cell is not None:
         _replay(known[told.cell], cells, folder)
         return
+    check_paths(cells)
     with folder.locked():
         folder.refuse_others(known)
         if told.retry:
             folder.forget(one.id for one in folder.records().values() if one.failure)
-        check_paths(cells)
         command = command_line(told.config, str(told.output) if told.output else None)
         with _kept(folder, cells):
             try:

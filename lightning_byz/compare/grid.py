@@ -84,14 +84,14 @@ def read_grid(path: Path) -> Grid:
             raise GridMistake(f"{path}: there is no key {str(key)!r}: {near}")
     if not given.get("base"):
         raise GridMistake(f"{path} has no base: give the config of a fit, such as base: quickstart.yaml.")
-    base = path.parent / str(given["base"])
+    base = path.parent / _of(given["base"], str, "base", "the path of a config, relative to the grid's file")
     if not base.is_file():
         raise GridMistake(f"base={given['base']}: there is no file {base}; base is relative to the grid's file.")
     try:
         grid = Grid(
             base=base,
             axes=_axes(given.get("grid")),
-            output=Path(given.get("output") or Path("runs") / "compare" / path.stem),
+            output=Path(_of(given.get("output", f"runs/compare/{path.stem}"), str, "output", "the path of a folder")),
             seeds=_seeds(given.get("seeds", [1, 2, 3]), "seeds"),
             set=_mapping(given.get("set"), "set", "trainer.max_epochs: 5"),
             tune={key: _choices(key, values) for key, values in _tune(given.get("tune")).items()},

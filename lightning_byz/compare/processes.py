@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from queue import SimpleQueue
 
-from lightning_byz.compare.fit import Job, perform
-from lightning_byz.compare.records import full_disk
+from lightning_byz.compare.answer import FULL, WORKER, answer
+from lightning_byz.compare.fit import Job
 
 
 class FullDisk(Exception):
@@ -54,7 +54,7 @@ class _Process:
     def _started(self) -> "subprocess.Popen[str]":
         if self._running is None or self._running.poll() is not None:
             self._running = subprocess.Popen(
-                [sys.executable, "-m", "lightning_byz.compare.worker"],
+                [sys.executable, "-m", WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -99,7 +99,7 @@ class Processes:
             try:
                 for future in as_completed(futures):
                     told = future.result()
-                    if told == "full":
+                    if told == FULL:
                         raise FullDisk
                     yield futures[future], told
             finally:
@@ -118,10 +118,6 @@ class Processes:
 
 def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
     for job in jobs:
-        try:
-            perform(job)
-        except OSError as error:
-            if full_disk(error):
-                raise FullDisk from error
-            raise
-        yield job, ""
+        if (said := answer(job)) == FULL:
+            raise FullDisk
+        yield job, said

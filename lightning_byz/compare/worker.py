@@ -7,32 +7,15 @@ whoever started it was killed. With a job as its argument it makes that run only
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from lightning_byz.compare.fit import Job, SeveralRanks, perform
+from lightning_byz.compare.answer import FULL, answer
+from lightning_byz.compare.fit import Job, perform
 from lightning_byz.compare.isolation import printing_to
 from lightning_byz.compare.records import full_disk
-
-
-def answer(job: Job) -> str:
-    """Make a run; return "" once it is kept, or why nothing can be kept."""
-    try:
-        try:
-            perform(job)
-        except SeveralRanks:
-            told = json.dumps(replace(job, alone=True).told())
-            done = subprocess.run([sys.executable, "-m", __spec__.name if __spec__ else "", told], check=False)
-            return "" if done.returncode == 0 else f"the process of run {job.id} ended with status {done.returncode}"
-    except OSError as error:
-        if not full_disk(error):
-            raise
-        return "full"
-    return ""
 
 
 def serve() -> None:
@@ -42,8 +25,13 @@ def serve() -> None:
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:
         job = Job(**json.loads(jobs.get()))
-        with printing_to(Path(job.output) / "logs" / f"{job.id}.txt"):
-            told = answer(job)
+        try:
+            with printing_to(Path(job.output) / "logs" / f"{job.id}.txt"):
+                told = answer(job)
+        except OSError as error:
+            if not full_disk(error):
+                raise
+            told = FULL
         print(json.dumps(told), file=answers, flush=True)
 
 

@@ -43,15 +43,18 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         GridMistake: If it is not there, is no YAML, or holds something else.
     """
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise GridMistake(f"{kind} {path}: {(error.strerror or 'cannot be read').lower()}.") from None
-    try:
-        found = yaml.load(text, _Loader)
+        with path.open("rb") as file:
+            found = yaml.load(file, _Loader)
+    except FileNotFoundError:
+        raise GridMistake(f"there is no file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GridMistake(f"{kind} {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise GridMistake(f"{kind} {path}: {explain(f'Problems parsing config: {error}')}") from None
+        said = explain(f"Problems parsing config: {error}").replace("the config", "the file")
+        raise GridMistake(f"{path}: {said}") from None
+    except GridMistake as mistake:
+        raise GridMistake(f"{path}: {mistake}") from None
     if not isinstance(found, dict):
-        raise GridMistake(
-            f"{kind} {path} has no keys: {'it is empty' if found is None else 'it holds ' + repr(text.strip()[:60])}."
-        )
+        held = "it is empty" if found is None else f"it holds {str(found)[:60]!r}"
+        raise GridMistake(f"{kind} {path} has no keys such as base, grid and seeds: {held}.")
     return found
