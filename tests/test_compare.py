@@ -351,6 +351,7 @@ def test_page_and_figures(write: Write, run: Run, imagined: Callable[..., list[s
     assert not re.search(r"""(src|href|url|@import)\s*[=(]\s*["']?(?!["']?data:)""", page)
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
     assert "&lt;attack&gt; &amp; co" in page
+    assert "<attack>" not in page
     pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', page)
     assert len(pictures) == 4  # heat map, worst, steps, bytes
     assert all(b"<svg" in b64decode(picture) and b"<path" in b64decode(picture) for picture in pictures)
@@ -491,6 +492,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(write: Write, run: Run
     ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert len(list(records.glob("*.json"))) == 2  # nobody goes on behind the command's back
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     resumed = (Path("out") / "results.csv").read_text()
