@@ -90,8 +90,9 @@ class Cells:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self._base = read(grid.base, "base")
-        kept = QUIET if not _checkpoints(self._base) else {**QUIET, "trainer.enable_checkpointing": True}
+        base = read(grid.base, "base")
+        self._base = json.dumps(base, sort_keys=True, default=str)
+        kept = QUIET if not _checkpoints(base) else {**QUIET, "trainer.enable_checkpointing": True}
         self.common = {**kept, **grid.set}
         self.variants: Sequence[Variant] = [
             Variant(
@@ -141,8 +142,8 @@ class Cells:
 
     def _cell(self, variant: Variant, tuned: Mapping[str, Any], seed: int, *, tests: bool) -> Cell:
         values = {**self.common, **variant.values, **tuned, "seed_everything": seed}
-        text = json.dumps([self._base, values, tests, self.grid.threads], sort_keys=True, default=str)
-        return Cell(blake2b(text.encode(), digest_size=5).hexdigest(), variant, tuned, seed, values, tests)
+        text = json.dumps([values, tests, self.grid.threads], sort_keys=True, default=str)
+        return Cell(blake2b((self._base + text).encode(), digest_size=5).hexdigest(), variant, tuned, seed, values, tests)
 
 
 def _checkpoints(base: Mapping[str, Any]) -> bool:
