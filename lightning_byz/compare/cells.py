@@ -143,7 +143,9 @@ class Cells:
     def _cell(self, variant: Variant, tuned: Mapping[str, Any], seed: int, *, tests: bool) -> Cell:
         values = {**self.common, **variant.values, **tuned, "seed_everything": seed}
         text = json.dumps([values, tests, self.grid.threads], sort_keys=True, default=str)
-        return Cell(blake2b((self._base + text).encode(), digest_size=5).hexdigest(), variant, tuned, seed, values, tests)
+        return Cell(
+            blake2b((self._base + text).encode(), digest_size=5).hexdigest(), variant, tuned, seed, values, tests
+        )
 
 
 def _checkpoints(base: Mapping[str, Any]) -> bool:
