@@ -169,7 +169,7 @@ def _finish(runs: Sequence[Cell], cells: Cells, folder: Folder, processes: Proce
             folder.save(Record(job.id, failure))
         record = folder.records([job.id])[job.id]
         logged = logged or _refuse_unlogged([record], cells.grid.metric, folder)
-        progress.step(titles[job.id] + (f" failed: {record.failure}" if record.failure else ""))
+        progress.step(titles[job.id], record.failure)
 
 
 def _refuse_unlogged(records: Any, metric: str, folder: Folder) -> bool:

@@ -29,14 +29,16 @@ class Meter:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
-    def step(self, title: str) -> None:
-        """One more is done."""
+    def step(self, title: str, failure: str = "") -> None:
+        """One more is done; why it failed, if it did."""
         self._done += 1
-        left = self.left()
+        left, said = self.left(), f"{title} failed: {failure}" if failure else title
         if self._progress is not None and self._task is not None:
+            if failure:
+                self._progress.console.print(said, markup=False, highlight=False)
             self._progress.update(self._task, completed=self._done, left=left, description=title)
         else:
-            print(f"{self._done} of {self._total} runs{', ' if left else ''}{left}: {title}", flush=True)
+            print(f"{self._done} of {self._total} runs{', ' if left else ''}{left}: {said}", flush=True)
 
     def left(self) -> str:
         """Return the time that is left, from the runs of this command."""
