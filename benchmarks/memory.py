@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --ranks=4 --workers='[1]' --aggregator=Krum
+    python benchmarks/memory.py --estimator=Storm
 
 The work has linear layers alone and batches of one sample, so that activations weigh nothing; nobody attacks, gradients are not accumulated, and
 workers send them as they are. A rank with m of n workers on R ranks has its own m gradients, its slice of every worker's, n d / R coordinates, and
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_byz import RobustStrategy
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
+from lightning_byz.estimators import Estimator, Gradient
 
 STEPS, LAYERS, ITEM, WORKERS = 4, 4, 4, "BENCHMARK_WORKERS"
 
@@ -105,6 +107,7 @@ def measure(strategy: Strategy, width: int, *, ranks: int, workers: int) -> dict
 
 def main(
     aggregator: Aggregator = CoordinateMedian(),  # noqa: B008 - frozen
+    estimator: Estimator = Gradient(),  # noqa: B008 - frozen
     *,
     workers: list[int] = [1, 2, 4],  # noqa: B006
     ranks: int = 2,
@@ -115,6 +118,7 @@ def main(
 
     Args:
         aggregator: The rule, as a class name, a class path or a dict of class_path and init_args.
+        estimator: What workers send, likewise; the floor is that of Gradient, which remembers nothing.
         workers: Numbers of workers per rank.
         ranks: Processes, each with one thread.
         width: Of the four layers; d is four times its square.
@@ -124,7 +128,7 @@ def main(
         quiet(threads=1)
         local = int(os.environ[WORKERS])
         count = ranks * (local or 1)
-        robust = RobustStrategy(workers=count, f=0, aggregator=aggregator)
+        robust = RobustStrategy(workers=count, f=0, aggregator=aggregator, estimator=estimator)
         strategy = robust if local else DDPStrategy(process_group_backend="gloo")
         hand_in(measure(strategy, width, ranks=ranks, workers=count))
     length = LAYERS * width**2

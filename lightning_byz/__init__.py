@@ -17,13 +17,14 @@ from lightning_byz.stack import Slice, Stack
 
 if typing.TYPE_CHECKING:
     from lightning_byz.callbacks import WorkerMonitor
+    from lightning_byz.optimizers import RobustOptimizer
     from lightning_byz.strategies import RobustStrategy
 
 __version__ = "0.1.0"
 
-__all__ = ["RobustStrategy", "Slice", "Stack", "ToleranceError", "TooManyFaults", "WorkerMonitor"]
+__all__ = ["RobustOptimizer", "RobustStrategy", "Slice", "Stack", "ToleranceError", "TooManyFaults", "WorkerMonitor"]
 
-_LATER = {"RobustStrategy": "strategies", "WorkerMonitor": "callbacks"}
+_LATER = {"RobustOptimizer": "optimizers", "RobustStrategy": "strategies", "WorkerMonitor": "callbacks"}
 _ROOMS = (
     "aggregators",
     "attacks",

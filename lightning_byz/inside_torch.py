@@ -1,13 +1,21 @@
 """Every name of torch that this package uses although it is not public, in one room."""
 
+import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
+from inspect import signature
 from operator import attrgetter
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
 
 add_each = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
 """Add many tensors in place in one call: targets, what is added, and ``alpha``, which multiplies it."""
@@ -73,3 +81,56 @@ def present_timeout() -> timedelta | None:
     group = torch.distributed.group.WORLD
     assert group is not None
     return group._get_backend(torch.device("cpu")).options._timeout
+
+
+@contextmanager
+def scalers_heard() -> Iterator[list[torch.amp.GradScaler]]:
+    """Note, for the length of the block, which gradient scalers scale something; those that are switched off do not."""
+    heard: list[torch.amp.GradScaler] = []
+    scale = torch.amp.GradScaler.scale
+
+    @wraps(scale)
+    def noted(self: torch.amp.GradScaler, outputs: Any) -> Any:
+        if self.is_enabled() and not any(self is one for one in heard):
+            heard.append(self)
+        return scale(self, outputs)
+
+    torch.amp.GradScaler.scale = noted
+    try:
+        yield heard
+    finally:
+        torch.amp.GradScaler.scale = scale
+
+
+class AskedByScalers(Optimizer):
+    """An optimizer that is told when a gradient scaler is about to look at its gradients."""
+
+    @abstractmethod
+    def asked(self) -> Optimizer:
+        """Return the optimizer that steps, with gradients in place."""
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What scalers read before anything else: whether the optimizer divides by the scale itself, and skips steps, as fused ones do."""
+        try:
+            optimizer = self.asked()
+        except AttributeError as error:  # which a scaler would take for no
+            raise RuntimeError(str(error)) from error
+        return (
+            getattr(optimizer, "_step_supports_amp_scaling", False)
+            and "grad_scaler" not in signature(optimizer.step).parameters
+        )
+
+
+def callers() -> Iterator[FrameType]:
+    """Yield the calls that run now, from the caller's on outwards."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def hooking_call() -> FrameType:
+    """Return torch's call of an optimizer's step that calls the hook which asks; whoever else calls hooks is its own."""
+    own = sys.modules[torch.optim.Optimizer.__module__].__file__
+    return next((frame for frame in callers() if frame.f_code.co_filename == own), sys._getframe(1))

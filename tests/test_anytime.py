@@ -611,3 +611,44 @@ def test_two_ranks_train_as_one_process_does(ranks: Callable[..., Any]) -> None:
     for result in results:
         assert not same_bits(result["parameters"], alone["parameters"])
     assert alone["global_step"] == 24
+
+
+class Child(torch.optim.SGD):
+    """Has its parent class step, and does something after it."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(0.5)
+
+
+def test_a_step_within_a_step_is_one_step() -> None:
+    """torch calls hooks at both levels once the parent class has been made by itself."""
+    weight = nn.Parameter(torch.tensor([8.0]))
+    torch.optim.SGD([weight], lr=1.0)
+    optimizer = Child([weight], lr=1.0)
+    Anytime(0.5).attach(optimizer)
+    for _ in range(2):
+        weight.grad = torch.tensor([2.0])
+        optimizer.step()
+    # x, w: 8, 8 -> 8 + (3 - 8) = 3, 5.5 -> 3 + (1.75 - 5.5) = -0.75, 2.375
+    assert optimizer.state[weight]["anytime_step"] == 2
+    assert (weight.item(), optimizer.state[weight]["anytime_iterate"].item()) == (2.375, -0.75)
+
+
+def test_a_step_that_raised_is_over() -> None:
+    weight = nn.Parameter(torch.tensor([8.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    Anytime(0.5).attach(optimizer)
+
+    def fails() -> None:
+        raise KeyError
+
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            optimizer.step(fails)  # type: ignore[arg-type]
+    weight.grad = torch.tensor([2.0])
+    optimizer.step()
+    assert (weight.item(), optimizer.state[weight]["anytime_step"]) == (7.0, 1)

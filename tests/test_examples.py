@@ -23,9 +23,12 @@ def losses(printed: str) -> tuple[float, float]:
 def test_every_example_is_tested_here() -> None:
     files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
     assert files == {
+        "fabric_loop.py",
         "forecasting.py",
         "own_cli/train.py",
+        "plain_loop.py",
         "sites.py",
+        "torchrun_loop.py",
         "transformers_classifier.py",
         "unchanged_module.py",
     }
@@ -125,3 +128,39 @@ def test_sites(ranks) -> None:
     lost = accuracies(ranks(5).run(on_ranks, "sites", {"aggregator": Mean()})[0])
     assert len(lost) == 5
     assert max(lost.values()) < 0.4
+
+
+def accuracy_of(printed: str) -> float:
+    return float(re.search(r"accuracy (\d\.\d{3})", printed)[1])
+
+
+@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
+def test_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    from lightning_byz import TooManyFaults
+    from lightning_byz.aggregators import Mean
+
+    example = runpy.run_path(str(EXAMPLES / "plain_loop.py"))
+    example["main"]()
+    assert accuracy_of(capsys.readouterr().out) > 0.93
+    with pytest.raises(TooManyFaults, match="values that are not finite"):
+        example["main"](aggregator=Mean())  # the attackers have won
+
+
+def launched(*command: str) -> str:
+    """Run an example as a user does, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=EXAMPLES, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_torchrun_loop() -> None:
+    alone = launched("torchrun_loop.py")
+    assert accuracy_of(alone) > 0.85
+    assert launched("-m", "torch.distributed.run", "--nproc-per-node=2", "torchrun_loop.py") == alone
+
+
+def test_fabric_loop() -> None:
+    accuracies = [accuracy_of(launched("fabric_loop.py", f"--devices={devices}")) for devices in (1, 2)]
+    assert accuracies[0] == accuracies[1] > 0.93

@@ -21,11 +21,13 @@ from torchmetrics.classification import MulticlassAccuracy
 import lightning_byz
 from lightning_byz.aggregators import Mean
 from lightning_byz.inside_torch import (
+    AskedByScalers,
     buffers_of,
     copy_each,
     parts_like,
     present_timeout,
     running_statistics,
+    scalers_heard,
     version,
     wait_at_most,
     zero_each,
@@ -202,6 +204,55 @@ def test_names_of_torch() -> None:
     )
     assert not running_statistics(nn.BatchNorm1d(2, track_running_stats=False))
     assert not running_statistics(nn.LayerNorm(2))
+
+
+def test_gradient_scalers_are_heard_while_one_listens() -> None:
+    scale, loss = torch.amp.GradScaler.scale, torch.ones(())
+    on, off = torch.amp.GradScaler("cpu", init_scale=4.0), torch.amp.GradScaler("cpu", enabled=False)
+    with scalers_heard() as heard:
+        assert (float(on.scale(loss)), float(off.scale(loss)), float(on.scale([loss])[0])) == (4.0, 1.0, 4.0)
+    assert [one is on for one in heard] == [True]
+    on.scale(loss)
+    assert len(heard) == 1
+    assert torch.amp.GradScaler.scale is scale
+    with pytest.raises(ZeroDivisionError), scalers_heard():
+        1 / 0  # noqa: B018
+    assert torch.amp.GradScaler.scale is scale
+
+
+class Asked(AskedByScalers):
+    """Notes whether gradients were asked for before anybody looked."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.inner, self.calls = optimizer, 0
+        self.param_groups = optimizer.param_groups
+
+    def asked(self) -> torch.optim.Optimizer:
+        self.calls += 1
+        if self.calls > 1:
+            raise AttributeError("lost")
+        self.inner.param_groups[0]["params"][0].grad = torch.ones(2)
+        return self.inner
+
+    def step(self, closure=None):
+        return self.inner.step()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradient_scalers_ask_before_they_look(fused) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    asked, scaler = (
+        Asked(torch.optim.SGD([parameter], lr=1.0, fused=fused)),
+        torch.amp.GradScaler("cpu", init_scale=1.0),
+    )
+    scaler.scale(torch.ones(()))
+    scaler.step(asked)
+    moved = "torch has moved what GradScaler.step asks first (_step_supports_amp_scaling), or fused optimizers no longer say it"
+    assert asked.calls == 1, moved
+    assert torch.equal(parameter.data, -torch.ones(2)), moved
+    assert hasattr(asked, "found_inf") is False
+    with pytest.raises(RuntimeError, match="lost"):
+        asked._step_supports_amp_scaling  # noqa: B018
 
 
 def test_how_long_messages_wait() -> None:

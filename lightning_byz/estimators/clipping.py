@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz import kernels
 from lightning_byz.blocks import Blocks, block_size
+from lightning_byz.kernels import square_sums
 
 CLIPPING = frozenset({"convergence", "coordinates", "scaling"})
 """Laws of the contract suite that shortened gradients do not keep: a length is of all coordinates, and in units of its own."""
@@ -49,5 +49,5 @@ def clipped(
     if clip is None:
         return gradient
     blocks = Blocks.of(len(gradient), block_size(len(gradient)))
-    length = kernels.square_sums(gradient[None], None, blocks).sum(0).sqrt()
+    length = square_sums(gradient[None], None, blocks).sum(0).sqrt()
     return torch.mul(gradient, clip / length.clamp(min=clip)[0], out=out)

@@ -13,8 +13,6 @@ from lightning_byz.estimators.clipping import CLIPPING, check_clip, clipped, sho
 from lightning_byz.estimators.estimator import Estimator
 from lightning_byz.memory import Vectors
 
-_SCHEDULES = ("theory", "released")
-
 
 @dataclass(frozen=True)
 class Storm(Estimator):
@@ -64,10 +62,10 @@ class Storm(Estimator):
 
     def __post_init__(self) -> None:
         """Refuse a weight outside (0, 1], and lengths that are none."""
-        word = self.beta is None or (isinstance(self.beta, str) and self.beta in _SCHEDULES)
-        if not word and (
-            isinstance(self.beta, bool) or not isinstance(self.beta, int | float) or not 0 < self.beta <= 1
-        ):
+        if self.beta == "theory":
+            object.__setattr__(self, "beta", None)
+        number = isinstance(self.beta, int | float) and not isinstance(self.beta, bool) and 0 < self.beta <= 1
+        if self.beta is not None and self.beta != "released" and not number:
             raise ValueError(
                 f"Storm(beta={self.beta!r}): beta weighs the present gradient and must be in (0, 1], None for 1 / step, or 'released'."
             )
@@ -92,7 +90,7 @@ class Storm(Estimator):
         """
         if self.beta == "released":
             return max(round(1 / (count + 1), 3), 0.01)
-        return 1 / (count + 1) if self.beta is None or isinstance(self.beta, str) else float(self.beta)
+        return 1 / (count + 1) if self.beta is None else float(self.beta)
 
     def init(self, like: Float[Tensor, " d"]) -> Vectors:
         """Return no estimate yet, in float32 or wider, and that no coordinate has joined since."""

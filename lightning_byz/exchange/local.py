@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
-from lightning_byz.exchange.placement import Placement
+from lightning_byz.exchange.placement import Placement, world_size
 from lightning_byz.kernels import unusable
 from lightning_byz.slice import Slice, whole_in_blocks
 
@@ -37,7 +36,7 @@ class Local(Exchange):
 
     def place(self, workers: int) -> Placement:
         """Place every worker here."""
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        ranks = world_size()
         if ranks > 1:
             raise ValueError(
                 f"exchange=Local() serves one process, and this run has {ranks} ranks: use AllToAll(), or leave exchange"

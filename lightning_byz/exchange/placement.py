@@ -3,6 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Return the number of processes of this run: 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
 
 @dataclass(frozen=True)
 class Placement:

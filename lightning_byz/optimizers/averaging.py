@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_byz.inside_torch import add_each, copy_each, lerp_each, subtract_each
+from lightning_byz.inside_torch import add_each, callers, copy_each, hooking_call, lerp_each, subtract_each
 
 ATTACHED, ITERATE, STEP = "lightning_byz_anytime", "anytime_iterate", "anytime_step"
 CHUNK = 2**15
@@ -29,9 +30,11 @@ class Averaging:
         self._optimizer = optimizer
         self._schedule = schedule
         self._before: dict[Tensor, Tensor] = {}
+        self._outer: FrameType | None = None
+        self._inner = 0
         self._handles = [
-            optimizer.register_step_pre_hook(self._remember),
-            optimizer.register_step_post_hook(self._average),
+            optimizer.register_step_pre_hook(self._begin),
+            optimizer.register_step_post_hook(self._end),
         ]
         setattr(optimizer, ATTACHED, self)
 
@@ -43,8 +46,25 @@ class Averaging:
             delattr(self._optimizer, ATTACHED)
         self._handles, self._before = [], {}
 
+    def _begin(self, optimizer: Optimizer, *_: Any) -> None:
+        """Remember the query point. A step within a step, which a subclass has its parent class take, calls hooks too; the outer one counts."""
+        if self._outer is not None and any(frame is self._outer for frame in callers()):
+            self._inner += 1
+        else:  # also after a step that raised, and so never called the hook at its end
+            self._outer, self._inner = hooking_call(), 0
+            self._remember(optimizer)
+
+    def _end(self, optimizer: Optimizer, *_: Any) -> None:
+        """Average, at the end of the outer step."""
+        if self._inner:
+            self._inner -= 1
+            return
+        self._outer = None
+        if not _skipped(optimizer):
+            self._average(optimizer)
+
     @torch.no_grad()
-    def _remember(self, optimizer: Optimizer, *_: Any) -> None:
+    def _remember(self, optimizer: Optimizer) -> None:
         """Copy the query point."""
         trained = [p for p in _parameters(optimizer) if p.requires_grad or p.grad is not None]
         known = [(p, self._before.get(p)) for p in trained]
@@ -53,10 +73,8 @@ class Averaging:
             copy_each(list(self._before.values()), trained)
 
     @torch.no_grad()
-    def _average(self, optimizer: Optimizer, *_: Any) -> None:
+    def _average(self, optimizer: Optimizer) -> None:
         """Move the iterates of what was stepped as the optimizer has moved the parameters, and the parameters towards them."""
-        if _skipped(optimizer):
-            return
         apart: dict[Any, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for parameter, before in self._before.items():
             if parameter.grad is None:

@@ -35,6 +35,7 @@ class Aggregation:
         self._placement = placement
         self._device = device
         self._parameters: list[Tensor] = []
+        self._before: Memory | None = None
         self._opened: tuple[Layout, Wire, dict[int, tuple[Tensor, list[Tensor]]]] | None = None
 
     @property
@@ -62,6 +63,7 @@ class Aggregation:
             self._open(layout)
             return
         known, wire, _ = self._opened
+        self._before = None
         if known == layout:
             return
         memory, start = self.memory, self._flat([parameter.detach() for parameter in self._parameters], layout)
@@ -112,11 +114,15 @@ class Aggregation:
         flat = [row] if earlier is None else [row, self._flat(earlier, layout)]
         return Sent(flat, [gradient is not None for gradient in gradients])
 
+    def beside(self, sent: Sent, earlier: Gradients) -> Sent:
+        """Return what was collected of a worker, with its gradients at the earlier point."""
+        return Sent([*sent.gradients, self._flat(earlier, self.layout)], sent.used, sent.point)
+
     def step(self, sent: Mapping[int, Sent], *, scale: float | None = None, diagnose: bool = False) -> Report:
         """Aggregate what the workers sent, and write the result to ``.grad``. Every rank must call it.
 
         A step that is not taken leaves every ``.grad`` ``None``, or infinite where a gradient scaler has to see that gradients
-        overflowed.
+        overflowed. An aggregate that the optimizer never stepped on leaves no trace in what is remembered.
 
         Args:
             sent: What :meth:`collect` returned for each local worker that computed.
@@ -128,10 +134,12 @@ class Aggregation:
 
         """
         parameters, layout = self._parameters, self.layout
+        self.withdraw()
+        self._before = self.memory
         with torch.no_grad():
             if self.round.points > 1:
                 here = self._flat([parameter.detach() for parameter in parameters], layout)
-                sent = {worker: own._replace(point=here) for worker, own in sent.items()}
+                sent = {worker: Sent(own.gradients, own.used, here) for worker, own in sent.items()}
             vector, self.memory, report = self.round.take(
                 self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
             )
@@ -143,9 +151,30 @@ class Aggregation:
             parameter.grad = torch.full_like(parameter, float("inf")) if overflowed else None
         return report
 
+    def stepped(self) -> None:
+        """Keep what is remembered since the last aggregate: the optimizer has stepped on it."""
+        self._before = None
+
+    def withdraw(self) -> None:
+        """Remember nothing of an aggregate that the optimizer has not stepped on."""
+        before, self._before = self._before, None
+        if before is not None:
+            self.memory = replace(before, step=self.memory.step, faults=self.memory.faults)
+
+    @contextmanager
+    def withdrawn(self) -> Iterator[None]:
+        """Remember nothing of an aggregate that the optimizer has not stepped on, for the length of the block."""
+        held = self.memory, self._before
+        self.withdraw()
+        try:
+            yield
+        finally:
+            self.memory, self._before = held
+
     def adopt(self, memory: Memory, layout: Layout) -> None:
         """Go on from a memory whose rules' vectors and tables have all coordinates of ``layout``."""
         self._open(layout)
+        self._before = None
         self.memory = memory.map(lambda vector: vector, self._cut, self._wire.slice)
 
     def whole(self, vector: Tensor) -> Tensor:

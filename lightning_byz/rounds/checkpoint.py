@@ -162,6 +162,10 @@ def refuse_other_run(saved: Mapping[str, Any], workers: int) -> None:
             f"The checkpoint holds the memories of {saved['workers']} workers and this run has {workers}: resume with"
             f" workers={saved['workers']} (on any number of ranks), or start a new run from the weights alone."
         )
+    if len(saved["buffers"]) < workers:
+        raise ValueError(
+            "The checkpoint holds what another rank than 0 has collected, which is not whole: call state_dict() on every rank, and save rank 0's."
+        )
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,9 +1,9 @@
 """Gradients of a batch where the worker's adopted estimate was made: passes that nobody sees."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ class EarlierGradients:
         for parameter in trained:
             parameter.grad = sums.get(id(parameter))
         try:
-            with self._streams.inside(self._seed, *turn.key), aggregation.at(turn.point), self._unseen.after():
+            with self._streams.inside(self._seed, *turn.key), aggregation.at(turn.point), self._unseen.after(trained):
                 yield
             self._sums[turn.worker] = {id(parameter): parameter.grad for parameter in trained}
         finally:
@@ -70,9 +70,23 @@ def copied(batch: Batch) -> Batch:
 
     """
     try:
-        return deepcopy(batch)
+        return deepcopy(batch, {id(one): _clone(one) for one in _tensors(batch)})
     except Exception as error:
         raise ValueError(
             f"A batch of type {type(batch).__name__} cannot be copied ({error}), and an estimator with two points evaluates it twice: let the loader"
             " yield tensors or containers of them, or use an estimator with one point, such as WorkerMomentum()."
         ) from error
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in containers; ``deepcopy`` would copy all that a view is a view of."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from (tensor for one in batch.values() for tensor in _tensors(one))
+    elif isinstance(batch, list | tuple):
+        yield from (tensor for one in batch for tensor in _tensors(one))
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

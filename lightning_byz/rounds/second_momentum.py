@@ -43,7 +43,7 @@ def _averages(estimator: Estimator) -> bool:
 def _momentum(group: dict[str, Any]) -> tuple[str, float]:
     """Return the name of a group's momentum, and its weight of the past."""
     betas = group.get("betas")
-    return ("betas", float(betas[0])) if betas else ("momentum", float(group.get("momentum", 0.0)))
+    return ("betas", float(betas[0])) if betas else ("momentum", float(group.get("momentum") or 0.0))
 
 
 def _without(name: str, group: dict[str, Any]) -> str:

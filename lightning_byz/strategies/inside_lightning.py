@@ -6,11 +6,12 @@ A test per function says in a sentence which of them Lightning has moved.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
@@ -148,16 +149,38 @@ def silent(module: pl.LightningModule) -> Iterator[None]:
     trainer = module.trainer
     results, loggers, connector = results_of(trainer), trainer.loggers, trainer._logger_connector
     batch, fx = (results.batch, results.batch_size), connector._current_fx  # type: ignore[attr-defined]
+    said = vars(module).get("print")
     results.log = module.print = _nothing  # type: ignore[attr-defined, method-assign]
-    trainer.loggers = [DummyLogger() for _ in loggers]
+    trainer.loggers = [Deaf(logger) for logger in loggers]  # type: ignore[misc]
     try:
         with keeping_values(trainer):
             yield
     finally:
         del results.log, module.print  # type: ignore[attr-defined]
+        vars(module).update({} if said is None else {"print": said})
         trainer.loggers = loggers
         connector._current_fx = fx
         results.batch, results.batch_size = batch  # type: ignore[attr-defined]
+
+
+class Deaf:
+    """Is of a logger's kind and knows where it writes; takes any call, and passes nothing on."""
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self.experiment = DummyLogger().experiment
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The logger's, to ``isinstance``."""
+        return type(self._logger)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return names, numbers and places as they are."""
+        value = getattr(self._logger, name)
+        if callable(value):
+            return _nothing
+        return value if isinstance(value, str | int | float | PurePath | None) else self.experiment
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
 
-from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
+from lightning_byz.aggregators import Aggregator
 from lightning_byz.attacks import Attack
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
@@ -24,6 +24,7 @@ from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
+from lightning_byz.rounds.arguments import BUFFER_RULES, check_attackers, check_buffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.weights import check_weights, gathered_sizes, worker_weights
@@ -31,7 +32,6 @@ from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
     check_arguments,
-    check_attackers,
     check_module,
     check_optimizers,
     check_rules,
@@ -42,8 +42,6 @@ from lightning_byz.strategies.sites import check_data, check_sites
 from lightning_byz.strategies.splitting import check_splitting
 from lightning_byz.strategies.training_data import TrainingData
 from lightning_byz.strategies.worker_strategy import WorkerStrategy
-
-_BUFFER_RULES: dict[str, Aggregator] = {"median": CoordinateMedian(), "mean": Mean()}
 
 
 class RobustStrategy(WorkerStrategy):
@@ -138,8 +136,7 @@ class RobustStrategy(WorkerStrategy):
         check_weights(weights, max_share, workers)
         check_data(data, partition)
         check_splitting(split_batches, partition, weights)
-        if buffers not in _BUFFER_RULES:
-            raise ValueError(f"buffers={buffers!r}: give one of {sorted(_BUFFER_RULES)}.")
+        check_buffers(buffers)
         super().__init__(
             digest_every=digest_every,
             anytime=anytime,
@@ -208,7 +205,7 @@ class RobustStrategy(WorkerStrategy):
         check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
         check_optimizers(module, self.optimizers, self.estimator, has_memory=bool(blank))
         self.workers = placement.workers
-        buffers = WorkerBuffers(module, placement.local, rule=_BUFFER_RULES[self.buffers])
+        buffers = WorkerBuffers(module, placement.local, rule=BUFFER_RULES[self.buffers])
         self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
         if self._defence is not None:
             self._begin(self._defence)

@@ -1,19 +1,18 @@
 """Everything that lives for one fit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.memory import Memory
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
 from lightning_byz.rounds.drift import refuse_drifted
+from lightning_byz.rounds.trained import held_by, named, trained_by
 from lightning_byz.strategies.backward_pass import BackwardPass
 from lightning_byz.strategies.by_hand import ByHand
 from lightning_byz.strategies.step_values import StepValues
@@ -57,7 +56,6 @@ class Run:
         self._saved: Mapping[str, Any] | None = None
         self._aggregations: dict[int, Aggregation] = {}
         self._parameters: dict[int, list[Tensor]] = {}
-        self._before: dict[int, Memory] = {}
         self.by_hand = ByHand(module, exchange, alone=placement.workers == 1, stepped=self.stepped)
         self.backward_pass = BackwardPass(self.loop, self.by_hand)
 
@@ -80,15 +78,12 @@ class Run:
     def ready(self, index: int, optimizer: Optimizer) -> tuple[Aggregation, list[Tensor]]:
         """Return the aggregation of an optimizer and what it trains now; where that has changed, room is made for it."""
         aggregation = self.aggregation(index)
-        trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
+        trained = trained_by(optimizer)
         known = self._parameters.get(index, [])
         if len(known) != len(trained) or any(one is not other for one, other in zip(known, trained, strict=True)):
-            names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-            named = [(names.get(id(one), f"parameter {place}"), one) for place, one in enumerate(trained)]
-            if named:
-                aggregation.fit(named)
+            if trained:
+                aggregation.fit(named(self.module, trained))
             self._parameters[index] = trained
-            self._before.pop(index, None)
         return aggregation, trained
 
     def aggregate(
@@ -108,8 +103,7 @@ class Run:
             None if scaler is None else _scale(scaler, self.module.device),
             self.loop.sent(aggregation, trained),
         )
-        self._withdraw(index)
-        self._before[index] = aggregation.memory
+        aggregation.withdraw()
         report = aggregation.step(sent, scale=scale, diagnose=diagnose) if trained else None
         aggregated = {id(parameter) for parameter in trained}
         for parameter in (one for group in optimizer.param_groups for one in group["params"]):
@@ -119,23 +113,26 @@ class Run:
             self.buffers.adopt(report.adopted)
         return report
 
+    def refuse_second_evaluation(self, index: int, optimizer: Optimizer) -> None:
+        """Refuse an optimizer that evaluates its closure twice in a step, if workers have a memory, which is of one gradient a step."""
+        if any(self.aggregation(index).round.remembered(torch.empty(0)).values()):
+            raise ValueError(
+                f"{type(optimizer).__name__} evaluates the gradient several times a step, feeding the workers' memory each time: use"
+                " estimator=Gradient()."
+            )
+
     def stepped(self, index: int) -> None:
         """Keep what is remembered since the last aggregate: an optimizer has stepped on it."""
-        self._before.pop(index, None)
+        if index in self._aggregations:
+            self._aggregations[index].stepped()
         self.steps += 1
 
     def refuse_drifted(self, optimizers: Sequence[Optimizer]) -> None:
         """Stop all ranks where they no longer train the same parameters. Every rank must call it."""
         if self.placement.ranks > 1:
-            named = _trained(self.module, optimizers)
-            if named:
-                refuse_drifted(named, self.exchange, self.placement, steps=self.steps)
-
-    def _withdraw(self, index: int) -> None:
-        """Remember nothing of an aggregate that the optimizer has not stepped on."""
-        if (before := self._before.pop(index, None)) is not None:
-            known = self._aggregations[index].memory
-            self._aggregations[index].memory = replace(before, step=known.step, faults=known.faults)
+            held = held_by(self.module, optimizers)
+            if held:
+                refuse_drifted(held, self.exchange, self.placement, steps=self.steps)
 
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""
@@ -143,8 +140,8 @@ class Run:
 
     def memories(self) -> dict[str, Any]:
         """Return what a checkpoint must hold. Every rank must call it; rank 0's is whole."""
-        for index in list(self._before):
-            self._withdraw(index)  # gradients are not saved: what they left would meet others
+        for aggregation in self._aggregations.values():
+            aggregation.withdraw()  # gradients are not saved: what they left would meet others
         opened = {index: aggregation for index, aggregation in self._aggregations.items() if aggregation.opened}
         return self._file.collect(opened, self.buffers, seed=self._seed)
 
@@ -153,17 +150,6 @@ class Run:
         self._saved = saved if self._rounds is None else None
         if self._rounds is not None:
             self._file.restore(saved, {index: self.aggregation(index) for index in saved["optimizers"]}, self.buffers)
-
-
-def _trained(module: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
-    """Return what the optimizers hold, frozen or not, by name where it is the module's."""
-    held = {
-        id(one): (f"parameter {place} of optimizer {index}", one)
-        for index, optimizer in enumerate(optimizers)
-        for place, one in enumerate(one for group in optimizer.param_groups for one in group["params"])
-    }
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [(names.get(key, name), parameter) for key, (name, parameter) in held.items()]
 
 
 def _scale(scaler: torch.amp.GradScaler, device: torch.device) -> float:

@@ -65,6 +65,7 @@ class WorkerLoop:
         """Run the step of the only worker of this rank; Lightning does the backward pass."""
         self._begin()
         self.finished = False
+        aggregation.withdraw()
         *earlier, turn = aggregation.turns(self._position)
         with self._at_work(turn.worker):
             for unseen in earlier:
@@ -99,6 +100,7 @@ class WorkerLoop:
         """
         trainer, losses = self._module.trainer, []
         self._begin()
+        aggregation.withdraw()
         last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
         with self._turns_apart(), self._streams.together() as enter:
             turns = groupby(aggregation.turns(self._position), attrgetter("worker"))

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from lightning_byz.optimizers import Anytime
 from lightning_byz.optimizers.averaging import Averaging
 from lightning_byz.rounds import Report
+from lightning_byz.rounds.arguments import check_digest_every, check_stages
 from lightning_byz.strategies.evaluation import EvaluationStrategy
 from lightning_byz.strategies.inside_lightning import before_transfer, start_alike
 from lightning_byz.strategies.loaders import RunSeed
-from lightning_byz.strategies.refusals import check_digest_every, check_stages
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.synchronization import Synchronization
 from lightning_byz.strategies.training_data import TrainingData, holds_worker_batches
@@ -125,7 +125,10 @@ class WorkerStrategy(EvaluationStrategy):
         vars(self).pop("backward", None)
         if not holds_worker_batches(batch):
             with run.by_hand.batch():
-                output = run.loop.run_one(run.aggregation(0), step, batch, *rest)
+                aggregation = run.aggregation(0)
+                if aggregation.round.points > 1:
+                    run.ready(0, self.optimizers[0])  # before an earlier point is visited, also after a resume
+                output = run.loop.run_one(aggregation, step, batch, *rest)
             if not run.module.automatic_optimization:
                 self._look_after(run)
         else:
@@ -172,11 +175,15 @@ class WorkerStrategy(EvaluationStrategy):
         self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
     ) -> Any:
         """Step the user's optimizer on the aggregate."""
-        run = self._run
+        run, evaluated = self._run, False
         assert run is not None
 
         def aggregated() -> Any:
-            output, index = closure(), self.optimizers.index(optimizer)
+            nonlocal evaluated
+            index = self.optimizers.index(optimizer)
+            if evaluated:
+                run.refuse_second_evaluation(index, optimizer)
+            output, evaluated = closure(), True
             self._aggregate_each(run, run.by_hand.unseen(index))
             if run.module.automatic_optimization:  # by hand the optimizer itself says so, whoever steps it
                 run.stepped(index)

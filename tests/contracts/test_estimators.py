@@ -5,13 +5,19 @@ from typing import Any
 import pytest
 
 from lightning_byz import estimators
-from lightning_byz.estimators import Estimator, Gradient, WorkerMomentum
+from lightning_byz.estimators import Estimator, Gradient, Storm, WorkerMomentum
 from lightning_byz.testing import check_estimator
 from lightning_byz.testing.laws import ESTIMATOR_LAWS, Law
 from tests.contracts.subjects import exported, label, seed_of
 from tests.contracts.wrong_estimators import RIGHT, WRONG, Shortened
 
-SUBJECTS: list[Estimator] = [*exported(estimators), *RIGHT]
+SUBJECTS: list[Estimator] = [
+    *exported(estimators),
+    *RIGHT,
+    *(Storm(beta) for beta in (1, 0.25, "theory", "released")),
+    Storm(0.25, clip=0.5),
+    WorkerMomentum(0.9, clip=2.0),
+]
 
 
 @pytest.mark.parametrize("law", ESTIMATOR_LAWS, ids=lambda law: law.name)
@@ -21,7 +27,7 @@ def test_estimators(estimator: Estimator, law: Law) -> None:
 
 
 def test_the_librarys_own_are_among_them() -> None:
-    assert [type(estimator) for estimator in SUBJECTS[:2]] == [Gradient, WorkerMomentum]
+    assert [type(estimator) for estimator in SUBJECTS[:3]] == [Gradient, Storm, WorkerMomentum]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_byz.estimators import Estimator
 from lightning_byz.inside_torch import version
-from lightning_byz.memory import Vectors, map_vectors
+from lightning_byz.memory import Vectors
 from lightning_byz.random import Streams
 from lightning_byz.testing.case import Case, require, require_bits, shown
 from lightning_byz.testing.law import law
@@ -152,15 +152,15 @@ def estimator_coordinates(estimator: Estimator, case: Case) -> None:
     _require_alike(moved, [estimate[order] for estimate in whole], "in another order of the coordinates")
 
 
-@law("coordinates that join later, with zeros for a memory, get a finite estimate and leave the others alone", part=0.2)
+@law("coordinates that join later get a finite estimate and leave the others alone", part=0.2)
 def estimator_growth(estimator: Estimator, case: Case) -> None:
-    """As when parameters are trained that were frozen before."""
+    """As when parameters are trained that were frozen before, with the memory that ``realigned`` makes."""
     gradients, more = _drawn(estimator, case, _dtype(case)), case.whole(1, 9)
     (*first, last), d = gradients, len(gradients[0][0])
     case.note(joining=more)
     memory = _followed(estimator, first)[1] if first else estimator.init(last[0])
     longer = [torch.cat([gradient, case.normal(more).to(gradient.dtype)]) for gradient in last]
-    grown = map_vectors(memory, lambda vector: torch.cat([vector, vector.new_zeros(more)]))
+    grown = estimator.realigned(memory, lambda vector, fill: torch.cat([vector, vector.new_full((more,), fill)]))
     estimate = estimator.update(grown, longer, count=len(first))[0]
     require(
         bool(estimate.isfinite().all()), f"the estimate is not finite: {shown(estimate[d:])} where coordinates join"

@@ -1,0 +1,108 @@
+"""The beginning of a plain loop's run: everything is checked, and all processes start alike."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from os import environ
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_byz.aggregators import Aggregator
+from lightning_byz.attacks import Attack
+from lightning_byz.estimators import Estimator
+from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
+from lightning_byz.exchange.placement import world_size
+from lightning_byz.optimizers.anytime import Anytime
+from lightning_byz.optimizers.plain_run import PlainRun
+from lightning_byz.optimizers.refusals import check_module, check_optimizer, check_weights_here
+from lightning_byz.preaggregators import PreAggregator
+from lightning_byz.rounds import Attackers, Defence, Robust, WorkerBuffers, arguments, start_up
+from lightning_byz.rounds.checks import check_memory
+from lightning_byz.rounds.second_momentum import second_momentum
+from lightning_byz.rounds.trained import held_by, trained_by
+from lightning_byz.rounds.weights import check_weights, worker_weights
+
+_log = logging.getLogger(__name__)
+
+
+def begun(
+    optimizer: Optimizer,
+    module: nn.Module,
+    *,
+    f: float | str,
+    aggregator: Aggregator,
+    workers: int | None,
+    preaggregators: Sequence[PreAggregator],
+    estimator: Estimator,
+    anytime: Anytime | None,
+    attackers: Sequence[int],
+    attack: Attack | None,
+    exchange: Exchange | None,
+    weights: Any,
+    max_share: float | None,
+    buffers: str,
+    seed: int | None,
+    digest_every: int | None,
+) -> PlainRun:
+    """Return a run that may start; the arguments are those of :class:`RobustOptimizer`. Every rank must call it."""
+    check_optimizer(optimizer)
+    check_module(module)
+    arguments.check_arguments(f, workers, attackers, attack, seed=seed)
+    arguments.check_rules(aggregator, estimator, attack=attack, exchange=exchange, preaggregators=preaggregators)
+    arguments.check_stages(("anytime", stage, Anytime) for stage in [anytime] if stage is not None)
+    weights = weights.tolist() if isinstance(weights, np.ndarray | Tensor) else weights
+    check_weights_here(weights)
+    check_weights(weights, max_share, workers)
+    arguments.check_buffers(buffers)
+    arguments.check_digest_every(digest_every)
+    ranks = world_size()
+    exchange = exchange or (Local() if ranks == 1 else AllToAll())
+    placement = exchange.place(workers or ranks)
+    arguments.check_attackers(attackers, placement.workers)
+    arguments.refuse_sparse(module)
+    arguments.check_synchronized(module, placement)
+    check_memory(estimator, estimator.init(torch.zeros(2)), coordinates=2)
+    for warning in (arguments.idle_attack(attackers, attack), second_momentum(estimator, [optimizer])):
+        if placement.rank == 0 and warning is not None:
+            warnings.warn(warning, stacklevel=3)
+    _start_alike(optimizer, module, exchange, placement)
+    capped = None if weights is None else worker_weights(weights, max_share, workers=placement.workers)
+    seed = int(environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+    acting = Attackers(tuple(attackers), attack)
+
+    def make(tolerated: float) -> Defence:
+        return Defence(placement.workers, tolerated, aggregator, tuple(preaggregators), capped, seed)
+
+    defence = start_up.warned_defence(f, make, placement, sliced=exchange.slices, attackers=acting)
+    if anytime is not None:
+        anytime.attach(optimizer)
+    if placement.rank == 0:
+        known = {"anytime": anytime, "parameters": sum(one.numel() for one in trained_by(optimizer))}
+        _log.info(start_up.start_up_line(defence, exchange, placement, estimator, acting, **known))
+    own = WorkerBuffers(module, placement.local, rule=arguments.BUFFER_RULES[buffers])
+    return PlainRun(
+        optimizer,
+        module,
+        Robust(defence, estimator, acting),
+        exchange,
+        placement,
+        buffers=own,
+        digest_every=digest_every,
+    )
+
+
+def _start_alike(optimizer: Optimizer, module: nn.Module, exchange: Exchange, placement: Placement) -> None:
+    """Give all ranks rank 0's parameters and buffers, and the same kernels. Every rank must call it."""
+    device = trained_by(optimizer)[0].device
+    start_up.refuse_different_modules(module, exchange, device)
+    start_up.agree_on_kernels(exchange, device)
+    if placement.ranks == 1:
+        return
+    tensors = [tensor for _, tensor in held_by(module, [optimizer])]
+    with torch.no_grad():
+        for tensor in {id(one): one for one in (*tensors, *module.parameters(), *module.buffers())}.values():
+            tensor.copy_(exchange.broadcast(tensor))
