@@ -5,7 +5,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 
+import lightning_byz
 from lightning_byz import aggregators, preaggregators
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.preaggregators import PreAggregator
@@ -31,3 +33,19 @@ def test_every_bound_is_proved(name: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_bibliography_is_that_of_the_docstrings() -> None:
+    made = runpy.run_path(str(DOCS / "references.py"))
+    assert (DOCS / "references.bib").read_text() == made["bibliography"](), "run: python docs/references.py"
+    for name, text in made["documented"]():
+        named = set(re.findall(r"arXiv (\d{4}\.\d{5})", " ".join(text.partition("References:")[2].split())))
+        assert named <= {source.arxiv for source in made["sources"](text)}, f"{name}: a source that cannot be read"
+    keys = re.findall(r"^@\w+\{(.+),$", made["bibliography"](), re.MULTILINE)
+    assert len(keys) == len(set(keys)) > 30
+
+
+def test_citation_is_of_this_version() -> None:
+    told = yaml.safe_load((DOCS.parent / "CITATION.cff").read_text())
+    assert told["version"] == lightning_byz.__version__
+    assert {"cff-version", "message", "title", "authors", "license"} <= told.keys()
