@@ -111,10 +111,19 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    given = sys.argv[1:] if args is None else list(args)
+    if given[:1] == ["compare"]:
+        from lightning_byz.compare import main as compare  # its fits are command lines of this file
+
+        compare(given[1:])
+        return
     try:
         CommandLine(
             parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False},  # a misspelt option must not pass as another one
+            parser_kwargs={
+                "allow_abbrev": False,  # a misspelt option must not pass as another one
+                "epilog": "lightning-byz compare --help: a grid of fits, with tables, figures and a page.",
+            },
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},

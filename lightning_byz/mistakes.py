@@ -24,6 +24,7 @@ from lightning_byz.kinds import (
 )
 
 COMMANDS = ("fit", "validate", "test", "predict")
+_ALL = (*COMMANDS, "compare")
 _KEYS: dict[str, Any] = {
     "trainer": Trainer,
     "model": LightningModule,
@@ -121,8 +122,8 @@ def _no_mapping(message: str) -> str:
 
 
 def _unknown_command(mistake: _Mistake, found: re.Match[str]) -> str:
-    near = hint(found["given"], COMMANDS)
-    return f"there is no command {found['given']!r}: {near or f'give {listed(COMMANDS)}, such as {_EXAMPLE}'}".rstrip(
+    near = hint(found["given"], _ALL)
+    return f"there is no command {found['given']!r}: {near or f'give {listed(_ALL)}, such as {_EXAMPLE}'}".rstrip(
         "."
     ) + "." * (not near)
 
@@ -221,7 +222,7 @@ def _given(said: str) -> str | None:
 _SENTENCES = (
     (r"invalid strategy name: `strategy='(?P<given>[^']+)'", _unknown_strategy),
     (r"invalid choice: '(?P<given>[^']+)' \(choose from", _unknown_command),
-    (r'expected "subcommand" to be one of', lambda *_: f"give a command: {listed(COMMANDS)}, such as {_EXAMPLE}."),
+    (r'expected "subcommand" to be one of', lambda *_: f"give a command: {listed(_ALL)}, such as {_EXAMPLE}."),
     (
         r"is not accepted before subcommand '(?P<given>\w+)'",
         lambda _, found: f"options follow the command: lightning-byz {found['given']} --config FILE.",

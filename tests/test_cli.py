@@ -18,7 +18,7 @@ from lightning_byz.kinds import names_of
 from lightning_byz.mistakes import COMMANDS, explain
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "compare.yaml")
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 S = "--trainer.strategy"
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
@@ -192,7 +192,8 @@ def rows_of(section: str) -> list[list[str]]:
 def answer(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command in a directory with the quickstart's config and half a checkpoint; return the sentence it ends with."""
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "quickstart.yaml").write_text(Path(QUICKSTART).read_text())
+    for name in ("quickstart.yaml", "compare.yaml"):
+        (tmp_path / "configs" / name).write_text((ROOT / "configs" / name).read_text())
     torch.save({"state_dict": {"weight": torch.zeros(1000)}}, tmp_path / "half.ckpt")
     os.truncate(tmp_path / "half.ckpt", 1000)
 
@@ -252,8 +253,20 @@ def test_mistakes_in_the_file_get_the_sentence_of_the_docs(
     assert answer("fit", "--config", "wrong.yaml") == sentence
 
 
+@pytest.mark.parametrize(("right", "wrong", "sentence"), rows_of("Grids"))
+def test_mistakes_in_a_grid_get_the_sentence_of_the_docs(
+    answer: Run, tmp_path: Path, right: str, wrong: str, sentence: str
+) -> None:
+    path = tmp_path / "configs" / "compare.yaml"
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong, 1))
+    assert answer("compare", "--config", "configs/compare.yaml") == sentence
+    assert not (tmp_path / "runs").exists()
+
+
 def test_no_answer_is_a_wall_of_text() -> None:
-    for section in ("Options", "Commands", "Files"):
+    for section in ("Options", "Commands", "Files", "Grids"):
         for *_, sentence in rows_of(section):
             assert len(sentence) < 250
             assert not re.search(r"Parser key|subtypes|Namespace|<class|\n", sentence)

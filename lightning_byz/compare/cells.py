@@ -1,0 +1,154 @@
+"""The runs that a grid stands for."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lightning_byz.compare.grid import Grid
+from lightning_byz.compare.yaml_file import read
+
+QUIET = {
+    "trainer.logger": False,
+    "trainer.enable_checkpointing": False,
+    "trainer.enable_progress_bar": False,
+    "trainer.enable_model_summary": False,
+}
+"""What hundreds of runs do without, unless the grid sets it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One choice along every axis.
+
+    Args:
+        names: For each axis, which of its variants.
+        values: What they write into the base.
+    """
+
+    names: Mapping[str, str]
+    values: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The names on one line."""
+        return ", ".join(self.names.values())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a variant, the values tuned for it, a seed.
+
+    Args:
+        id: Names the run by what it computes: ten hexadecimal digits, the same in every grid that has it.
+        variant: The choice along the axes.
+        tuned: The tuned paths and their values.
+        seed: The seed of everything.
+        values: Everything that is written over the base.
+        tests: Whether it ends with a test.
+    """
+
+    id: str
+    variant: Variant
+    tuned: Mapping[str, Any]
+    seed: int
+    values: Mapping[str, Any]
+    tests: bool
+
+    def arguments(self, base: Path, output: Path) -> list[str]:
+        """Return what follows ``lightning-byz`` for this run."""
+        folder = {"trainer.default_root_dir": str(output / "fits" / self.id)}
+        return ["fit", "--config", str(base), *options({**folder, **self.values})]
+
+
+def options(values: Mapping[str, Any]) -> list[str]:
+    """Return command-line options that write these values.
+
+    Example:
+        >>> options({"trainer.strategy.attack": "IPM", "trainer.strategy.attackers": [6, 7], "trainer.logger": False})
+        ['--trainer.strategy.attack=IPM', '--trainer.strategy.attackers=[6, 7]', '--trainer.logger=false']
+    """
+    return [f"--{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in values.items()]
+
+
+def command_of(cell: Cell, grid: Grid) -> str:
+    """Return the command that runs the fit of a cell from its own config."""
+    config = shlex.quote(str(grid.output / "cells" / f"{cell.id}.yaml"))
+    return f"OMP_NUM_THREADS={grid.threads} lightning-byz fit --config {config}"
+
+
+class Cells:
+    """The runs of a grid, in the order of its file: the first axis changes slowest, seeds fastest.
+
+    Args:
+        grid: The grid.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        base = read(grid.base, "base")
+        self._base = json.dumps(base, sort_keys=True, default=str)
+        kept = QUIET if not _checkpoints(base) else {**QUIET, "trainer.enable_checkpointing": True}
+        self.common = {**kept, **grid.set}
+        self.variants: Sequence[Variant] = [
+            Variant(
+                dict(zip((axis.name for axis in grid.axes), names, strict=True)),
+                {
+                    path: value
+                    for axis, name in zip(grid.axes, names, strict=True)
+                    for path, value in axis.variants[name].items()
+                },
+            )
+            for names in product(*(axis.variants for axis in grid.axes))
+        ]
+        self.choices: Sequence[Mapping[str, Any]] = [
+            dict(zip(grid.tune, values, strict=True)) for values in product(*grid.tune.values())
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many runs there are in all."""
+        tuning = len(self.choices) * len(self.grid.tune_seeds) if self.grid.tune else 0
+        return len(self.variants) * (tuning + len(self.grid.seeds))
+
+    def tuning(self, variant: Variant) -> list[tuple[Mapping[str, Any], list[Cell]]]:
+        """Return each tuned value with the runs that judge it for a variant."""
+        grid = self.grid
+        return [
+            (choice, [self._cell(variant, choice, seed, tests=False) for seed in grid.tune_seeds])
+            for choice in (self.choices if grid.tune else ())
+        ]
+
+    def compared(self, variant: Variant, tuned: Mapping[str, Any]) -> list[Cell]:
+        """Return the runs that show what a variant reaches with these tuned values."""
+        return [self._cell(variant, tuned, seed, tests=self.grid.test) for seed in self.grid.seeds]
+
+    def possible(self) -> dict[str, Cell]:
+        """Return every run that this grid may come to, by its id."""
+        runs = [
+            cell
+            for variant in self.variants
+            for runs in (
+                *(runs for _, runs in self.tuning(variant)),
+                *(self.compared(variant, choice) for choice in self.choices),
+            )
+            for cell in runs
+        ]
+        return {cell.id: cell for cell in runs}
+
+    def _cell(self, variant: Variant, tuned: Mapping[str, Any], seed: int, *, tests: bool) -> Cell:
+        values = {**self.common, **variant.values, **tuned, "seed_everything": seed}
+        text = json.dumps([values, tests, self.grid.threads], sort_keys=True, default=str)
+        return Cell(
+            blake2b((self._base + text).encode(), digest_size=5).hexdigest(), variant, tuned, seed, values, tests
+        )
+
+
+def _checkpoints(base: Mapping[str, Any]) -> bool:
+    """Whether the base has a callback of its own that writes checkpoints, which Lightning refuses where they are switched off."""
+    trainer = base.get("trainer") or {}
+    return "ModelCheckpoint" in str(trainer.get("callbacks") if isinstance(trainer, dict) else "")
