@@ -12,6 +12,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -125,15 +126,15 @@ class _Parsed(Exception):
     """All that was asked for is known."""
 
 
-def check(arguments: Sequence[str]) -> None:
-    """Parse the arguments of a fit, and no more.
+def check(arguments: Sequence[str]) -> Namespace:
+    """Parse the arguments of a fit, and no more; return what they say.
 
     Raises:
         GridMistake: Saying what is wrong with them.
     """
     with untouched(1):
         _with_own_files()
-        _Fit(arguments, None, Recorder())
+        return _Fit(arguments, None, Recorder()).config["fit"]
 
 
 def perform(job: Job) -> Record:

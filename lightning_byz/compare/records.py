@@ -108,7 +108,7 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise GridMistake(
-                    f"another compare is running in {self.path}: wait for it, or give another output."
+                    f"another command is running in {self.path}: wait for it, or give another output."
                 ) from None
             for left in self.path.rglob(".*.partial"):
                 left.unlink(missing_ok=True)
