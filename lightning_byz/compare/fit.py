@@ -144,7 +144,7 @@ def perform(job: Job) -> Record:
         SeveralRanks: If it must have a process of its own.
         OSError: If the disk is full; nothing is kept then.
     """
-    output, start, failure, recorder = Path(job.output), time.perf_counter(), "", Recorder()
+    output, start, failure, kind, recorder = Path(job.output), time.perf_counter(), "", "", Recorder()
     with untouched(job.threads):
         _with_own_files()
         try:
@@ -155,7 +155,7 @@ def perform(job: Job) -> Record:
             if full_disk(error):
                 raise
             traceback.print_exc()
-            failure = _sentence(error)
+            failure, kind = _sentence(error), type(error).__name__
         record = Record(
             id=job.id,
             failure=failure,
@@ -163,6 +163,7 @@ def perform(job: Job) -> Record:
             evaluations=recorder.evaluations,
             test=recorder.test,
             versions={"python": python_version(), **{name: version(name) for name in PACKAGES}},
+            error=kind,
         )
     if _first_rank():
         Folder(output).save(record)

@@ -46,6 +46,7 @@ class Record:
         evaluations: In order.
         test: What a test logged.
         versions: Of the packages that ran it.
+        error: The name of the exception that ended it; "" where it finished, or its process died.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Record:
     evaluations: Sequence[Evaluation] = ()
     test: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
 
     def last(self, metric: str) -> float | None:
         """Return the metric as the last evaluation has it; ``None`` for a run that failed or did not log it."""
