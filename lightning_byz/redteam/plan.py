@@ -17,7 +17,6 @@ from lightning_byz.strategies import RobustStrategy
 
 Attack = Mapping[str, Any]
 """A class and its arguments, as a config writes them."""
-HONEST = "no attack"
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,6 @@ def planned(plan: Plan, most: int | None) -> Plan:
     Raises:
         GridMistake: If the config is none of a robust run, or leaves open what must be known, or the budget is too small.
     """
-    base = replace(plan, seeds=plan.seeds or (0,))
-    honest = base.cells({HONEST: (None, 0)})
     read_config = check(["fit", "--config", str(plan.config)])
     strategy = read_config.trainer.strategy
     if not _is_robust(strategy):
@@ -113,7 +110,6 @@ def planned(plan: Plan, most: int | None) -> Plan:
             f"redteam attacks runs of RobustStrategy, and the strategy of {plan.config} is {given or 'null'}: "
             "give trainer.strategy.class_path: RobustStrategy, with f and aggregator."
         )
-    check(honest.compared(honest.variants[0], {})[0].arguments(plan.config, plan.output))
     arguments, trainer = strategy.init_args, read_config.trainer
     workers = arguments.workers or _ranks(trainer.devices) * trainer.num_nodes
     named = [one for one in arguments.attackers if 0 <= one < workers]

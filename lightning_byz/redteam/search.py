@@ -15,9 +15,6 @@ from lightning_byz.redteam.sampler import Question, Sampler
 from lightning_byz.redteam.space import Parameters
 from lightning_byz.redteam.trials import Attempt, Trial, trial_of
 
-REPEATS = 20
-"""How often what was tried already may be chosen again before a strength is drawn by chance."""
-
 
 def claimed(plan: Plan, folder: Folder) -> Plan:
     """Have the folder be this search's, and return the plan as it was begun there.
@@ -93,7 +90,7 @@ def _asked(sampler: Sampler, plan: Plan, seen: set[str], number: int) -> tuple[Q
     """Return the sampler's question and the attack that it asks for, which has not been tried; note it as seen."""
     repeats = 0
     while True:
-        question, parameters = sampler.ask(graded=repeats > REPEATS)
+        question, parameters = sampler.ask(repeats=repeats)
         attempt = _attempt(plan, parameters, number)
         if attempt.title not in seen:
             seen.add(attempt.title)

@@ -72,6 +72,17 @@ class Kind:
         given = {name: _value(one, f"{self.name}.{name}", parameters) for name, one in self.arguments.items()}
         return written(self.attack, {**self.defaults, **given})
 
+    def rung(self, part: float) -> list[Parameters]:
+        """Return what chooses the strengths at this part of their bounds, of either sign; arguments without one are left open."""
+        found: list[dict[str, Any]] = [{"kind": self.name}]
+        for name, one in self.arguments.items():
+            if isinstance(one, Strength):
+                key, size = f"{self.name}.{name}", one.low ** (1 - part) * one.high**part
+                found = [{**each, key: round(size) if one.whole else size} for each in found]
+                if one.signed:
+                    found = [{**each, f"{key}.sign": sign} for each in found for sign in "+-"]
+        return [each for each in found if len(each) > 1]
+
     def parameters(self) -> Parameters:
         """Return what would have chosen the defaults, as far as a choice can: None as a strength is none."""
         found: dict[str, Any] = {"kind": self.name}
@@ -93,14 +104,14 @@ def catalogue(mimicked: Sequence[int]) -> list[Kind]:
     directions = Choice(("std", "unit", "sign"))
     return [
         Kind(attacks.SignFlip, {}),
-        Kind(attacks.ReverseGradient, {"factor": Strength(0.01, 1e4)}),
-        Kind(attacks.IPM, {"epsilon": Strength(0.01, 1e4)}),
-        Kind(attacks.ALIE, {"z": Strength(0.05, 1e3, signed=True)}),
+        Kind(attacks.ReverseGradient, {"factor": Strength(0.1, 1e3)}),
+        Kind(attacks.IPM, {"epsilon": Strength(0.05, 100)}),
+        Kind(attacks.ALIE, {"z": Strength(0.1, 30, signed=True)}),
         Kind(attacks.MinMax, {"deviation": directions}),
         Kind(attacks.MinSum, {"deviation": directions}),
         Kind(attacks.Mimic, {"worker": Choice((None, *mimicked))}),
-        Kind(attacks.Gaussian, {"deviation": Strength(1e-3, 1e4)}),
-        Kind(attacks.Constant, {"value": Strength(1e-4, 1e4, signed=True)}),
+        Kind(attacks.Gaussian, {"deviation": Strength(1e-3, 1e3)}),
+        Kind(attacks.Constant, {"value": Strength(1e-3, 1e3, signed=True)}),
         Kind(attacks.NonFinite, {"value": Choice((".nan", ".inf", "-.inf"))}),
         Kind(attacks.Replay, {"delay": Strength(1, 20, whole=True)}),
         Kind(attacks.BitFlip, {"flips": Choice((1, 2, 4, 8)), "coordinates": Strength(1, 1e4, whole=True)}),
