@@ -273,22 +273,24 @@ class Untested(DigitsData):
 
 @needs_optuna
 @pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
 def test_it_breaks_the_mean_of_a_real_run(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One of two attackers of eight is enough; the config that is left replays it; nobody reads test data."""
     Path("own.py").write_text(OWN)
     config = yaml.safe_load(Path("fit.yaml").read_text())
-    config["trainer"].update(max_epochs=1, limit_train_batches=8, callbacks=[])
+    config["trainer"].update(max_epochs=1, limit_train_batches=8, gradient_clip_val=None, callbacks=[])
     config["trainer"]["strategy"]["init_args"].update(aggregator="Mean", preaggregators=[])
     config["data"]["class_path"] = "own.Untested"
     Path("fit.yaml").write_text(yaml.safe_dump(config))
     run("--budget", str(FIXED + 2))
     trials = trials_of()
     scores = [float(trial["val_accuracy"]) for trial in trials if trial["n"] == "1"]
+    assert not trials[0]["failure"]
     assert scores[0] > 0.35
-    assert min(scores) < 0.12
-    (note, *_), record = (Path("out") / "worst.yaml").read_text().splitlines(), None
+    assert min(scores) < 0.15
+    note = (Path("out") / "worst.yaml").read_text().splitlines()[0]
     worst = trials[int(note.split()[2])]
     record = Folder(Path("out")).records()[worst["runs"]]
     monkeypatch.setattr(sys, "argv", ["lightning-byz"])
