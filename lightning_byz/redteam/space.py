@@ -105,7 +105,7 @@ def catalogue(mimicked: Sequence[int]) -> list[Kind]:
     return [
         Kind(attacks.SignFlip, {}),
         Kind(attacks.ReverseGradient, {"factor": Strength(0.1, 1e3)}),
-        Kind(attacks.IPM, {"epsilon": Strength(0.05, 100)}),
+        Kind(attacks.IPM, {"epsilon": Strength(0.01, 100)}),
         Kind(attacks.ALIE, {"z": Strength(0.1, 30, signed=True)}),
         Kind(attacks.MinMax, {"deviation": directions}),
         Kind(attacks.MinSum, {"deviation": directions}),
