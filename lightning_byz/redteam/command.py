@@ -85,15 +85,14 @@ def _run(told: argparse.Namespace) -> None:
             "redteam searches with optuna, which is not installed: pip install 'lightning-byz[redteam]'."
         ) from None
     folder, trials = Folder(plan.output), list[Trial]()
-    with folder.locked():
+    with folder.locked(), kept(folder, (1 + plan.budget) * len(plan.seeds)):
         plan = claimed(plan, folder)
-        with kept(folder, (1 + plan.budget) * len(plan.seeds)):
-            try:
-                for trial in searched(plan, folder):
-                    trials.append(trial)
-            finally:
-                if trials:
-                    write_report(plan, trials, folder)
+        try:
+            for trial in searched(plan, folder):
+                trials.append(trial)
+        finally:
+            if trials:
+                write_report(plan, trials, folder)
     say(plan, trials, Console())
     if all(trial.failures for trial in trials[1:]):
         sys.exit(f"error: no attack has finished; {plan.output / 'trials.csv'} says why.")

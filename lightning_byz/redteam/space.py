@@ -5,7 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from lightning_byz import attacks
+from lightning_byz.attacks import (
+    ALIE,
+    IPM,
+    Attack,
+    BitFlip,
+    Constant,
+    Gaussian,
+    Mimic,
+    MinMax,
+    MinSum,
+    NonFinite,
+    Optimized,
+    Replay,
+    ReverseGradient,
+    SignFlip,
+)
 
 Parameters = Mapping[str, Any]
 """What a search has chosen: a kind, and its arguments under ``KIND.ARGUMENT``."""
@@ -44,7 +59,7 @@ class Kind:
         arguments: How each argument is chosen; the others stay at their defaults.
     """
 
-    attack: type[attacks.Attack]
+    attack: type[Attack]
     arguments: Mapping[str, Strength | Choice]
 
     @property
@@ -103,31 +118,31 @@ def catalogue(mimicked: Sequence[int]) -> list[Kind]:
     """
     directions = Choice(("std", "unit", "sign"))
     return [
-        Kind(attacks.SignFlip, {}),
-        Kind(attacks.ReverseGradient, {"factor": Strength(0.1, 1e3)}),
-        Kind(attacks.IPM, {"epsilon": Strength(0.01, 100)}),
-        Kind(attacks.ALIE, {"z": Strength(0.1, 30, signed=True)}),
-        Kind(attacks.MinMax, {"deviation": directions}),
-        Kind(attacks.MinSum, {"deviation": directions}),
-        Kind(attacks.Mimic, {"worker": Choice((None, *mimicked))}),
-        Kind(attacks.Gaussian, {"deviation": Strength(1e-3, 1e3)}),
-        Kind(attacks.Constant, {"value": Strength(1e-3, 1e3, signed=True)}),
-        Kind(attacks.NonFinite, {"value": Choice((".nan", ".inf", "-.inf"))}),
-        Kind(attacks.Replay, {"delay": Strength(1, 20, whole=True)}),
-        Kind(attacks.BitFlip, {"flips": Choice((1, 2, 4, 8)), "coordinates": Strength(1, 1e4, whole=True)}),
+        Kind(SignFlip, {}),
+        Kind(ReverseGradient, {"factor": Strength(0.1, 1e3)}),
+        Kind(IPM, {"epsilon": Strength(0.01, 100)}),
+        Kind(ALIE, {"z": Strength(0.1, 30, signed=True)}),
+        Kind(MinMax, {"deviation": directions}),
+        Kind(MinSum, {"deviation": directions}),
+        Kind(Mimic, {"worker": Choice((None, *mimicked))}),
+        Kind(Gaussian, {"deviation": Strength(1e-3, 1e3)}),
+        Kind(Constant, {"value": Strength(1e-3, 1e3, signed=True)}),
+        Kind(NonFinite, {"value": Choice((".nan", ".inf", "-.inf"))}),
+        Kind(Replay, {"delay": Strength(1, 20, whole=True)}),
+        Kind(BitFlip, {"flips": Choice((1, 2, 4, 8)), "coordinates": Strength(1, 1e4, whole=True)}),
     ]
 
 
 def optimized() -> list[Mapping[str, Any]]:
     """Return the catalogue's own line searches, at each step anew: fixed attacks too."""
-    return [written(attacks.Optimized, {"attack": written(kind, {})}) for kind in (attacks.ALIE, attacks.IPM)]
+    return [written(Optimized, {"attack": written(kind, {})}) for kind in (ALIE, IPM)]
 
 
 def written(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object as a config writes it.
 
     Example:
-        >>> written(attacks.NonFinite, {"value": math.nan})
+        >>> written(NonFinite, {"value": math.nan})
         {'class_path': 'lightning_byz.attacks.NonFinite', 'init_args': {'value': '.nan'}}
     """
     path = f"lightning_byz.attacks.{kind.__name__}"
