@@ -117,12 +117,18 @@ def main(args: Sequence[str] | None = None) -> None:
 
         compare(given[1:])
         return
+    if given[:1] == ["redteam"]:
+        from lightning_byz.redteam import main as redteam
+
+        redteam(given[1:])
+        return
     try:
         CommandLine(
             parser_class=Parser,
             parser_kwargs={
                 "allow_abbrev": False,  # a misspelt option must not pass as another one
-                "epilog": "lightning-byz compare --help: a grid of fits, with tables, figures and a page.",
+                "epilog": "lightning-byz compare --help: a grid of fits, with tables, figures and a page. "
+                "lightning-byz redteam --help: the attack that hurts a fit most.",
             },
             seed_everything_default=0,
             save_config_callback=SaveConfig,

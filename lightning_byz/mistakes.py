@@ -24,7 +24,7 @@ from lightning_byz.kinds import (
 )
 
 COMMANDS = ("fit", "validate", "test", "predict")
-_ALL = (*COMMANDS, "compare")
+_ALL = (*COMMANDS, "compare", "redteam")
 _KEYS: dict[str, Any] = {
     "trainer": Trainer,
     "model": LightningModule,

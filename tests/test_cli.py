@@ -194,6 +194,7 @@ def answer(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     (tmp_path / "configs").mkdir()
     for name in ("quickstart.yaml", "compare.yaml"):
         (tmp_path / "configs" / name).write_text((ROOT / "configs" / name).read_text())
+    (tmp_path / "configs" / "plain.yaml").write_text("model: DigitsClassifier\ndata: DigitsData\n")
     torch.save({"state_dict": {"weight": torch.zeros(1000)}}, tmp_path / "half.ckpt")
     os.truncate(tmp_path / "half.ckpt", 1000)
 

@@ -288,7 +288,7 @@ def test_one_command_at_a_time(write: Write, run: Run, imagined: Callable[..., l
     imagined(lambda options: {"val_accuracy": 0.5})
     write()
     with Folder(Path("out")).locked():
-        assert "another compare is running in out" in run(status=2)
+        assert "another command is running in out" in run(status=2)
 
 
 def test_a_metric_that_no_run_logs_is_known_after_the_first(

@@ -48,7 +48,7 @@ FLOORS = {
     2: {"exchange"},
     3: {"rounds", "optimizers", "testing"},
     4: {"strategies", "data", "metrics", "callbacks", "demos"},
-    5: {"cli", "compare", "kinds", "mistakes", "__main__", "__init__"},
+    5: {"cli", "compare", "redteam", "kinds", "mistakes", "__main__", "__init__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 RULES = ("aggregators", "preaggregators", "attacks", "estimators")
@@ -232,7 +232,7 @@ def test_the_name_robust_is_registered_where_lightning_is(statement: str, regist
 
 def test_the_front_door_opens_every_room() -> None:
     """Each public package of the library is an attribute of ``lightning_byz``, imported or not; nothing else is made up."""
-    inner = {"kernels", "rounds", "compare"}
+    inner = {"kernels", "rounds", "compare", "redteam"}
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - inner
     assert set(lightning_byz._ROOMS) == rooms
     assert all(inspect.ismodule(getattr(lightning_byz, room)) for room in rooms)

@@ -2,41 +2,26 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning_byz.compare.cells import Cell, Cells, Variant
 from lightning_byz.compare.fit import Job, check
 from lightning_byz.compare.grid import Grid, read_grid
+from lightning_byz.compare.options import SentenceParser, kept
 from lightning_byz.compare.page import command_line
-from lightning_byz.compare.processes import FullDisk, Processes
+from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.progress import Meter, meter
-from lightning_byz.compare.records import Folder, Record, full_disk
+from lightning_byz.compare.records import Folder, Record
 from lightning_byz.compare.report import write_report
 from lightning_byz.compare.summaries import chosen
 from lightning_byz.compare.yaml_file import GridMistake
 from lightning_byz.kinds import hint, listed
 
 MANY = 10_000
-OPTIONS = ("--config", "--output", "--processes", "--cell", "--retry", "--yes", "--help")
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with its sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it, with the option that was meant where one comes close."""
-        if message.startswith("unrecognized arguments: "):
-            given = message.partition(": ")[2].split()[0].partition("=")[0]
-            if not given.startswith("-"):
-                raise GridMistake(f"{given!r} is no option: give --config {given}.")
-            known = f"there are {listed(OPTIONS)}."
-            raise GridMistake(f"there is no option {given}: {hint(given, OPTIONS) or known}")
-        raise GridMistake(f"{message}; see lightning-byz compare --help.")
 
 
 def main(args: Sequence[str]) -> None:
@@ -53,7 +38,9 @@ def main(args: Sequence[str]) -> None:
 
 
 def _options(args: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser("lightning-byz compare", description="Run a grid of fits and compare them.", allow_abbrev=False)
+    parser = SentenceParser(
+        "lightning-byz compare", description="Run a grid of fits and compare them.", allow_abbrev=False
+    )
     parser.add_argument("--config", metavar="GRID", help="the grid, such as configs/compare.yaml; see docs/compare.md")
     parser.add_argument("--output", type=Path, help="the folder of the results, instead of the grid's")
     parser.add_argument("--processes", type=int, help="how many runs at the same time, instead of the grid's")
@@ -91,7 +78,7 @@ def _run(told: argparse.Namespace) -> None:
         if told.retry:
             folder.forget(one.id for one in folder.records().values() if one.failure)
         command = command_line(told.config, str(told.output) if told.output else None)
-        with _kept(folder, cells):
+        with kept(folder, cells.count, known):
             try:
                 complete(cells, folder)
             finally:
@@ -133,13 +120,13 @@ def complete(cells: Cells, folder: Folder) -> None:
         [run for variant in cells.variants for _, runs in cells.tuning(variant) for run in runs],
     )
     with meter(cells.count, _count(cells, done)) as progress, Processes(grid.processes, grid.threads) as processes:
-        _finish(tuning, cells, folder, processes, progress)
+        finish(tuning, cells, folder, processes, progress)
         done, compared = folder.records(), []
         for variant in cells.variants:
             values = chosen(cells, variant, done).values
             compared += [] if values is None else cells.compared(variant, values)
         progress.expect(len(tuning) + len(compared))
-        _finish(compared, cells, folder, processes, progress)
+        finish(compared, cells, folder, processes, progress)
 
 
 def job_of(cell: Cell, grid: Grid, output: Path) -> Job:
@@ -159,7 +146,13 @@ def _count(cells: Cells, done: dict[str, Record]) -> int:
     return sum(one in done for one in chain(tuning, compared))
 
 
-def _finish(runs: Sequence[Cell], cells: Cells, folder: Folder, processes: Processes, progress: Meter) -> None:
+def finish(runs: Sequence[Cell], cells: Cells, folder: Folder, processes: Processes, progress: Meter) -> None:
+    """Make those of these runs that are not kept yet.
+
+    Raises:
+        GridMistake: If the first run that finishes has not logged the metric.
+        FullDisk: If a run could not be kept.
+    """
     done = folder.records(run.id for run in runs)
     logged = _refuse_unlogged(done.values(), cells.grid.metric, folder)
     titles = {run.id: f"{run.variant.title}, seed {run.seed}" for run in runs}
@@ -182,23 +175,6 @@ def _refuse_unlogged(records: Any, metric: str, folder: Folder) -> bool:
         near = hint(metric, names) or f"it logged {listed(names) or 'nothing'}."
         raise GridMistake(f"metric={metric}: the first run has not logged it, and is kept in {folder.path}: {near}")
     return False
-
-
-@contextmanager
-def _kept(folder: Folder, cells: Cells) -> Iterator[None]:
-    """Say what is safe, where the command ends before it is done."""
-    try:
-        yield
-    except (FullDisk, OSError, KeyboardInterrupt) as error:
-        if not isinstance(error, (FullDisk, KeyboardInterrupt)) and not full_disk(error):
-            raise
-        known = cells.possible()
-        safe = sum(path.stem in known for path in (folder.path / "records").glob("*.json"))
-        runs = f"{safe} of {cells.count} runs are safe in {folder.path / 'records'}"
-        if isinstance(error, KeyboardInterrupt):
-            print(f"stopped: {runs}; the same command goes on from there.", file=sys.stderr)
-            sys.exit(130)
-        sys.exit(f"error: the disk is full: {runs}; make room and give the same command, which goes on from there.")
 
 
 def _replay(cell: Cell, cells: Cells, folder: Folder) -> None:

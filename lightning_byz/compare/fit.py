@@ -12,6 +12,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -125,15 +126,15 @@ class _Parsed(Exception):
     """All that was asked for is known."""
 
 
-def check(arguments: Sequence[str]) -> None:
-    """Parse the arguments of a fit, and no more.
+def check(arguments: Sequence[str]) -> Namespace:
+    """Parse the arguments of a fit, and no more; return what they say.
 
     Raises:
         GridMistake: Saying what is wrong with them.
     """
     with untouched(1):
         _with_own_files()
-        _Fit(arguments, None, Recorder())
+        return _Fit(arguments, None, Recorder()).config["fit"]
 
 
 def perform(job: Job) -> Record:
@@ -143,7 +144,7 @@ def perform(job: Job) -> Record:
         SeveralRanks: If it must have a process of its own.
         OSError: If the disk is full; nothing is kept then.
     """
-    output, start, failure, recorder = Path(job.output), time.perf_counter(), "", Recorder()
+    output, start, failure, kind, recorder = Path(job.output), time.perf_counter(), "", "", Recorder()
     with untouched(job.threads):
         _with_own_files()
         try:
@@ -154,7 +155,7 @@ def perform(job: Job) -> Record:
             if full_disk(error):
                 raise
             traceback.print_exc()
-            failure = _sentence(error)
+            failure, kind = _sentence(error), type(error).__name__
         record = Record(
             id=job.id,
             failure=failure,
@@ -162,6 +163,7 @@ def perform(job: Job) -> Record:
             evaluations=recorder.evaluations,
             test=recorder.test,
             versions={"python": python_version(), **{name: version(name) for name in PACKAGES}},
+            error=kind,
         )
     if _first_rank():
         Folder(output).save(record)

@@ -46,6 +46,7 @@ class Record:
         evaluations: In order.
         test: What a test logged.
         versions: Of the packages that ran it.
+        error: The name of the exception that ended it; "" where it finished, or its process died.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Record:
     evaluations: Sequence[Evaluation] = ()
     test: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
 
     def last(self, metric: str) -> float | None:
         """Return the metric as the last evaluation has it; ``None`` for a run that failed or did not log it."""
@@ -108,7 +110,7 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise GridMistake(
-                    f"another compare is running in {self.path}: wait for it, or give another output."
+                    f"another command is running in {self.path}: wait for it, or give another output."
                 ) from None
             for left in self.path.rglob(".*.partial"):
                 left.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The search: what is tried in which order, one run or many at a time, and never twice."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from lightning_byz.compare.command import finish
+from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.processes import Processes
+from lightning_byz.compare.progress import Meter, meter
+from lightning_byz.compare.records import Folder, write_whole
+from lightning_byz.compare.yaml_file import GridMistake
+from lightning_byz.redteam.plan import Plan
+from lightning_byz.redteam.sampler import Question, Sampler
+from lightning_byz.redteam.space import Parameters
+from lightning_byz.redteam.trials import Attempt, Trial, trial_of
+
+
+def claimed(plan: Plan, folder: Folder) -> Plan:
+    """Have the folder be this search's, and return the plan as it was begun there.
+
+    Raises:
+        GridMistake: If it holds something else.
+    """
+    path = folder.path / "search.json"
+    if path.is_file():
+        begun = json.loads(path.read_text())
+        other = [key for key, mine in plan.told.items() if begun[key] != mine]
+        judged = len(folder.records()) > len(plan.seeds)  # by its metric; the first runs are made without attack
+        for key in other if judged or set(other) - {"metric", "mode"} else ():
+            mine, its = name_of(plan.told[key]), name_of(begun[key])
+            what = "of another config" if key == "config" else f"with {key}={its}, not {mine}"
+            raise GridMistake(
+                f"{folder.path} holds a search {what}: give another --output, or the search as it was; its budget may grow."
+            )
+        plan = replace(plan, ahead=begun["ahead"])
+    elif others := folder.records():
+        raise GridMistake(f"{folder.path} holds {len(others)} runs of no search: give another --output.")
+    write_whole(path, json.dumps({**plan.told, "ahead": plan.ahead}, indent=1) + "\n")
+    return plan
+
+
+def searched(plan: Plan, folder: Folder) -> Iterator[Trial]:
+    """Yield what each attack did, in the order of the search; runs that are kept are not made again.
+
+    Raises:
+        GridMistake: If the first run that finishes has not logged the metric.
+        FullDisk: If a run could not be kept.
+    """
+    most = len(plan.attackers)
+    total = (1 + plan.budget) * len(plan.seeds)
+    with meter(total, len(folder.records())) as progress, Processes(plan.processes, 1) as processes:
+        room = _Room(plan, folder, processes, progress)
+        yield from room.tried([Attempt(0, "none", None, 0)])
+        fixed = [Attempt(number, "fixed", attack, most) for number, attack in enumerate(plan.fixed, 1)]
+        sampler, seen = Sampler(plan.kinds, most), set()
+        for kind, trial in zip([*plan.kinds, *([None] * len(fixed))], room.tried(fixed), strict=False):
+            if kind is not None:
+                sampler.seen(kind, trial.harm(plan.mode))
+            seen.add(trial.attempt.title)
+            yield trial
+        number = len(fixed)
+        while number < plan.budget:
+            places = range(number + 1, min(number + plan.ahead, plan.budget) + 1)
+            asked = [_asked(sampler, plan, seen, place) for place in places]
+            for (question, _), trial in zip(asked, room.tried([one for _, one in asked]), strict=True):
+                sampler.tell(question, trial.harm(plan.mode))
+                yield trial
+            number += len(asked)
+
+
+class _Room:
+    """Where attacks are tried."""
+
+    def __init__(self, plan: Plan, folder: Folder, processes: Processes, progress: Meter) -> None:
+        self._plan, self._folder, self._processes, self._progress = plan, folder, processes, progress
+
+    def tried(self, attempts: Sequence[Attempt]) -> list[Trial]:
+        """Return what came of these, all at the same time."""
+        names = {f"{one.number}, {one.title}": (one.attack, one.attackers) for one in attempts}
+        cells = self._plan.cells(names)
+        runs = [cells.compared(variant, {}) for variant in cells.variants]
+        finish([run for mine in runs for run in mine], cells, self._folder, self._processes, self._progress)
+        records = self._folder.records(run.id for mine in runs for run in mine)
+        pairs = zip(attempts, runs, strict=True)
+        return [trial_of(attempt, mine, records, self._plan.metric) for attempt, mine in pairs]
+
+
+def _asked(sampler: Sampler, plan: Plan, seen: set[str], number: int) -> tuple[Question, Attempt]:
+    """Return the sampler's question and the attack that it asks for, which has not been tried; note it as seen."""
+    repeats = 0
+    while True:
+        question, parameters = sampler.ask(repeats=repeats)
+        attempt = _attempt(plan, parameters, number)
+        if attempt.title not in seen:
+            seen.add(attempt.title)
+            return question, attempt
+        sampler.tell(question, None)
+        repeats += 1
+
+
+def _attempt(plan: Plan, parameters: Parameters, number: int) -> Attempt:
+    kind = next(one for one in plan.kinds if one.name == parameters["kind"])
+    return Attempt(number, "search", kind.chosen(parameters), parameters["attackers"])

@@ -1,0 +1,96 @@
+"""What has been tried, and what came of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_byz.compare.cells import Cell
+from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.records import Record
+from lightning_byz.compare.summaries import Spread
+from lightning_byz.compare.tables import told
+from lightning_byz.errors import TooManyFaults
+
+Purpose = Literal["none", "fixed", "search"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attack that is tried.
+
+    Args:
+        number: Its place in the search; 0 for the run without attack.
+        purpose: Whether it is that one, a fixed attack, or was chosen by the search.
+        attack: As a config writes it; ``None`` for none.
+        attackers: How many attack.
+    """
+
+    number: int
+    purpose: Purpose
+    attack: Mapping[str, Any] | None
+    attackers: int
+
+    @property
+    def title(self) -> str:
+        """The attack, and by how many."""
+        if self.attack is None:
+            return "no attack"
+        return f"{name_of(self.attack)} by {self.attackers}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of an attack.
+
+    Args:
+        attempt: The attack.
+        cells: Its runs, one per seed.
+        scores: The metric at the last evaluation of each run that finished.
+        failures: Why the others did not.
+        stopped: Whether some of them ended with ``TooManyFaults``, and none for another reason: an attack that leaves no model.
+    """
+
+    attempt: Attempt
+    cells: Sequence[Cell]
+    scores: Sequence[float]
+    failures: Sequence[str]
+    stopped: bool
+
+    @property
+    def score(self) -> Spread:
+        """Mean over the seeds; of nothing, where a run did not finish."""
+        return Spread.of([] if self.failures else list(self.scores))
+
+    @property
+    def said(self) -> str:
+        """The score in words."""
+        return "stopped" if self.stopped else "failed" if self.failures else told(self.score)
+
+    def harm(self, mode: str) -> float | None:
+        """Return how bad it is for the user, more being worse; no model, or a metric of NaN, is worst of all.
+
+        ``None`` where a run failed for a reason that need not be the attack.
+        """
+        if self.stopped:
+            return math.inf
+        if self.failures:
+            return None
+        mean = self.score.mean
+        return math.inf if math.isnan(mean) else -mean if mode == "max" else mean
+
+
+def trial_of(attempt: Attempt, cells: Sequence[Cell], records: Mapping[str, Record], metric: str) -> Trial:
+    """Return what the records say of an attack."""
+    found = [(record, record.last(metric)) for record in (records[cell.id] for cell in cells)]
+    scores = [score for _, score in found if score is not None]
+    bad = [record for record, score in found if score is None]
+    failures = [record.failure or f"it logged no {metric}" for record in bad]
+    stopped = bool(bad) and all(record.error == TooManyFaults.__name__ for record in bad)
+    return Trial(attempt, cells, scores, failures, stopped)
+
+
+def worst(trials: Sequence[Trial], mode: str) -> Trial | None:
+    """Return the first of those that hurt most; ``None`` where no attack has finished."""
+    known = [(harm, trial) for trial in trials if (harm := trial.harm(mode)) is not None and trial.attempt.attack]
+    return max(known, key=lambda one: one[0])[1] if known else None

@@ -1,0 +1,294 @@
+"""``lightning-byz redteam``: what is searched, that it finds what is there, and that nothing is tried or lost twice."""
+
+import csv
+import importlib.util
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_byz import attacks, cli
+from lightning_byz.compare import answer
+from lightning_byz.compare.fit import Job, perform
+from lightning_byz.compare.records import Evaluation, Folder, Record, write_whole
+from lightning_byz.redteam import command
+from lightning_byz.redteam.space import catalogue, optimized
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXED = 15  # twelve kinds, two line searches, and the quickstart's own
+needs_optuna = pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is None, reason="optuna is not installed: pip install 'lightning-byz[redteam]'"
+)
+
+Run = Callable[..., str]
+Score = Callable[[str, Mapping[str, Any], int, int], float]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process, beside the quickstart's config; return what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("fit.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+
+    def run(*options: str, status: int | None = None, output: str = "out") -> str:
+        capfd.readouterr()
+        whole = ["redteam", "--config", "fit.yaml", "--output", output, "--processes", "0", *options]
+        if status is None:
+            cli.main(whole)
+            return capfd.readouterr().out
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(whole)
+        code, told = stopped.value.code, capfd.readouterr().err
+        assert (1 if isinstance(code, str) else code) == status, (code, told)
+        return str(code) if isinstance(code, str) else told
+
+    return run
+
+
+@pytest.fixture
+def imagined(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[str]]:
+    """Have runs end with what a function makes of attack, arguments, number of attackers and seed; return the list of ids that ran."""
+
+    def imagine(score: Score) -> list[str]:
+        made: list[str] = []
+
+        def performed(job: Job) -> Record:
+            options = dict(option.removeprefix("--").split("=", 1) for option in job.arguments[3:])
+            attack = json.loads(options["trainer.strategy.attack"]) or {"class_path": "none", "init_args": {}}
+            name, count = (
+                attack["class_path"].rpartition(".")[2],
+                len(json.loads(options["trainer.strategy.attackers"])),
+            )
+            failure, error, evaluations = "", "", []
+            try:
+                told = score(name, attack["init_args"], count, int(options["seed_everything"]))
+                evaluations = [Evaluation(1, 10, 0.1, None, {"val_accuracy": told, "val_loss": told})]
+            except (ZeroDivisionError, OverflowError) as broken:
+                failure = str(broken)
+                error = "TooManyFaults" if isinstance(broken, OverflowError) else "ZeroDivisionError"
+            made.append(job.id)
+            folder = Folder(Path(job.output))
+            write_whole(folder.path / "cells" / f"{job.id}.yaml", f"seed_everything: {options['seed_everything']}\n")
+            folder.save(record := Record(job.id, failure, 0.2, evaluations, error=error))
+            return record
+
+        monkeypatch.setattr(answer, "perform", performed)
+        return made
+
+    return imagine
+
+
+def trials_of(output: str = "out") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((Path(output) / "trials.csv").read_text())))
+
+
+def hill(name: str, arguments: Mapping[str, Any], count: int, seed: int) -> float:
+    """Accuracy 0.9, in a dip around ALIE(z=5), deeper with more attackers; ALIE's default is far from it."""
+    z = arguments.get("z") if name == "ALIE" else None
+    return 0.9 if name == "none" else 0.8 if z is None or z < 0 else 0.8 - 0.3 * count / math.cosh(2 * math.log(z / 5))
+
+
+def test_every_attack_is_searched() -> None:
+    kinds = catalogue([0, 1])
+    assert {kind.name for kind in kinds} == set(attacks.__all__) - {"Attack", "Sight", "LabelFlip", "Optimized"}
+    for kind in kinds:
+        assert set(kind.arguments) <= set(kind.defaults)
+        parameters = kind.parameters()
+        if kind.name == "ALIE":
+            assert parameters == {"kind": "ALIE"}  # its default is no number
+        else:
+            assert kind.chosen(parameters) == kind.fixed
+    assert len(kinds) + len(optimized()) + 1 == FIXED
+
+
+@needs_optuna
+def test_it_finds_a_strength_that_no_fixed_attack_has(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    made = imagined(hill)
+    printed = run("--budget", "60")
+    trials = trials_of()
+    assert len(made) == len(set(made)) == len(trials) == 61
+    assert [trial["purpose"] for trial in trials] == ["none", *["fixed"] * FIXED, *["search"] * (60 - FIXED)]
+    assert len({(trial["config"], trial["attackers"]) for trial in trials}) == 61
+    worst = min(trials, key=lambda trial: float(trial["val_accuracy"]))
+    assert worst["attack"].startswith("ALIE(z=")
+    assert (worst["attackers"], 4 < json.loads(worst["config"])["init_args"]["z"] < 6.3) == ("6 7", True)
+    assert {trial["attackers"] for trial in trials[FIXED + 1 :]} >= {"6", "6 7"}
+    assert float(worst["difference"]) == pytest.approx(float(worst["val_accuracy"]) - 0.9)
+    gap = float(worst["val_accuracy"]) - 0.8
+    assert f"{worst['attack']} by 2 hurts more than the best fixed attack, SignFlip by 2, by {gap:+.4f} of" in printed
+    config = (Path("out") / "worst.yaml").read_text()
+    assert config.endswith((Path("out") / "cells" / f"{worst['runs']}.yaml").read_text())
+    assert f"# Trial {worst['trial']} of fit.yaml: {worst['attack']} by 2; val_accuracy " in config
+
+
+@needs_optuna
+@pytest.mark.parametrize("runs", [0, 1, 9, 27])
+def test_a_search_goes_on_where_it_was_stopped(run: Run, imagined: Callable[[Score], list[str]], runs: int) -> None:
+    """The same trials as a search that nothing stopped, and no run made twice."""
+    imagined(hill)
+    run("--budget", "30", output="whole")
+
+    def stopping(*given: Any) -> float:
+        if len(made) == runs:
+            raise KeyboardInterrupt
+        return hill(*given)
+
+    made = imagined(stopping)
+    assert f"stopped: {runs} of 31 runs are safe in out/records; the same command goes on" in run(
+        "--budget", "30", status=130
+    )
+    again = imagined(hill)
+    run("--budget", "30")
+    assert len(again) == 31 - runs
+    assert (Path("out") / "trials.csv").read_text() == (Path("whole") / "trials.csv").read_text()
+
+
+@needs_optuna
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_budget_may_grow(
+    run: Run, imagined: Callable[[Score], list[str]], ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = command.planned
+    monkeypatch.setattr(command, "planned", lambda *given: replace(planned(*given), ahead=ahead))
+    made = imagined(hill)
+    run("--budget", "40", output="whole")
+    run("--budget", "26")
+    count = len(made)
+    monkeypatch.setattr(command, "planned", planned)  # other processes: the search stays as it was begun
+    run("--budget", "40")
+    assert len(made) == count + 14
+    assert trials_of() == trials_of("whole")
+
+
+@needs_optuna
+def test_a_run_that_is_stopped_is_worst_and_one_that_fails_is_none(
+    run: Run, imagined: Callable[[Score], list[str]]
+) -> None:
+    def score(name: str, arguments: Mapping[str, Any], count: int, seed: int) -> float:
+        if name == "Gaussian":
+            return 1 / 0
+        if name == "Constant" and seed == 2:
+            raise OverflowError("3 steps in a row could not be taken.")
+        return 0.1 if name == "SignFlip" else 0.9
+
+    imagined(score)
+    printed = run("--budget", str(FIXED), "--seeds", "1", "2")
+    assert (
+        "1 of 16 trials failed, and are taken for no harm; Gaussian(deviation=200.0) by 2: division by zero" in printed
+    )
+    assert "more than the fixed Constant(value=-100.0) by 2. It ends the run: 3 steps in a row" in printed
+    found = {trial["attack"]: trial for trial in trials_of()}
+    assert found["Gaussian(deviation=200.0)"]["failure"] == "division by zero"
+    assert found["Constant(value=-100.0)"]["n"] == "0"
+    imagined(lambda *given: 1 / 0)
+    assert "no attack has finished; dead/trials.csv says why" in run("--budget", "20", status=1, output="dead")
+    assert not (Path("dead") / "worst.yaml").exists()
+
+
+@needs_optuna
+def test_a_metric_that_is_no_number_is_worst_and_seeds_are_averaged(
+    run: Run, imagined: Callable[[Score], list[str]]
+) -> None:
+    def score(name: str, arguments: Mapping[str, Any], count: int, seed: int) -> float:
+        return {"none": 1.0 + seed, "Replay": math.nan, "SignFlip": 5.0 * seed}.get(name, 0.5)
+
+    imagined(score)
+    printed = run("--budget", "20", "--metric", "val_loss", "--mode", "min", "--seeds", "1", "3")
+    none, flip = trials_of()[:2]
+    assert [float(none["val_loss"]), float(flip["val_loss"]), float(flip["standard_error"])] == [3, 10, 5]
+    assert (float(flip["difference"]), flip["n"], len(flip["runs"].split())) == (7, "2", 2)
+    assert "the fixed Replay(delay=10) by 2" in printed
+
+
+@needs_optuna
+def test_who_attacks(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    """The config's attackers first, then the last of the others; whom Mimic copies never attacks."""
+    imagined(hill)
+    text = Path("fit.yaml").read_text()
+    Path("fit.yaml").write_text(text.replace("attackers: [6, 7]", "attackers: [3]"))
+    run("--budget", "60", "--attackers", "4")
+    trials = trials_of()
+    assert {trial["attackers"] for trial in trials} == {"", "3", "3 7", "3 6 7", "3 5 6 7"}
+    assert {trial["attackers"] for trial in trials[1 : FIXED + 1]} == {"3 5 6 7"}
+    mimicked = {trial["attack"] for trial in trials if trial["attack"].startswith("Mimic")}
+    assert not mimicked & {f"Mimic(worker={one})" for one in (3, 5, 6, 7)}
+    Path("fit.yaml").write_text(text.replace("f: 2", "f: max"))
+    run("--budget", "15", output="max")
+    assert trials_of("max")[1]["attackers"] == "6 7"
+
+
+@needs_optuna
+def test_what_a_folder_holds_is_left_alone(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    made = imagined(hill)
+    misspelt = ("--budget", "16", "--metric", "val_acuracy", "--mode", "max")
+    said = "metric=val_acuracy: the first run has not logged it, and is kept in out: did you mean val_accuracy?"
+    assert said in run(*misspelt, status=2)
+    assert said in run(*misspelt, status=2)
+    assert len(made) == 1
+    run("--budget", "16")  # nothing was judged by the other metric
+    assert len(made) == 17
+    before = (Path("out") / "trials.csv").read_text()
+    way = "give another --output, or the search as it was; its budget may grow."
+    for options, what in (
+        (["--metric", "val_loss", "--mode", "min"], "with metric=val_accuracy, not val_loss"),
+        (["--seeds", "5"], "with seeds=[1], not [5]"),
+        (["--attackers", "1"], "with attackers=[6, 7], not [6]"),
+    ):
+        assert f"out holds a search {what}: {way}" in run("--budget", "20", *options, status=2)
+    Path("fit.yaml").write_text(Path("fit.yaml").read_text().replace("0.5", "0.4"))
+    assert f"out holds a search of another config: {way}" in run("--budget", "20", status=2)
+    assert len(made) == 17
+    assert (Path("out") / "trials.csv").read_text() == before
+    Folder(Path("grid")).save(Record("0123456789"))
+    assert "grid holds 1 runs of no search: give another --output." in run("--budget", "20", status=2, output="grid")
+
+
+def test_without_optuna_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [one for one in sys.modules if one.startswith("lightning_byz.redteam.")]:
+        if name.endswith((".search", ".sampler")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    said = "error: redteam searches with optuna, which is not installed: pip install 'lightning-byz[redteam]'.\n"
+    assert run("--budget", "20", status=2) == said
+    assert not Path("out").exists()
+
+
+OWN = """
+from lightning_byz.demos import DigitsData
+
+
+class Untested(DigitsData):
+    def test_dataloader(self):
+        raise RuntimeError("test data was read")
+"""
+
+
+@needs_optuna
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
+def test_it_breaks_the_mean_of_a_real_run(run: Run) -> None:
+    """Two attackers of eight are enough; the config that is left replays it to the bit; nobody reads test data."""
+    Path("own.py").write_text(OWN)
+    config = yaml.safe_load(Path("fit.yaml").read_text())
+    config["trainer"].update(max_epochs=1, limit_train_batches=8, gradient_clip_val=None, callbacks=[])
+    config["trainer"]["strategy"]["init_args"].update(aggregator="Mean", preaggregators=[])
+    config["data"]["class_path"] = "own.Untested"
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    run("--budget", str(FIXED + 2))
+    trials = trials_of()
+    scores = [float(trial["val_accuracy"]) for trial in trials if trial["n"] == "1"]
+    assert not trials[0]["failure"]
+    assert scores[0] > 0.35
+    assert min(scores) < 0.15
+    note = (Path("out") / "worst.yaml").read_text().splitlines()[0]
+    worst = trials[int(note.split()[2])]
+    kept = Folder(Path("out")).records()[worst["runs"]]
+    assert perform(Job("again", ["fit", "--config", "out/worst.yaml"], "again")).bits == kept.bits
