@@ -26,7 +26,7 @@ class Census:
         arrival: What became of each worker's message.
         weights: How much each worker's row counts at this step; 0 for a row that is broken or absent.
         ages: Steps since the row in use was computed.
-        used: For each parameter, by how many of the workers that sent something it was used.
+        used: For each parameter, by how many of the workers whose row is in use it was used.
 
     """
 
@@ -34,6 +34,11 @@ class Census:
     weights: Sequence[float]
     ages: Sequence[int]
     used: Sequence[int]
+
+    @property
+    def in_use(self) -> list[bool]:
+        """Whether rules see a row of the worker: the one that arrived, or an earlier one."""
+        return [word is Arrival.ARRIVED or weight > 0 for word, weight in zip(self.arrival, self.weights, strict=True)]
 
     def workers(self, arrival: Arrival) -> list[int]:
         """Return the ids of the workers whose message became this.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_byz.data.shard_sampler import ShardSampler
+from lightning_byz.data.shard_sampler import EndlessSampler, ShardSampler
 
 Indices = Sequence[int] | np.ndarray | Tensor
 
@@ -40,6 +40,21 @@ class Partition(ABC):
         """Return the indices of each worker's shard."""
         return [self.indices(dataset, workers=workers, worker=worker, seed=seed) for worker in range(workers)]
 
+    def samples(self, shards: Sequence[Sized]) -> int:
+        """Return how many samples make an epoch: those of all shards."""
+        return sum(map(len, shards))
+
+    def endless(
+        self, dataset: Sized, *, workers: int, shuffle: bool, seed: int
+    ) -> tuple[Sequence[EndlessSampler], int]:
+        """Return each worker's sampler without epochs, for workers that take unequal numbers of batches, and the samples of an epoch."""
+        shards = self._shards(dataset, workers, seed)
+        samplers = [
+            EndlessSampler(shard, worker=worker, length=len(shard), shuffle=shuffle, seed=seed)
+            for worker, shard in enumerate(shards)
+        ]
+        return samplers, self.samples(shards)
+
     def samplers(
         self, dataset: Sized, *, workers: int, shuffle: bool, seed: int, batch_size: int = 1, drop_last: bool = False
     ) -> Sequence[Sampler[int]]:
@@ -57,15 +72,18 @@ class Partition(ABC):
             ValueError: If a shard is empty or holds what is no index.
 
         """
-        shards = _checked(
-            type(self).__name__, self.shards(dataset, workers=workers, seed=seed), samples=len(dataset), workers=workers
-        )
-        steps = sum(map(len, shards)) / (workers * batch_size)
+        shards = self._shards(dataset, workers, seed)
+        steps = self.samples(shards) / (workers * batch_size)
         length = (math.floor(steps) if drop_last else math.ceil(steps)) * batch_size
         return [
             ShardSampler(shard, worker=worker, length=length, shuffle=shuffle, seed=seed)
             for worker, shard in enumerate(shards)
         ]
+
+    def _shards(self, dataset: Sized, workers: int, seed: int) -> list[Tensor]:
+        """Return the indices of each worker's shard, checked."""
+        shards = self.shards(dataset, workers=workers, seed=seed)
+        return _checked(type(self).__name__, shards, samples=len(dataset), workers=workers)
 
 
 @dataclass(frozen=True)

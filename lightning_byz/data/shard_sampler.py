@@ -1,6 +1,7 @@
 """The order in which one worker goes through its shard."""
 
 from collections.abc import Iterator
+from math import inf
 
 import torch
 from torch import Tensor
@@ -44,10 +45,14 @@ class ShardSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of one epoch."""
-        position, stop = self._epoch * self._length, (self._epoch + 1) * self._length
+        return self._between(self._epoch * self._length, (self._epoch + 1) * self._length)
+
+    def _between(self, position: int, stop: float) -> Iterator[int]:
+        """Yield the indices from one place on the way to another."""
         while position < stop:
             passes, start = divmod(position, len(self.shard))
-            part = self._order(passes)[start : start + stop - position]
+            part = self._order(passes)[start:]
+            part = part[: int(min(stop - position, len(part)))]
             yield from part.tolist()
             position += len(part)
 
@@ -55,3 +60,25 @@ class ShardSampler(Sampler[int]):
         if not self.shuffle:
             return self.shard
         return self.shard[torch.randperm(len(self.shard), generator=generator(self.seed, "pass", passes, self.worker))]
+
+
+class EndlessSampler(ShardSampler):
+    """Goes on from a number of samples, without an end: for a worker that takes as many batches as it comes to.
+
+    Example:
+        >>> sampler = EndlessSampler(torch.tensor([4, 6, 9]), worker=0, length=3, shuffle=False, seed=0)
+        >>> sampler.go_to(2)
+        >>> [index for index, _ in zip(sampler, range(4))]
+        [9, 4, 6, 9]
+
+    """
+
+    _start = 0
+
+    def go_to(self, samples: int) -> None:
+        """Have the next iterator go on after this many samples."""
+        self._start = samples
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices from there on."""
+        return self._between(self._start, inf)

@@ -19,6 +19,7 @@ class Placement:
         workers: Number of logical workers, n.
         ranks: Number of processes.
         rank: This process.
+        in_turn: Whether workers take turns even where each rank is one, because not all of them compute at each step.
 
     Raises:
         ValueError: If there are fewer workers than ranks.
@@ -28,6 +29,7 @@ class Placement:
     workers: int
     ranks: int
     rank: int
+    in_turn: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a rank without a worker."""
@@ -59,5 +61,5 @@ class Placement:
 
     @property
     def one_per_rank(self) -> bool:
-        """Whether each rank is one worker, so that Lightning's own path stays untouched."""
-        return self.workers == self.ranks
+        """Whether each rank is one worker that computes at each step, so that Lightning's own path stays untouched."""
+        return self.workers == self.ranks and not self.in_turn

@@ -14,7 +14,7 @@ from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.memory import Memory
 from lightning_byz.optimizers.plain_turns import Backward, Closure, PlainTurns, Position
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Robust, WorkerBuffers
-from lightning_byz.rounds.checkpoint import refuse_other_run
+from lightning_byz.rounds.checkpoint import refuse_other_run, restore_buffers
 from lightning_byz.rounds.drift import refuse_drifted
 from lightning_byz.rounds.trained import held_by, trained_by
 
@@ -61,7 +61,7 @@ class PlainRun:
         self._digest_every = digest_every
         self._steps = 0
         self._waits = self._asked = False
-        self._saved_buffers: Mapping[int, dict[str, Tensor]] | None = None
+        self._saved_buffers: Mapping[str, Any] | None = None
 
     # ------------------------------------------------------------------ steps
 
@@ -108,7 +108,7 @@ class PlainRun:
         for parameter in (one for group in self.optimizer.param_groups for one in group["params"]):
             if not parameter.requires_grad:
                 parameter.grad = None  # nobody else has seen it
-        self._buffers.adopt(report.adopted)
+        self._buffers.adopt(report.adopted, waiting=self.round.waiting(self.aggregation.memory))
         self.turns.forget()
         self.turns.next_step()
         self._waits, self.report = True, report
@@ -153,7 +153,8 @@ class PlainRun:
     def show_consensus(self) -> None:
         """Put what all workers' buffers have in common into the module, until a worker computes again. Every rank must call it."""
         self._restore_buffers()
-        self._buffers.show(self._buffers.consensus(self.exchange, self.placement))
+        weights = self.round.worth(self.aggregation.memory)
+        self._buffers.show(self._buffers.consensus(self.exchange, self.placement, weights))
 
     def memories(self) -> dict[str, Any]:
         """Return what a file must hold. Every rank must call it; rank 0's is whole."""
@@ -177,7 +178,7 @@ class PlainRun:
                 self.aggregation.memory = Memory()
             seeded = replace(self.round, defence=replace(self.round.defence, seed=int(saved["seed"])))
             self.round = self.aggregation.round = seeded
-            self._saved_buffers = saved["buffers"]
+            self._saved_buffers = saved
         self.turns.restart(self.round.defence.seed)
         self._waits = False
 
@@ -185,4 +186,4 @@ class PlainRun:
         """Give the workers their buffers of a file once the module is in place, whichever was loaded first."""
         saved, self._saved_buffers = self._saved_buffers, None
         if saved is not None:
-            self._buffers.restore(saved)
+            restore_buffers(saved, self._buffers)

@@ -81,7 +81,7 @@ class Aggregation:
             )
             for worker, own in memory.workers.items()
         }
-        self.memory = replace(moved, workers=workers)
+        self.memory = self.round.relaid(replace(moved, workers=workers))
 
     @contextmanager
     def at(self, point: Tensor | None) -> Iterator[None]:
@@ -135,14 +135,16 @@ class Aggregation:
         """
         parameters, layout = self._parameters, self.layout
         self.withdraw()
-        self._before = self.memory
+        before = self.memory
         with torch.no_grad():
-            if self.round.points > 1:
+            if self.round.points > 1 and sent:
                 here = self._flat([parameter.detach() for parameter in parameters], layout)
                 sent = {worker: Sent(own.gradients, own.used, here) for worker, own in sent.items()}
-            vector, self.memory, report = self.round.take(
-                self.memory, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
+            vector, self.memory, report, unstepped = self.round.take(
+                before, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
             )
+        known = replace(before, step=self.memory.step, faults=self.memory.faults)
+        self._before = known if unstepped is None else unstepped
         if vector is not None:
             layout.write(vector, parameters, used=report.census.used, scale=scale)
             return report
@@ -159,7 +161,7 @@ class Aggregation:
         """Remember nothing of an aggregate that the optimizer has not stepped on."""
         before, self._before = self._before, None
         if before is not None:
-            self.memory = replace(before, step=self.memory.step, faults=self.memory.faults)
+            self.memory = before
 
     @contextmanager
     def withdrawn(self) -> Iterator[None]:
@@ -175,7 +177,7 @@ class Aggregation:
         """Go on from a memory whose rules' vectors and tables have all coordinates of ``layout``."""
         self._open(layout)
         self._before = None
-        self.memory = memory.map(lambda vector: vector, self._cut, self._wire.slice)
+        self.memory = self.round.resumed(memory.map(lambda vector: vector, self._cut, self._wire.slice))
 
     def whole(self, vector: Tensor) -> Tensor:
         """Return all coordinates of a vector (s,) of the rules' side. Every rank must call it."""

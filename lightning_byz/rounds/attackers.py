@@ -55,17 +55,18 @@ class Attackers:
         return past
 
     def replaced(self, honest: Stack, census: Census, memory: Memory, defence: Defence) -> tuple[Stack, list[int]]:
-        """Return the stack with the attackers' rows, and who of them sent numbers that no rule can use.
+        """Return the stack with the rows of attackers whose message arrived, and who of them sent numbers that no rule can use.
 
-        The rows are written in place: nobody needs those that attackers would have sent any more.
+        Usable rows are written in place: nobody needs those that attackers would have sent any more.
         """
-        attackers = [worker for worker in self.workers if census.arrival[worker] is Arrival.ARRIVED]
-        if self.attack is None or not attackers:
+        seen = [worker for worker in self.workers if census.in_use[worker]]
+        due = [worker for worker in seen if census.arrival[worker] is Arrival.ARRIVED]
+        if self.attack is None or not due:
             return honest, []
         past, step = self.past(memory), memory.step
         sight = Sight(
             honest,
-            attackers,
+            seen,
             generator(defence.seed, defence.optimizer, "attack", step, device=honest.vectors.device),
             defence=lambda tried: defence.tried(tried, step=step, reference=honest.reference),
             past=past,
@@ -79,10 +80,13 @@ class Attackers:
         }
         with unwritten(type(self.attack).__name__, held):
             rows = self.attack.replace(sight)
-        check_rows(type(self.attack).__name__, rows, (len(attackers), honest.vectors.shape[1]))
+        check_rows(type(self.attack).__name__, rows, (len(seen), honest.vectors.shape[1]))
+        if len(due) < len(seen):
+            rows = rows[[place for place, worker in enumerate(seen) if worker in due]]
         sent = Stack(rows.to(honest.vectors.dtype, copy=True), slice=honest.slice)
-        broken = [worker for worker, count in zip(attackers, sent.nonfinite().tolist(), strict=True) if count]
-        honest.vectors[attackers] = sent.vectors
+        broken = [worker for worker, count in zip(due, sent.nonfinite().tolist(), strict=True) if count]
+        usable = [place for place, worker in enumerate(due) if worker not in broken]
+        honest.vectors[[due[place] for place in usable]] = sent.vectors if not broken else sent.vectors[usable]
         counts = torch.tensor([int(worker in broken) for worker in range(len(census.arrival))])
         return replace(honest).inspected(counts), broken
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.flat import Layout
 from lightning_byz.inside_torch import buffers_of, running_statistics, version
-from lightning_byz.stack import Stack
+from lightning_byz.rounds.consensus import agreed
+from lightning_byz.rounds.same import same
 
 Values = dict[str, Tensor]
 
@@ -39,6 +39,7 @@ class WorkerBuffers:
         self._initial: Values = {}
         self._adopted: dict[int, Values] = {worker: {} for worker in workers}
         self._proposed: dict[int, Values] = {}
+        self._waiting: set[int] = set()
         self._changing: set[str] = set()
         self._resident: int | None = None
         self._at_work: int | None = None
@@ -71,14 +72,22 @@ class WorkerBuffers:
             self._at_work = None
             self._propose(worker)
 
-    def adopt(self, accepted: Sequence[bool]) -> None:
-        """Adopt what the accepted workers' steps changed, forget the rest; a step that still runs has changed what it has changed so far."""
+    def adopt(self, accepted: Sequence[bool], waiting: Container[int] = ()) -> None:
+        """Adopt what the accepted workers' steps changed, forget the rest; a step that still runs has changed what it has changed so far.
+
+        Args:
+            accepted: For each worker.
+            waiting: Of whose steps that is not known yet.
+        """
         inside = self._at_work
         if inside is not None:
             self._propose(inside)
         proposed, self._proposed = self._proposed, {}
+        self._waiting = {worker for worker in proposed if worker in waiting}
         for worker, changed in proposed.items():
-            if accepted[worker]:
+            if worker in self._waiting:
+                self._proposed[worker] = changed
+            elif accepted[worker]:
                 self._adopted[worker].update(changed)
             elif changed and worker == inside:
                 self._load({name: self._values(worker)[name] for name in changed})
@@ -116,10 +125,10 @@ class WorkerBuffers:
         self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
         self._note(changed)
 
-    def consensus(self, exchange: Exchange, placement: Placement) -> Values:
+    def consensus(self, exchange: Exchange, placement: Placement, weights: Sequence[float] | None = None) -> Values:
         """Return one value of each buffer that changes: the rule's of floating ones, worker 0's of counters.
 
-        Every rank must call it. A row that is not finite counts as absent; where no row is finite the buffers are worker 0's.
+        Every rank must call it. Workers count by their ``weights``. A row that is not finite counts as absent; where no row is finite the buffers are worker 0's.
         """
         self._share(limit=UNLIMITED)
         self.agree(exchange)
@@ -128,17 +137,11 @@ class WorkerBuffers:
         result = {name: exchange.broadcast(own[0][name]) for name in sorted(self._changing) if name not in floating}
         if not floating:
             return result
-        layout = Layout.of((name, own[0][name]) for name in floating)
-        wire = exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=placement)
-        for worker, values in zip(placement.local, own, strict=True):
-            layout.flatten([values[name] for name in floating], out=layout.views(wire.row(worker)))
-        vectors, counts = wire.deliver(range(placement.workers), torch.zeros(0, dtype=torch.int64))
-        broken = [count > 0 for count in counts.tolist()]
-        if all(broken):
+        values = [[one[name] for name in floating] for one in own]
+        parts = agreed(values, self._rule, exchange, placement, weights, device=self._device)
+        if parts is None:
             return result | {name: exchange.broadcast(own[0][name]) for name in floating}
-        stack = Stack(vectors, slice=wire.slice).inspected(counts).excluding(torch.tensor(broken), faulty=False)
-        parts = zip(floating, layout.views(wire.assemble(self._rule(stack))), strict=True)
-        return result | {name: part.to(own[0][name].dtype, copy=True) for name, part in parts}
+        return result | dict(zip(floating, parts, strict=True))
 
     def agree(self, exchange: Exchange) -> None:
         """Learn which buffers change on other ranks. Every rank must call it.
@@ -166,14 +169,28 @@ class WorkerBuffers:
         self._load(values)
         self._resident = None
 
-    def state(self, worker: int) -> Values:
-        """Return a worker's own values of the buffers that change; call :meth:`agree` before."""
-        values = self._values(worker)
+    def state(self, worker: int, *, waiting: bool = False) -> Values:
+        """Return a worker's own values of the buffers that change; call :meth:`agree` before.
+
+        Args:
+            worker: Whose.
+            waiting: Whether as its waiting message would leave them.
+        """
+        waits = worker in self._waiting and not waiting
+        values = {**self._initial, **self._adopted[worker]} if waits else self._values(worker)
         return {name: values[name] for name in sorted(self._changing)}
 
-    def restore(self, states: Mapping[int, Values]) -> None:
-        """Take over the workers' values from a checkpoint, whose module is in place."""
+    def waits(self, worker: int) -> bool:
+        """Whether it is not known yet if what a worker's last step has changed will be adopted."""
+        return worker in self._waiting
+
+    def restore(self, states: Mapping[int, Values], waiting: Mapping[int, Values]) -> None:
+        """Take over the workers' values from a checkpoint, whose module is in place, and those that messages which wait would leave."""
         self._begin()
+        self._waiting = {worker for worker in self._adopted if worker in waiting}
+        self._proposed = {
+            worker: {n: v.to(self._device) for n, v in waiting[worker].items()} for worker in self._waiting
+        }
         for worker in self._adopted:
             self._adopted[worker] = {name: value.to(self._device) for name, value in states[worker].items()}
             self._changing.update(states[worker])
@@ -234,16 +251,3 @@ class WorkerBuffers:
             else:
                 setattr(owner, last, value.clone())
         self._note(values)
-
-
-def same(first: Tensor, second: Tensor) -> bool:
-    """Whether two buffers hold the same numbers, NaN where the other has NaN.
-
-    Example:
-        >>> same(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")])), same(torch.zeros(2), torch.zeros(3))
-        (True, False)
-
-    """
-    if first.shape != second.shape or torch.equal(first, second):
-        return first.shape == second.shape
-    return first.is_floating_point() and torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)

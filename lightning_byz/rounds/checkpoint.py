@@ -14,6 +14,7 @@ from lightning_byz.rounds.buffers import WorkerBuffers
 
 KEY = "lightning_byz"
 FORMAT = 2
+WAITING = "waiting buffers"
 
 
 class MemoryFile:
@@ -34,16 +35,22 @@ class MemoryFile:
     def collect(self, aggregations: Mapping[int, Aggregation], buffers: WorkerBuffers, *, seed: int) -> dict[str, Any]:
         """Return what the file must hold, whole on rank 0. Every rank must call it."""
         buffers.agree(self._exchange)
-        template = {"buffers": buffers.state(self._placement.local[0])}
-        own = {worker: {"buffers": buffers.state(worker)} for worker in self._placement.local}
-        collected = self._workers(own, template)
+        local = self._placement.local
+        own = {worker: {"buffers": buffers.state(worker)} for worker in local}
+        own = {worker: states | self._waiting(buffers, worker) for worker, states in own.items()}
+        collected = self._workers(own, dict.fromkeys(("buffers", WAITING), own[local[0]]["buffers"]))
         return {
             "version": FORMAT,
             "seed": int(seed),
             "workers": self._placement.workers,
             "optimizers": {index: self._optimizer(aggregations[index]) for index in sorted(aggregations)},
             "buffers": {worker: values["buffers"] for worker, values in collected.items()},
+            WAITING: {worker: values[WAITING] for worker, values in collected.items() if WAITING in values},
         }
+
+    def _waiting(self, buffers: WorkerBuffers, worker: int) -> dict[str, Any]:
+        """The buffers that a worker's waiting message would leave."""
+        return {WAITING: buffers.state(worker, waiting=True)} if buffers.waits(worker) else {}
 
     def restore(
         self, saved: Mapping[str, Any], aggregations: Mapping[int, Aggregation], buffers: WorkerBuffers
@@ -63,7 +70,7 @@ class MemoryFile:
                 {step: point.to(self._device) for step, point in entry["points"].items() if step in needed},
             )
             aggregations[index].adopt(memory, layout)
-        buffers.restore(saved["buffers"])
+        restore_buffers(saved, buffers)
 
     def _refuse_other_stages(self, entry: Mapping[str, Any], aggregation: Aggregation) -> None:
         """Refuse what workers remember of another estimator."""
@@ -148,6 +155,11 @@ class MemoryFile:
             if arrived is not None:
                 points[step] = arrived
         return points
+
+
+def restore_buffers(saved: Mapping[str, Any], buffers: WorkerBuffers) -> None:
+    """Take over the buffers of this rank's workers."""
+    buffers.restore(saved["buffers"], saved.get(WAITING, {}))
 
 
 def refuse_other_run(saved: Mapping[str, Any], workers: int) -> None:

@@ -29,6 +29,8 @@ class Report:
         variance: Weighted mean of these rows' squared distances from that mean, likewise.
         kappa: What the rules promise of ``error / variance``; ``None`` where they promise nothing, and unless diagnosing.
         reason: Why the step was not taken.
+        kept: Whether what arrived is kept whether or not the step is taken, as under arrivals.
+        fault: Whether the step was not taken because more weight was broken than f allows; ``None`` where any broken message of it says so.
         bytes_received: What came to this rank from others, in bytes.
         exchange_seconds: Time this rank spent in estimators and the exchange, waiting for others included.
         rule_seconds: Time this rank spent in attack and rules, and in what is measured and remembered of the step.
@@ -45,6 +47,8 @@ class Report:
     variance: float | None = None
     kappa: float | None = None
     reason: str = ""
+    kept: bool = False
+    fault: bool | None = None
     bytes_received: int = 0
     exchange_seconds: float = 0.0
     rule_seconds: float = 0.0
@@ -62,13 +66,14 @@ class Report:
 
     @property
     def adopted(self) -> tuple[bool, ...]:
-        """Whether the worker's message was accepted in a step that was taken, so that what its turn has left counts from now on."""
-        return tuple(self.taken and arrival is Arrival.ARRIVED for arrival in self.census.arrival)
+        """Whether the worker's message was accepted, so that what its turn has left counts from now on."""
+        return tuple((self.taken or self.kept) and arrival is Arrival.ARRIVED for arrival in self.census.arrival)
 
     @property
     def without_gradients(self) -> bool:
         """Whether the step was not taken although nothing was broken: too few workers sent something."""
-        return not self.taken and not self.census.workers(Arrival.BROKEN)
+        broken = bool(self.census.workers(Arrival.BROKEN)) if self.fault is None else self.fault
+        return not self.taken and not broken
 
     @property
     def left_out(self) -> tuple[bool, ...]:
@@ -91,7 +96,7 @@ def diagnosed(
     variance = (shares * stack.squared_distances_to(mean)).sum()
     error = Stack(vector[None], slice=stack.slice).squared_distances_to(mean)
     found = torch.cat([norms, distances, error, variance[None], shares.sum()[None]]).cpu()
-    missing = torch.tensor([arrival is not Arrival.ARRIVED for arrival in report.census.arrival])
+    missing = ~torch.tensor(report.census.in_use)
     rows, known = found[:-3].view(2, -1).masked_fill(missing, float("nan")), bool(found[-1] > 0)
     realised = found[-3:-1].tolist() if known else [float("nan")] * 2
     return replace(report, norms=rows[0], distances=rows[1], error=realised[0], variance=realised[1], kappa=kappa)

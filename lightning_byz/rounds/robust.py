@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isinf, isnan
 from time import perf_counter
 from typing import Any
 
@@ -16,8 +15,9 @@ from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import Memory, Sliced, Vectors
 from lightning_byz.random import generator
+from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
-from lightning_byz.rounds.checks import estimated, plain, share_memory
+from lightning_byz.rounds.checks import estimated, plain
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
@@ -95,10 +95,10 @@ class Robust(Round):
         arrived = perf_counter()
         census = self._census(facts.tolist())
         away = census.workers(Arrival.ABSENT)
-        stack = self.defence.stack(vectors, slice=wire.slice, reference=_reference(memory), absent=away)
+        stack = self.defence.stack(vectors, slice=wire.slice, reference=reference_of(memory), absent=away)
         tried, past, reason = None, {}, ""
         try:
-            honest = _present(stack.inspected(facts[: self.workers]), census).sanitised()
+            honest = present(stack.inspected(facts[: self.workers]), census).sanitised()
             past = self.attackers.remembered(memory, honest, census)
             stack, broken = self.attackers.replaced(honest, census, memory, self.defence)
             census = self._counted(census, broken)
@@ -109,7 +109,7 @@ class Robust(Round):
         report = Report(memory.step, False, census, reason=reason)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
-        whole = None if tried is None else self._assembled(vector, tried, wire)
+        whole = None if tried is None else assembled(vector, tried, wire, name=type(self.defence.aggregator).__name__)
         exchanged = perf_counter() - ruled + arrived - started
         if whole is None or vector is None:
             reason = report.reason or "a rule refused this step on another rank"
@@ -136,22 +136,27 @@ class Robust(Round):
         self, memory: Memory, sent: Mapping[int, Sent], wire: Wire, scale: float | None
     ) -> dict[int, Mapping[str, Vectors]]:
         """Write the message of each local worker that computed to its row, and return what each would remember."""
-        proposed, adopted = {}, memory.counts.get("adopted", [0] * self.workers)
+        proposed = {}
         for worker in wire.local:
-            own = sent.get(worker)
-            if own is None:
-                wire.row(worker).zero_()
+            row = wire.row(worker)
+            if (own := sent.get(worker)) is None:
+                row.zero_()
                 continue
-            row = own.gradients[0]
-            if scale is not None:
-                for gradient in own.gradients:
-                    gradient.mul_(1.0 / scale)
-            known = memory.workers[worker]["estimator"] if worker in memory.workers else plain(self.estimator.init(row))
-            estimate, left = estimated(self.estimator, known, own.gradients, count=adopted[worker])
+            estimate, left = self._estimated(memory, worker, own, scale)
             proposed[worker] = {"estimator": left}
             if estimate is not row:
                 row.copy_(estimate)
         return proposed
+
+    def _estimated(self, memory: Memory, worker: int, own: Sent, scale: float | None) -> tuple[Tensor, Vectors]:
+        """What a local worker makes of its gradients, and what it would remember of that."""
+        if scale is not None:
+            for gradient in own.gradients:
+                gradient.mul_(1.0 / scale)
+        stages = memory.workers.get(worker, {})
+        known = stages["estimator"] if "estimator" in stages else plain(self.estimator.init(own.gradients[0]))
+        adopted = memory.counts.get("adopted", [0] * self.workers)
+        return estimated(self.estimator, known, own.gradients, count=adopted[worker])
 
     def _facts(self, sent: Mapping[int, Sent], parameters: int) -> Tensor:
         """Which of the local workers sent something, and by how many of them each parameter was used."""
@@ -219,30 +224,15 @@ class Robust(Round):
             f" tolerated: {report.reason}. Look for the cause at these workers, or change f."
         )
 
-    def _assembled(self, vector: Tensor | None, stack: Stack, wire: Wire) -> Tensor | None:
-        """The whole aggregate; ``None`` if a rule refused on some rank. The first number of each slice carries the verdict everywhere."""
-        part = stack.vectors[0]
-        if vector is None:
-            whole = wire.assemble(torch.full_like(part, float("inf")))
-        elif bool(torch.stack(torch.aminmax(vector)).isfinite().all() if vector.numel() else True):
-            held = [one for one in (stack.vectors, stack.reference) if one is not None and share_memory(vector, one)]
-            whole = wire.assemble(vector.clone() if held else vector)
-        else:
-            whole = wire.assemble(torch.full_like(part, float("nan")))
-        marks = whole[list(wire.starts)].tolist()
-        if any(isnan(mark) for mark in marks):
-            name = type(self.defence.aggregator).__name__
-            raise RuntimeError(f"{name} returned values that are not finite from rows that all are.")
-        return None if any(isinf(mark) for mark in marks) else whole
 
-
-def _present(stack: Stack, census: Census) -> Stack:
-    """The stack without the rows of absent workers."""
+def present(stack: Stack, census: Census) -> Stack:
+    """Return the stack without the rows of absent workers."""
     away = census.workers(Arrival.ABSENT)
     if not away:
         return stack
     return stack.excluding(torch.tensor([worker in away for worker in range(len(census.arrival))]), faulty=False)
 
 
-def _reference(memory: Memory) -> Tensor | None:
+def reference_of(memory: Memory) -> Tensor | None:
+    """Return the last aggregate that was stepped on, where rules read it."""
     return memory.rules["reference"].values["aggregate"] if "reference" in memory.rules else None

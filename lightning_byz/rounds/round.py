@@ -58,12 +58,14 @@ class Outcome(NamedTuple):
         vector: The whole aggregate, valid until the next step; ``None`` for a step that must not be taken.
         memory: What the next step remembers.
         report: What the step did with each worker; its ``census`` says what became of their messages.
+        unstepped: What the next step remembers if the optimizer does not step on the aggregate; ``None`` for what was remembered before this step.
 
     """
 
     vector: Float[Tensor, " d"] | None
     memory: Memory
     report: Report
+    unstepped: Memory | None = None
 
 
 class Round(ABC):
@@ -84,6 +86,27 @@ class Round(ABC):
         self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
     ) -> Mapping[str, Vectors]:
         """Return what a worker remembers by stage for other parameters; ``realign`` carries a vector over and fills what is new with a number."""
+
+    def relaid(self, memory: Memory) -> Memory:
+        """Return the memory for other parameters, once its vectors are realigned: what refers to parameters by their places is forgotten."""
+        return memory
+
+    def resumed(self, memory: Memory) -> Memory:
+        """Return the memory of a file for this round to go on from.
+
+        Raises:
+            ValueError: If a round of another kind has left it.
+
+        """
+        return memory
+
+    def worth(self, memory: Memory) -> Sequence[float] | None:
+        """Return how much each worker's buffers count in what evaluation sees; ``None`` for all alike."""
+        return None
+
+    def waiting(self, memory: Memory) -> Sequence[int]:
+        """Return the workers whose last message has not been delivered yet."""
+        return ()
 
     @abstractmethod
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:

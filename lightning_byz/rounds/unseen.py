@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_byz.inside_torch import INTERNALS, version
-from lightning_byz.rounds.buffers import SMALL, same
+from lightning_byz.rounds.buffers import SMALL
+from lightning_byz.rounds.same import same
 
 FEW = 1024
 """Items up to which a container is searched for others and for tensors."""

@@ -110,7 +110,7 @@ class Run:
             if id(parameter) not in aggregated:
                 parameter.grad = None  # nobody else has seen it
         if report is not None:
-            self.buffers.adopt(report.adopted)
+            self.buffers.adopt(report.adopted, waiting=aggregation.round.waiting(aggregation.memory))
         return report
 
     def refuse_second_evaluation(self, index: int, optimizer: Optimizer) -> None:
@@ -136,7 +136,9 @@ class Run:
 
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""
-        return self.buffers.consensus(self.exchange, self.placement)
+        first = self._aggregations.get(0)
+        weights = None if first is None else first.round.worth(first.memory)
+        return self.buffers.consensus(self.exchange, self.placement, weights)
 
     def memories(self) -> dict[str, Any]:
         """Return what a checkpoint must hold. Every rank must call it; rank 0's is whole."""

@@ -174,4 +174,4 @@ def _part(batch: Any, place: int) -> Any:
         return batches[place]
 
     part = apply_to_collection(batch, WorkerBatches, take, include_none=True)
-    return next((one for one in taken if isinstance(one, NoPart)), part)
+    return next((one for one in taken if one is None or isinstance(one, NoPart)), part)

@@ -103,8 +103,9 @@ class WorkerLoop:
         aggregation.withdraw()
         last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
         with self._turns_apart(), self._streams.together() as enter:
-            turns = groupby(aggregation.turns(self._position), attrgetter("worker"))
-            for (worker, (*earlier, turn)), batch in zip(turns, batches, strict=True):
+            given = dict(zip(self._placement.local, batches, strict=True))
+            for worker, (*earlier, turn) in groupby(aggregation.turns(self._position), attrgetter("worker")):
+                batch = given[worker]
                 here = worker in self._accumulated
                 own = self._accumulated.pop(worker, {})
                 for parameter in trained:
@@ -155,13 +156,13 @@ class WorkerLoop:
         epoch, batch_idx = self._position
         parts = [batch] if self._placement.one_per_rank else parts_of(batch, len(self._placement.local))
         if purpose is None:
-            done = [part if isinstance(part, NoPart) else function(part) for part in parts]
+            done = [part if part is None or isinstance(part, NoPart) else function(part) for part in parts]
         else:
             done = []
             with self._streams.together() as enter:
                 for worker, part in zip(self._placement.local, parts, strict=True):
                     enter(self._seed, purpose, epoch, batch_idx + 1, worker)
-                    done.append(part if isinstance(part, NoPart) else function(part))
+                    done.append(part if part is None or isinstance(part, NoPart) else function(part))
         return done[0] if self._placement.one_per_rank else WorkerBatches(done)
 
     @contextmanager

@@ -1,0 +1,60 @@
+"""Which workers deliver at each step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+TRIED = 1000
+"""Steps over which a schedule that does not know its own mean is averaged."""
+
+
+class Schedule(ABC):
+    """Who delivers when, in one run: a function of the step alone, so that there is nothing to save.
+
+    At step 0 everyone delivers a message made there. Whoever delivers at a step starts on the parameters that the next one finds, and its message
+    waits until the worker is due again.
+    """
+
+    random: ClassVar[bool] = False
+    """Whether it is drawn, so that a worker that is not due in a short run is chance and no mistake."""
+
+    @abstractmethod
+    def due(self, step: int) -> Sequence[int]:
+        """Return the ids of the workers that deliver at a step, counted from 0: at least one, and everyone at step 0."""
+
+    def per_step(self, workers: int) -> float:
+        """Return how many workers deliver at a step after the first, on average; an epoch is as long as that makes it."""
+        return sum(len(self.due(step)) for step in range(1, TRIED + 1)) / TRIED
+
+    def byzantine_share(self, attackers: Sequence[int], steps: int) -> float:
+        """Return which part of the deliveries of steps 0 to ``steps`` are those of ``attackers``."""
+        delivered = [worker for step in range(steps + 1) for worker in self.due(step)]
+        return sum(worker in attackers for worker in delivered) / len(delivered)
+
+
+class Arrivals(ABC):
+    """Which workers deliver at each step. One of your own, in a file of yours, makes a :class:`Schedule`, and that is enough."""
+
+    byzantine_share: float | None = None
+    """The part of the weight that may be Byzantine, where that is stated; ``None`` where ``f`` says it in heads."""
+
+    @abstractmethod
+    def schedule(self, workers: int, attackers: Sequence[int], seed: int) -> Schedule:
+        """Return who delivers when.
+
+        Args:
+            workers: Number of logical workers, n.
+            attackers: Ids of those that attack in this run.
+            seed: The run's seed, the only source of randomness.
+
+        """
+
+
+def check_share(name: str, share: object) -> None:
+    """Refuse a Byzantine share that no rule survives."""
+    number = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 0.5
+    if share is not None and not number:
+        raise ValueError(
+            f"{name}(byzantine_share={share!r}): the part of the weight that may be Byzantine must be below one half, as no rule survives more:"
+            " give a number from 0 to below 0.5, or None where f says it in heads."
+        )

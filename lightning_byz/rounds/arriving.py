@@ -1,0 +1,294 @@
+"""A step at which some workers' messages arrive, and rules see the last message of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from lightning_byz.arrivals import Schedule, Synchronous
+from lightning_byz.census import Arrival, Census
+from lightning_byz.errors import TooManyFaults
+from lightning_byz.exchange import Placement, Wire
+from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
+from lightning_byz.rounds.assembling import assembled
+from lightning_byz.rounds.attackers import ATTACK_STAGE
+from lightning_byz.rounds.checks import share_memory
+from lightning_byz.rounds.ledger import Counts, Ledger
+from lightning_byz.rounds.report import Report
+from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
+from lightning_byz.rounds.round import Outcome, Sent, Turn
+from lightning_byz.rounds.usage import Usage
+from lightning_byz.rounds.weighing import Weighing
+from lightning_byz.rounds.weights import ROUNDING
+from lightning_byz.stack import Stack
+
+TABLE, PENDING, PROPOSED = "arrivals", "pending", "proposed"
+
+
+@dataclass(frozen=True)
+class Arriving(Robust):
+    """A step of workers that are stale: those that are due deliver what they computed at parameters that they fetched earlier.
+
+    Whoever delivered at the step before computes first thing, at the module's own parameters, and the message waits, with the memory that it would
+    leave, until its worker is due again; at step 0 everyone computes and delivers. The rules see a table of the last usable message of each worker.
+    What arrives is kept whether or not an update can be made of the table.
+
+    Args:
+        schedule: Who is due when.
+        weighing: How much each row of the table counts, and what part of that may be Byzantine.
+
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Synchronous().schedule(1, (), 0))
+    weighing: Weighing = field(default_factory=Weighing)
+
+    # ------------------------------------------------------------------ turns
+
+    def computing(self, step: int) -> Sequence[int]:
+        """Return who computes at a step: who delivered at the one before, and everyone at the first."""
+        return self.due(step - 1) if step else range(self.workers)
+
+    def due(self, step: int) -> list[int]:
+        """Return who delivers at a step.
+
+        Raises:
+            ValueError: If the schedule names nobody, or what is no worker.
+
+        """
+        due = sorted(set(self.schedule.due(step)))
+        if not due or due[0] < 0 or due[-1] >= self.workers:
+            raise ValueError(
+                f"{type(self.schedule).__name__}.due({step}) returned {due}: at each step one or more of the workers 0 to {self.workers - 1} deliver."
+            )
+        return due
+
+    def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
+        """Return the turns of the local workers that compute at this step."""
+        computing = self.computing(memory.step)
+        return [turn for turn in super().turns(memory, placement, position) if turn.worker in computing]
+
+    def taken(self, memory: Memory, worker: int) -> int:
+        """Return how many turns a worker has taken."""
+        return memory.counts["turns"][worker] if memory.counts else 0
+
+    def worth(self, memory: Memory) -> Sequence[float] | None:
+        """Return the deliveries of each worker: who came rarely has old statistics."""
+        return memory.counts.get("accepted")
+
+    def waiting(self, memory: Memory) -> Sequence[int]:
+        """Return the workers whose message waits."""
+        return [worker for worker, step in enumerate(memory.counts.get("fetched", ())) if step != NOWHERE]
+
+    # ------------------------------------------------------------------ what is remembered
+
+    def remembered(self, like: Tensor) -> Mapping[str, Vectors]:
+        """Return the estimator's blank memory, the one that a waiting message would leave, and that message."""
+        blank = self.estimator.init(like)
+        return {"estimator": blank, PENDING: {"message": like}, PROPOSED: blank}
+
+    def realigned(
+        self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
+    ) -> Mapping[str, Vectors]:
+        """Return what a worker remembers for other parameters: a waiting message is zero where they are new."""
+        return {
+            stage: {"message": realign(values["message"], 0.0)}  # type: ignore[arg-type]
+            if stage == PENDING
+            else self.estimator.realigned(values, realign)
+            for stage, values in remembered.items()
+        }
+
+    def relaid(self, memory: Memory) -> Memory:
+        """Take all parameters as used by the rows that were made for others."""
+        return replace(memory, counts=Usage.forgotten(memory.counts))
+
+    def resumed(self, memory: Memory) -> Memory:
+        """Refuse the memory of a run in lock-step."""
+        if memory.step and "turns" not in memory.counts:
+            raise ValueError(
+                "The checkpoint is of a run without arrivals=, in which no message waits: resume with arrivals=Synchronous(), or start a new run from"
+                " the weights alone."
+            )
+        return memory
+
+    # ------------------------------------------------------------------ the step
+
+    def take(
+        self,
+        memory: Memory,
+        sent: Mapping[int, Sent],
+        wire: Wire,
+        *,
+        parameters: int,
+        scale: float | None = None,
+        diagnose: bool = False,
+    ) -> Outcome:
+        """Estimate, let messages wait, deliver those that are due, sanitise, attack, sanitise; aggregate the table, assemble."""
+        started, received, due = perf_counter(), wire.received, self.due(memory.step)
+        usage = Usage(parameters, self.workers)
+        ledger = Ledger(memory.step, self.workers, self.points, usage)
+        workers = self._waiting(memory, sent, scale)
+        self._hand_over(workers, due, wire)
+        flags = torch.tensor([worker in sent for worker in range(self.workers)], dtype=torch.int64)
+        used = usage.told({worker: own.used for worker, own in sent.items()})
+        delivered = wire.deliver(due, torch.cat([flags, used]))
+        arrived = perf_counter()
+        unusable, facts = _cut(delivered.facts.tolist(), len(due))
+        fetched = ledger.fetched(memory.counts, self.computing(memory.step), *_cut(facts, self.workers))
+        arrival = self._arrival(dict(zip(due, unusable, strict=True)), fetched["fetched"])
+        table, counts = self._table(memory, delivered.vectors, due, arrival), ledger.accepted(fetched, arrival)
+        stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
+        past = self.attackers.remembered(memory, stack, census)
+        attacked, broken = self.attackers.replaced(stack, census, memory, self.defence)
+        if broken:
+            arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(arrival)]
+            before, counts = _rows(memory), ledger.accepted(fetched, arrival)
+            table[broken] = 0.0 if before is None else before[broken]
+        if attacked is not stack:
+            stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
+        report = Report(memory.step, False, census, kept=True)
+        tried, report = self._tolerable(stack, report, counts)
+        vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
+        ruled = perf_counter()
+        name = type(self.defence.aggregator).__name__
+        whole = None if tried is None else assembled(vector, tried, wire, name=name)
+        exchanged = perf_counter() - ruled + arrived - started
+        kept = self._kept(memory, workers, due, census, counts, wire, sent=sent, table=table, past=past)
+        if whole is None or vector is None:
+            report = replace(report, taken=False, reason=report.reason or "a rule refused this step on another rank")
+            left = unstepped = self._after_refusal(kept, report, counts=scale is None or scale <= 1.0)
+        else:
+            unstepped = replace(kept, step=memory.step + 1, faults=0)
+            reference = (
+                {"reference": Sliced({"aggregate": vector.clone()}, wire.slice)} if self.defence.uses_reference else {}
+            )
+            left = replace(unstepped, rules={**kept.rules, **reference})
+        traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
+        return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic), unstepped)
+
+    def _waiting(
+        self, memory: Memory, sent: Mapping[int, Sent], scale: float | None
+    ) -> dict[int, Mapping[str, Vectors]]:
+        """What each local worker remembers once those that computed have made their message, which waits."""
+        workers = dict(memory.workers)
+        for worker, own in sent.items():
+            row = own.gradients[0]
+            message, left = self._estimated(memory, worker, own, scale)
+            known = (
+                {} if self.points > 1 else workers.get(worker, {})
+            )  # with two points a worker has one memory, that of its last turn
+            message = row.clone() if share_memory(message, row) else message
+            workers[worker] = {**known, PENDING: {"message": message}, PROPOSED: left}
+        return workers
+
+    def _hand_over(self, workers: Mapping[int, Mapping[str, Vectors]], due: Sequence[int], wire: Wire) -> None:
+        """Write the messages of the local workers that are due to their rows."""
+        for worker in due:
+            if worker in wire.local:
+                stages = workers.get(worker, {})
+                if PENDING in stages:
+                    wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
+                else:
+                    wire.row(worker).zero_()
+
+    def _arrival(self, unusable: Mapping[int, int], fetched: Sequence[int]) -> list[Arrival]:
+        """What became of each worker's message."""
+
+        def word(worker: int) -> Arrival:
+            if worker not in unusable:
+                return Arrival.NOT_DUE
+            if fetched[worker] == NOWHERE:
+                return Arrival.ABSENT
+            return Arrival.BROKEN if unusable[worker] else Arrival.ARRIVED
+
+        return [word(worker) for worker in range(self.workers)]
+
+    def _table(self, memory: Memory, vectors: Tensor, due: Sequence[int], arrival: Sequence[Arrival]) -> Tensor:
+        """The last usable message of each worker; zero where there is none."""
+        before = _rows(memory)
+        table = vectors.new_zeros(self.workers, vectors.shape[1]) if before is None else before.clone()
+        usable = [place for place, worker in enumerate(due) if arrival[worker] is Arrival.ARRIVED]
+        if usable:
+            table[[due[place] for place in usable]] = vectors if len(usable) == len(due) else vectors[usable]
+        return table
+
+    def _seen(
+        self, table: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire
+    ) -> tuple[Stack, Census]:
+        """The table as rules see it, and what is known of it; who has sent broken messages only is taken for one of the Byzantine ones."""
+        accepted, ages = counts["accepted"], ledger.ages(counts)
+        weights = self.weighing.weights(accepted, ages)
+        used = ledger.usage.tally(counts, [weight > 0 for weight in weights])
+        hollow = [not count and refused > 0 for count, refused in zip(accepted, counts["refused"], strict=True)]
+        known = self.weighing.weights([count + out for count, out in zip(accepted, hollow, strict=True)], ages)
+        f = self.weighing.f(known, self.defence.f, self.attackers.workers)
+        reference = reference_of(memory) if self.defence.uses_reference else None
+        stack = Stack(table, known, f, reference=reference, slice=wire.slice)
+        stack = stack.inspected(torch.zeros(self.workers, dtype=torch.int64))
+        census = Census(arrival, weights, ages, used)
+        return (stack.excluding(torch.tensor(hollow), faulty=True) if any(hollow) else stack), census
+
+    def _tolerable(self, stack: Stack, report: Report, counts: Counts) -> tuple[Stack | None, Report]:
+        """The stack, if something new is in it and no more weight is broken than f allows."""
+        census = report.census
+        refused = [worker for worker, count in enumerate(counts["refused"]) if count]
+        weights = self.weighing.weights([max(count, 1) for count in counts["accepted"]], census.ages)
+        f, weight = self.weighing.f(weights, self.defence.f, self.attackers.workers), sum(weights[w] for w in refused)
+        if weight > f + ROUNDING * sum(weights):
+            reason = (
+                f"the last messages of workers {refused} hold numbers that are not finite or not usable and weigh {weight:g} together, but at most"
+                f" f = {f:g} of the weight {sum(weights):g} may be faulty"
+            )
+            return None, replace(report, reason=reason, fault=bool(census.workers(Arrival.BROKEN)))
+        if not census.workers(Arrival.ARRIVED):
+            return None, replace(report, reason="no usable message has arrived", fault=False)
+        return stack, replace(report, fault=False)
+
+    def _kept(
+        self,
+        memory: Memory,
+        workers: Mapping[int, Mapping[str, Vectors]],
+        due: Sequence[int],
+        census: Census,
+        counts: Counts,
+        wire: Wire,
+        *,
+        sent: Mapping[int, Sent],
+        table: Tensor,
+        past: Mapping[str, Tensor],
+    ) -> Memory:
+        """What is remembered whether or not an update is made."""
+        after = dict(workers)
+        for worker in [one for one in due if one in wire.local and PENDING in workers.get(one, {})]:
+            stages = dict(workers[worker])
+            proposed = stages.pop(PROPOSED)
+            del stages[PENDING]
+            after[worker] = {**stages, "estimator": proposed} if census.arrival[worker] is Arrival.ARRIVED else stages
+        points: Mapping[int, Tensor] = {}
+        if self.points > 1:
+            known = dict(memory.points)
+            known.update((memory.step, own.point) for own in sent.values() if own.point is not None)
+            points = {step: known[step] for step in sorted({counts["point"][one] for one in wire.local} - {NOWHERE})}
+        rules = {**memory.rules, TABLE: Sliced({"rows": table}, wire.slice)}
+        rules = {stage: values for stage, values in rules.items() if stage != ATTACK_STAGE}
+        if past:
+            rules[ATTACK_STAGE] = Sliced(past, wire.slice)
+        return replace(memory, workers=after, rules=rules, counts=counts, points=points)
+
+    def _after_refusal(self, kept: Memory, report: Report, *, counts: bool) -> Memory:
+        """What is remembered after a step without an update; only more broken weight than f is a fault."""
+        faults = kept.faults + bool(counts and report.fault)
+        if faults < PATIENCE:
+            return replace(kept, step=kept.step + 1, faults=faults)
+        raise TooManyFaults(
+            f"{PATIENCE} times in a row more weight was broken than may be: {report.reason}. Look for the cause at these workers, or change f."
+        )
+
+
+def _cut(facts: Sequence[int], place: int) -> tuple[Sequence[int], Sequence[int]]:
+    return facts[:place], facts[place:]
+
+
+def _rows(memory: Memory) -> Tensor | None:
+    return memory.rules[TABLE].values["rows"] if TABLE in memory.rules else None

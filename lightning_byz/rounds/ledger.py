@@ -1,0 +1,80 @@
+"""What is counted of each worker under arrivals: alike on all ranks, n whole numbers of each kind."""
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_byz.census import Arrival
+from lightning_byz.memory import NOWHERE
+from lightning_byz.rounds.usage import Usage
+
+Counts = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The counts of one step.
+
+    ``turns`` taken; deliveries ``accepted``; estimates ``adopted``, from which a worker that starts anew counts again; deliveries ``refused`` in a
+    row; the step at which a waiting message was ``fetched`` and computed; that at which the ``row`` in use was; and, where the estimator asks for
+    two gradients, that of its ``point``.
+
+    Args:
+        step: The number of the step.
+        workers: Number of logical workers.
+        points: How many gradients the estimator asks for.
+        usage: The bits of used parameters.
+
+    """
+
+    step: int
+    workers: int
+    points: int
+    usage: Usage
+
+    def fetched(
+        self, known: Counts, computing: Container[int], sent: Sequence[int], used: Sequence[int]
+    ) -> dict[str, Sequence[int]]:
+        """Return the counts once turns were taken: messages wait.
+
+        Args:
+            known: The counts before.
+            computing: Who took a turn.
+            sent: For each worker whether it made a message.
+            used: What all ranks told of it.
+
+        """
+        none, nowhere = [0] * self.workers, [NOWHERE] * self.workers
+        counts = {kind: known.get(kind, none) for kind in ("turns", "accepted", "adopted", "refused")}
+        counts |= {kind: known.get(kind, nowhere) for kind in ("row", "fetched", "point")[: self.points + 1]}
+        counts["turns"] = [count + (worker in computing) for worker, count in enumerate(counts["turns"])]
+        for kind in ("fetched", "point")[: self.points]:
+            counts[kind] = _chosen(sent, [self.step] * self.workers, counts[kind])
+        return counts | self.usage.waiting(known, sent, used)
+
+    def accepted(self, counts: Counts, arrival: Sequence[Arrival]) -> dict[str, Sequence[int]]:
+        """Return the counts once the messages that were due are accepted or refused."""
+        good, bad = ([word is one for word in arrival] for one in (Arrival.ARRIVED, Arrival.BROKEN))
+        refused = [count + out for count, out in zip(counts["refused"], bad, strict=True)]
+        after = {
+            **counts,
+            "accepted": [count + here for count, here in zip(counts["accepted"], good, strict=True)],
+            "adopted": [count + here for count, here in zip(counts["adopted"], good, strict=True)],
+            "refused": _chosen(good, [0] * self.workers, refused),
+            "row": _chosen(good, counts["fetched"], counts["row"]),
+            "fetched": _chosen(
+                [word is Arrival.NOT_DUE for word in arrival], counts["fetched"], [NOWHERE] * self.workers
+            ),
+            **self.usage.accepted(counts, good),
+        }
+        if self.points > 1:  # its earlier point is gone: a worker that was refused starts anew
+            after["adopted"] = _chosen(bad, [0] * self.workers, after["adopted"])
+            after["point"] = _chosen(bad, [NOWHERE] * self.workers, counts["point"])
+        return after
+
+    def ages(self, counts: Counts) -> list[int]:
+        """Return the steps since each row in use was computed; 0 where there is none."""
+        return [0 if step == NOWHERE else self.step - step for step in counts["row"]]
+
+
+def _chosen(flags: Sequence[int], yes: Sequence[int], no: Sequence[int]) -> list[int]:
+    return [one if flag else other for flag, one, other in zip(flags, yes, no, strict=True)]
