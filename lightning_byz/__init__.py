@@ -27,6 +27,7 @@ __all__ = ["RobustOptimizer", "RobustStrategy", "Slice", "Stack", "ToleranceErro
 _LATER = {"RobustOptimizer": "optimizers", "RobustStrategy": "strategies", "WorkerMonitor": "callbacks"}
 _ROOMS = (
     "aggregators",
+    "arrivals",
     "attacks",
     "callbacks",
     "data",

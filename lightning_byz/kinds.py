@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from lightning_byz import (
     aggregators,
+    arrivals,
     attacks,
     callbacks,
     data,
@@ -20,7 +21,19 @@ from lightning_byz import (
     strategies,
 )
 
-_FAMILIES = (aggregators, attacks, callbacks, data, demos, estimators, exchange, optimizers, preaggregators, strategies)
+_FAMILIES = (
+    aggregators,
+    arrivals,
+    attacks,
+    callbacks,
+    data,
+    demos,
+    estimators,
+    exchange,
+    optimizers,
+    preaggregators,
+    strategies,
+)
 _LIBRARIES = ("lightning_byz", "lightning", "torch")
 _WORDS = {int: ["a whole number"], float: ["a number"], str: ["text"], bool: ["true", "false"], NoneType: ["null"]}
 

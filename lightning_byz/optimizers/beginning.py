@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_byz.aggregators import Aggregator
+from lightning_byz.arrivals import Arrivals
 from lightning_byz.attacks import Attack
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
@@ -20,11 +21,12 @@ from lightning_byz.optimizers.anytime import Anytime
 from lightning_byz.optimizers.plain_run import PlainRun
 from lightning_byz.optimizers.refusals import check_module, check_optimizer, check_weights_here
 from lightning_byz.preaggregators import PreAggregator
-from lightning_byz.rounds import Attackers, Defence, Robust, WorkerBuffers, arguments, start_up
+from lightning_byz.rounds import Attackers, WorkerBuffers, arguments, start_up
 from lightning_byz.rounds.checks import check_memory
+from lightning_byz.rounds.plan import Plan, check_arrivals
 from lightning_byz.rounds.second_momentum import second_momentum
 from lightning_byz.rounds.trained import held_by, trained_by
-from lightning_byz.rounds.weights import check_weights, worker_weights
+from lightning_byz.rounds.weights import check_weights
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,9 @@ def begun(
     attackers: Sequence[int],
     attack: Attack | None,
     exchange: Exchange | None,
+    arrivals: Arrivals,
     weights: Any,
+    age_decay: float | None,
     max_share: float | None,
     buffers: str,
     seed: int | None,
@@ -57,6 +61,7 @@ def begun(
     weights = weights.tolist() if isinstance(weights, np.ndarray | Tensor) else weights
     check_weights_here(weights)
     check_weights(weights, max_share, workers)
+    check_arrivals(arrivals, weights, age_decay)
     arguments.check_buffers(buffers)
     arguments.check_digest_every(digest_every)
     ranks = world_size()
@@ -70,24 +75,20 @@ def begun(
         if placement.rank == 0 and warning is not None:
             warnings.warn(warning, stacklevel=3)
     _start_alike(optimizer, module, exchange, placement)
-    capped = None if weights is None else worker_weights(weights, max_share, workers=placement.workers)
     seed = int(environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-    acting = Attackers(tuple(attackers), attack)
-
-    def make(tolerated: float) -> Defence:
-        return Defence(placement.workers, tolerated, aggregator, tuple(preaggregators), capped, seed)
-
-    defence = start_up.warned_defence(f, make, placement, sliced=exchange.slices, attackers=acting)
+    plan = Plan(estimator, Attackers(tuple(attackers), attack), arrivals, weights, max_share, age_decay)
+    rules = aggregator, preaggregators
+    defence = start_up.planned_defence(f, rules, plan, plan.constant, exchange, placement, seed=seed)
     if anytime is not None:
         anytime.attach(optimizer)
     if placement.rank == 0:
         known = {"anytime": anytime, "parameters": sum(one.numel() for one in trained_by(optimizer))}
-        _log.info(start_up.start_up_line(defence, exchange, placement, estimator, acting, **known))
+        _log.info(start_up.start_up_line(defence, exchange, placement, plan, **known))
     own = WorkerBuffers(module, placement.local, rule=arguments.BUFFER_RULES[buffers])
     return PlainRun(
         optimizer,
         module,
-        Robust(defence, estimator, acting),
+        plan.round(defence),
         exchange,
         placement,
         buffers=own,

@@ -65,8 +65,16 @@ class PlainRun:
 
     # ------------------------------------------------------------------ steps
 
+    @property
+    def computing(self) -> list[int]:
+        """The local workers that take a turn at this step."""
+        step = self.aggregation.memory.step
+        return [worker for worker in self.placement.local if worker in self.round.computing(step)]
+
     def poisoned(self, worker: int, batch: Any, position: Position) -> Any:
         """Return what an attacker makes of its batch; the batch itself for others."""
+        if worker in self.placement.local and worker not in self.computing:
+            return batch
         turn, self._asked = self.turns.of(worker, position)[-1], True
         return self.round.poisoned(turn, batch) if turn.attacks else batch
 
@@ -78,6 +86,8 @@ class PlainRun:
                 " to drop it, as after a step that a GradScaler has skipped."
             )
         self._waits = False
+        if worker in self.placement.local and worker not in self.computing:
+            return None
         self._restore_buffers()
         self._warn_of_clean_batches(worker)
         return self.turns.take(worker, closure, backward, position)

@@ -45,7 +45,7 @@ def check_module(module: Any) -> None:
 
 def check_weights_here(weights: object) -> None:
     """Refuse weights that follow from loaders."""
-    if isinstance(weights, str):
+    if isinstance(weights, str) and weights.startswith("samples"):
         raise ValueError(
             f"weights={weights!r}: a plain loop has loaders of its own, of sizes unknown here: give one number per worker, such as the sizes."
         )

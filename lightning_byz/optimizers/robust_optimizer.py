@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_byz.aggregators import Aggregator
+from lightning_byz.arrivals import Arrivals, Synchronous
 from lightning_byz.attacks import Attack
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Exchange
@@ -43,7 +44,10 @@ class RobustOptimizer(AroundOptimizer):
         attackers: Ids of the workers that attack in this experiment.
         attack: What they do.
         exchange: How rows reach the rules; ``None`` for ``Local()`` in one process and ``AllToAll()`` in several.
-        weights: How much each worker counts, one number each; ``None`` for all alike.
+        arrivals: Which workers deliver at each step; other than ``Synchronous()``, rules see the last message of each, and a call of
+            :meth:`backward` for a worker that does not compute now passes it over: see :attr:`computing`.
+        weights: How much each worker counts, one number each, or under arrivals ``"counts"`` for the messages delivered; ``None`` for all alike.
+        age_decay: Times which a weight goes with each step of its message's age, under arrivals; ``None`` for none.
         max_share: The largest part of the total weight that one worker may have.
         buffers: What evaluation sees of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A loaded state's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
@@ -81,7 +85,9 @@ class RobustOptimizer(AroundOptimizer):
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
         exchange: Exchange | None = None,
-        weights: Sequence[float | int] | None = None,
+        arrivals: Arrivals = Synchronous(),  # noqa: B008 - frozen
+        weights: Sequence[float | int] | Literal["counts"] | None = None,
+        age_decay: float | None = None,
         max_share: float | None = None,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
@@ -103,7 +109,9 @@ class RobustOptimizer(AroundOptimizer):
             attackers=attackers,
             attack=attack,
             exchange=exchange,
+            arrivals=arrivals,
             weights=weights,
+            age_decay=age_decay,
             max_share=max_share,
             buffers=buffers,
             seed=seed,
@@ -126,6 +134,11 @@ class RobustOptimizer(AroundOptimizer):
     def local(self) -> range:
         """The workers of this process."""
         return self._run.placement.local
+
+    @property
+    def computing(self) -> Sequence[int]:
+        """The workers of this process that compute at the present step: all of them, unless ``arrivals`` says less."""
+        return self._run.computing
 
     @property
     def f(self) -> float:
@@ -152,7 +165,8 @@ class RobustOptimizer(AroundOptimizer):
                 for the number of the step and of the worker's calls in it.
 
         Returns:
-            What the closure returned, detached; under an estimator with two points the second time.
+            What the closure returned, detached; under an estimator with two points the second time. ``None``, without a call, for a worker that
+            does not compute at this step under ``arrivals``.
 
         """
         return self._run.backward(worker, closure, backward, position)

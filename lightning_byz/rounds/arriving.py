@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from lightning_byz.arrivals import Schedule, Synchronous
+from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
 from lightning_byz.census import Arrival, Census
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.exchange import Placement, Wire
@@ -36,15 +37,20 @@ class Arriving(Robust):
     What arrives is kept whether or not an update can be made of the table.
 
     Args:
-        schedule: Who is due when.
+        arrivals: Which workers deliver at each step.
         weighing: How much each row of the table counts, and what part of that may be Byzantine.
 
     """
 
-    schedule: Schedule = field(default_factory=lambda: Synchronous().schedule(1, (), 0))
+    arrivals: Arrivals = field(default_factory=Synchronous)
     weighing: Weighing = field(default_factory=Weighing)
 
     # ------------------------------------------------------------------ turns
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Who delivers when in this run."""
+        return self.arrivals.schedule(self.workers, self.attackers.workers, self.defence.seed)
 
     def computing(self, step: int) -> Sequence[int]:
         """Return who computes at a step: who delivered at the one before, and everyone at the first."""

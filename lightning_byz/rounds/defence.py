@@ -29,6 +29,7 @@ class Defence:
         weights: How much each worker counts; ``None`` for all alike.
         seed: Keys every draw.
         optimizer: Which optimizer's steps these are; keys every draw too.
+        share: The part of the weight that may be Byzantine, where that is stated; ``None`` where ``f`` says it.
 
     """
 
@@ -39,6 +40,7 @@ class Defence:
     weights: Sequence[float] | None = None
     seed: int = 0
     optimizer: int = 0
+    share: float | None = None
 
     @property
     def f_weight(self) -> float:
@@ -47,6 +49,8 @@ class Defence:
 
     def tolerated(self, absent: Sequence[int] = ()) -> float:
         """Return the weight that may be Byzantine: what any f of the workers that are there weigh at most."""
+        if self.share is not None:
+            return self.share * self.weight([worker for worker in range(self.workers) if worker not in absent])
         if self.weights is None:
             return float(self.f)
         return heaviest([weight for worker, weight in enumerate(self.weights) if worker not in absent], self.f)

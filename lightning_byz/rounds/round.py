@@ -108,6 +108,10 @@ class Round(ABC):
         """Return the workers whose last message has not been delivered yet."""
         return ()
 
+    def computing(self, step: int) -> Sequence[int]:
+        """Return the workers that compute at a step."""
+        return range(self.workers)
+
     @abstractmethod
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return the turns that this rank's workers take at a position of the training, in order; of one worker's, the visible one last."""

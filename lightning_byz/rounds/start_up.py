@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_byz.aggregators import Aggregator
 from lightning_byz.errors import ToleranceError, warn_once
-from lightning_byz.estimators import Estimator, Gradient
+from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.kernels import block_size, paths
+from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import derive
 from lightning_byz.rounds.attackers import Attackers
 from lightning_byz.rounds.defence import Defence
+from lightning_byz.rounds.plan import Plan
 from lightning_byz.rounds.remedies import refused
-from lightning_byz.rounds.weights import ROUNDING
+from lightning_byz.rounds.weights import ROUNDING, worker_weights
 from lightning_byz.stack import Slice
 
 
@@ -39,32 +42,55 @@ def fitting_defence(f: float | str, make: Callable[[float], Defence], *, workers
     return defence
 
 
-def warned_defence(
+def planned_defence(
     f: float | str,
-    make: Callable[[float], Defence],
+    rules: tuple[Aggregator, Sequence[PreAggregator]],
+    plan: Plan,
+    weights: Sequence[float | int] | None,
+    exchange: Exchange,
     placement: Placement,
     *,
-    sliced: bool,
-    attackers: Attackers,
+    seed: int,
+    steps: int | None = None,
 ) -> Defence:
-    """Return :func:`fitting_defence`, and warn of what it does not protect against; only rank 0 repeats the warnings of rules."""
+    """Return :func:`fitting_defence`, and warn of what it does not protect against; only rank 0 repeats the warnings of rules.
+
+    Args:
+        f: How many workers may be Byzantine.
+        rules: Aggregator and pre-aggregators.
+        plan: What steps are made of besides.
+        weights: How much each worker counts, uncapped; ``None`` for all alike.
+        exchange: How messages reach the rules.
+        placement: Which workers live here.
+        seed: The run's seed.
+        steps: How many steps the run has; ``None`` where nothing tells.
+
+    """
+    n, (aggregator, before) = placement.workers, rules
+    capped = None if weights is None else worker_weights(weights, plan.capped_at_once, workers=n)
+
+    def make(tolerated: float) -> Defence:
+        return Defence(n, tolerated, aggregator, tuple(before), capped, seed, share=plan.share)
+
     with warnings.catch_warnings():
         if placement.rank != 0:
             warnings.simplefilter("ignore")
-        defence = fitting_defence(f, make, workers=placement.workers, sliced=sliced and placement.ranks > 1)
+        defence = fitting_defence(f, make, workers=n, sliced=exchange.slices and placement.ranks > 1)
         warn_of_none(f, defence)
-        warn_of_many(defence, attackers)
+        warn_of_many(defence, plan.attackers)
+        plan.check(defence, steps)
     return defence
 
 
 def warn_of_many(defence: Defence, attackers: Attackers) -> None:
     """Warn where more weight attacks than is tolerated."""
-    attacking = defence.weight(attackers.workers)
-    if attacking > defence.f_weight * (1 + ROUNDING):
+    attacking = float(len(attackers.workers)) if defence.share is not None else defence.weight(attackers.workers)
+    tolerated = defence.f if defence.share is not None else defence.f_weight
+    if attacking > tolerated * (1 + ROUNDING):
         by_weight = f" (by weight, {attacking:g} and {defence.f_weight:g} of {sum(defence.weights or ()):g})"
         warnings.warn(
             f"{len(attackers.workers)} workers attack in this experiment and f = {defence.f:g} are tolerated"
-            f"{by_weight if defence.weights else ''}: no guarantee holds.",
+            f"{by_weight if defence.weights and defence.share is None else ''}: no guarantee holds.",
             stacklevel=2,
         )
 
@@ -140,8 +166,7 @@ def start_up_line(
     defence: Defence,
     exchange: Exchange,
     placement: Placement,
-    estimator: Estimator = Gradient(),  # noqa: B008 - frozen
-    attackers: Attackers = Attackers(),  # noqa: B008 - frozen
+    plan: Plan = Plan(),  # noqa: B008 - frozen
     *,
     anytime: object | None = None,
     parameters: int = 0,
@@ -149,7 +174,7 @@ def start_up_line(
     """Return one line on rules, averaging, f, attackers, exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
     line = (
         f"lightning_byz: {_counted(placement.workers, 'worker')} on {_counted(placement.ranks, 'rank')}, f = {defence.f:g};"
-        f" {_rules(defence, estimator, anytime)}; {_attacking(attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
+        f" {_rules(defence, plan.estimator, anytime)}; {_attacking(plan.attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
         f" {_counted(torch.get_num_threads(), 'torch thread')} per rank;{_cost(defence)} {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
@@ -160,7 +185,9 @@ def start_up_line(
     ]
     if placement.ranks > 1 and crowded:
         line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"
-    return line if defence.weights is None else line + _on_weights(defence, defence.weights)
+    if not plan.in_lock_step or defence.weights is None:
+        return line + plan.described(defence)
+    return line + _on_weights(defence, defence.weights)
 
 
 def _rules(defence: Defence, estimator: Estimator | None = None, anytime: object | None = None) -> str:

@@ -8,6 +8,9 @@ import torch
 
 from lightning_byz.exchange import Exchange
 
+WORDS = ("samples", "counts", "samples*counts")
+"""Weights that follow from a run."""
+
 ROUNDING = 1e-9
 """Part of a weight that is no difference."""
 
@@ -16,14 +19,15 @@ def check_weights(
     weights: Sequence[float | int] | str | None, max_share: float | int | None, workers: int | None
 ) -> None:
     """Refuse weights that no run can use."""
-    if weights is not None and not (isinstance(weights, str) and weights == "samples"):
+    if weights is not None and not (isinstance(weights, str) and weights in WORDS):
         if (
             isinstance(weights, str)
             or not isinstance(weights, Sequence)
             or not all(_is_number(weight) and weight >= 0 for weight in weights)
         ):
             raise ValueError(
-                f"weights={weights!r}: give one finite number >= 0 per worker, such as [1, 1, 2], or 'samples' for the sizes of their shards."
+                f"weights={weights!r}: give one finite number >= 0 per worker, such as [1, 1, 2], or 'samples' for the sizes of their shards; under"
+                " arrivals 'counts' for the messages they have delivered, or 'samples*counts'."
             )
         if not any(weights):
             raise ValueError(f"weights={list(weights)}: at least one worker must have a weight above 0.")

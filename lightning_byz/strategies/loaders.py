@@ -152,7 +152,7 @@ def split_loader(
         ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
 
     """
-    whole = _splittable(loader, partition, workers)
+    whole = splittable(loader, partition, workers)
     dataset: Any = whole.dataset
     refuse_small_dataset(dataset, workers)
     samplers = partition.samplers(
@@ -172,7 +172,7 @@ def split_loader(
     return make, min(lengths)
 
 
-def _splittable(loader: object, partition: Partition, workers: int) -> DataLoader:
+def splittable(loader: object, partition: Partition, workers: int) -> DataLoader:
     """Return the loader, or refuse it if splitting would change what the user asked for."""
     several = f"With several logical workers per rank ({workers} in all)"
     why = f"{several if type(partition) is IID else f'With partition={type(partition).__name__}(...)'} each worker needs a shard of its own"

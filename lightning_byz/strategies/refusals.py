@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
@@ -16,6 +17,7 @@ from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.rounds import arguments
+from lightning_byz.rounds.plan import Plan
 from lightning_byz.rounds.second_momentum import second_momentum
 
 
@@ -58,6 +60,28 @@ def check_module(module: pl.LightningModule, placement: Placement, estimator: Es
     if not placement.one_per_rank:
         _check_turns(module, arguments.several(placement))
     arguments.check_synchronized(module, placement, synchronized=synchronized)
+
+
+def check_arriving(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse what workers that do not all compute at each step cannot do."""
+    if plan.in_lock_step:
+        return
+    name = type(plan.arrivals).__name__
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization, which steps inside training_step, and under arrivals={name}(...) a step is made of"
+            " messages that waited: use automatic optimization, or arrivals=Synchronous()."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches}: under arrivals={name}(...) a worker sends one batch's gradient at a time:"
+            " leave it out and give larger batches, or give arrivals=Synchronous()."
+        )
+    schedulers = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    if any(max(one.scheduling.values()) > 1 for one in schedulers):
+        raise ValueError(
+            f"GradientAccumulationScheduler: under arrivals={name}(...) a worker sends one batch's gradient at a time: leave it out."
+        )
 
 
 def _check_turns(module: pl.LightningModule, several: str) -> None:

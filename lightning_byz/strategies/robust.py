@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
 
 from lightning_byz.aggregators import Aggregator
+from lightning_byz.arrivals import Arrivals, Synchronous
 from lightning_byz.attacks import Attack
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
@@ -23,15 +24,18 @@ from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
 from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
-from lightning_byz.rounds import Attackers, Defence, Robust, Round, WorkerBuffers, start_up
+from lightning_byz.rounds import Attackers, Defence, Round, WorkerBuffers, start_up
 from lightning_byz.rounds.arguments import BUFFER_RULES, check_attackers, check_buffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.weights import check_weights, gathered_sizes, worker_weights
+from lightning_byz.rounds.plan import Plan, check_arrivals
+from lightning_byz.rounds.weights import check_weights, gathered_sizes
+from lightning_byz.strategies.arriving_loaders import Pace
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
 from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
     check_arguments,
+    check_arriving,
     check_module,
     check_optimizers,
     check_rules,
@@ -70,8 +74,13 @@ class RobustStrategy(WorkerStrategy):
         attackers: Ids of the workers that attack in this experiment; may exceed ``f``, with a warning.
         attack: What they do. Without attackers it is not used, with a warning; attackers without an attack are refused.
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
+        arrivals: Which workers deliver at each step. Other than ``Synchronous()``, due workers deliver what they computed at parameters fetched
+            earlier, and rules see the last message of each; an epoch has as many deliveries as all shards have batches.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
-            trustworthy as whoever says it; ``None`` for all alike. Rules that take equal weights only are refused.
+            trustworthy as whoever says it; under arrivals ``"counts"`` for the messages delivered (Dahan and Levy, 2024), or ``"samples*counts"``;
+            ``None`` for all alike. Rules that take equal weights only are refused. With ``byzantine_share`` stated, that part of the weight may be
+            Byzantine (or what attackers have of it, if that is more), and ``f`` counts heads in ``attackers`` only.
+        age_decay: Times which a weight goes with each step of its message's age, under arrivals; ``None`` for none.
         max_share: The largest part of the total weight that one worker may have; larger weights are lowered to one value at which none has more.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw. A checkpoint's seed goes before it; ``None`` for ``PL_GLOBAL_SEED``, else 0.
@@ -111,7 +120,9 @@ class RobustStrategy(WorkerStrategy):
         attackers: Sequence[int] = (),
         attack: Attack | None = None,
         exchange: Exchange | None = None,
-        weights: Sequence[float | int] | Literal["samples"] | None = None,
+        arrivals: Arrivals = Synchronous(),  # noqa: B008 - frozen
+        weights: Sequence[float | int] | Literal["samples", "counts", "samples*counts"] | None = None,
+        age_decay: float | None = None,
         max_share: float | None = None,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
@@ -136,6 +147,8 @@ class RobustStrategy(WorkerStrategy):
         check_weights(weights, max_share, workers)
         check_data(data, partition)
         check_splitting(split_batches, partition, weights)
+        asked = {"data='local'": data == "local", "split_batches=True": split_batches}
+        check_arrivals(arrivals, weights, age_decay, refused=asked)
         check_buffers(buffers)
         super().__init__(
             digest_every=digest_every,
@@ -164,6 +177,8 @@ class RobustStrategy(WorkerStrategy):
         self.attackers = tuple(attackers)
         self.attack = attack
         self.exchange = exchange
+        self.arrivals = arrivals
+        self.age_decay = age_decay
         self.weights = weights
         self.max_share = max_share
         self.buffers = buffers
@@ -185,7 +200,8 @@ class RobustStrategy(WorkerStrategy):
         module = self.lightning_module
         assert module is not None
         exchange = self.exchange or (Local() if self.world_size == 1 else AllToAll())
-        placement = exchange.place(self.workers or self.world_size)
+        plan, placement = self.plan, exchange.place(self.workers or self.world_size)
+        placement = replace(placement, in_turn=not plan.in_lock_step)
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
         check_attackers(self.attackers, placement.workers)
@@ -193,13 +209,15 @@ class RobustStrategy(WorkerStrategy):
         check_module(module, placement, self.estimator, synchronized=synchronizes_layers(self))
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
-        streams, given = Streams(self.root_device), self.weights
-        self._defence = None
-        if not isinstance(given, str):
-            capped = None if given is None else worker_weights(given, self.max_share, workers=placement.workers)
-            self._defence = self._fitting(capped, exchange, placement)
+        check_arriving(plan, trainer, module)
+        streams, self._defence = Streams(self.root_device), None
+        if not plan.by_size:
+            self._defence = self._fitting(plan.constant, exchange, placement)
         deals = {"partition": self.partition, "local": self.data == "local", "split": self.split_batches}
-        self._data = TrainingData(trainer, module, placement, exchange, streams=streams, seed=self.seed, **deals)
+        pace = None if plan.in_lock_step else Pace(lambda: self._run, plan, placement, self.seed)
+        self._data = TrainingData(
+            trainer, module, placement, exchange, streams=streams, seed=self.seed, pace=pace, **deals
+        )
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
@@ -215,17 +233,22 @@ class RobustStrategy(WorkerStrategy):
         """How much each worker counts in the present run; ``None`` where all count alike."""
         return None if self._defence is None else self._defence.weights
 
+    @property
+    def plan(self) -> Plan:
+        """What steps are made of besides the rules."""
+        attackers = Attackers(self.attackers, self.attack)
+        return Plan(self.estimator, attackers, self.arrivals, self.weights, self.max_share, self.age_decay)
+
     def round(self, defence: Defence) -> Round:
         """Return what a step of one optimizer is, behind these rules."""
-        return Robust(defence, self.estimator, Attackers(self.attackers, self.attack))
+        return self.plan.round(defence)
 
     def _weigh(self, sizes: Mapping[int, int | None]) -> None:
         """Weigh the workers by their shards, now that the loaders are there."""
         assert self._run is not None
         exchange, placement = self._run.exchange, self._run.placement
         given = gathered_sizes(sizes, exchange, workers=placement.workers, device=self.root_device)
-        capped = worker_weights(given, self.max_share, workers=placement.workers)
-        self._begin(self._fitting(capped, exchange, placement))
+        self._begin(self._fitting(given, exchange, placement))
 
     def _begin(self, defence: Defence) -> None:
         """Run the steps to come behind these rules."""
@@ -233,15 +256,14 @@ class RobustStrategy(WorkerStrategy):
         self.f, self._defence = defence.f, defence
         self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
         parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        acting = self.estimator, Attackers(self.attackers, self.attack)
         known = {"anytime": self.anytime, "parameters": parameters}
-        self._announce(start_up.start_up_line(defence, self._run.exchange, self._run.placement, *acting, **known))
+        self._announce(start_up.start_up_line(defence, self._run.exchange, self._run.placement, self.plan, **known))
 
-    def _fitting(self, weights: Sequence[float] | None, exchange: Exchange, placement: Placement) -> Defence:
+    def _fitting(self, given: Sequence[float | int] | None, exchange: Exchange, placement: Placement) -> Defence:
         """Return the rules, tried on as many rows as there are workers."""
-
-        def make(f: float) -> Defence:
-            return Defence(placement.workers, f, self.aggregator, self.preaggregators, weights, self.seed)
-
-        acting = Attackers(self.attackers, self.attack)
-        return start_up.warned_defence(self.f, make, placement, sliced=exchange.slices, attackers=acting)
+        assert self.lightning_module is not None
+        rules, steps = (self.aggregator, self.preaggregators), self.lightning_module.trainer.max_steps
+        steps = None if steps < 0 else steps
+        return start_up.planned_defence(
+            self.f, rules, self.plan, given, exchange, placement, seed=self.seed, steps=steps
+        )

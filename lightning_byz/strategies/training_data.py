@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_byz.data import IID, Partition
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.random import Streams, derive
+from lightning_byz.strategies.arriving_loaders import ArrivingLoaders, Pace, PacedLoader, paced
 from lightning_byz.strategies.inside_lightning import before_transfer, replace_before_transfer, restore_before_transfer
 from lightning_byz.strategies.loaders import (
     KeyedLoader,
@@ -31,6 +32,7 @@ from lightning_byz.strategies.sites import (
 )
 from lightning_byz.strategies.splitting import SplitLoader
 
+Keyed = TypeVar("Keyed", bound=KeyedLoader)
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -50,6 +52,7 @@ class TrainingData:
         seed: The run's seed.
         local: Whether each rank's loader has data of its own.
         split: Whether the workers of a rank share the batches of the user's loader, rather than each having a loader of its own.
+        pace: Which workers compute at a step, where not all do.
 
     """
 
@@ -62,6 +65,7 @@ class TrainingData:
         *,
         local: bool,
         split: bool,
+        pace: Pace | None = None,
         partition: Partition,
         streams: Streams,
         seed: RunSeed,
@@ -72,6 +76,7 @@ class TrainingData:
         self._exchange = exchange
         self._local = local
         self._split = split
+        self._pace = pace
         self._partition = partition
         self._streams = streams
         self._seed = seed
@@ -137,6 +142,8 @@ class TrainingData:
         if self._local:
             return self._site(loader, sites)
         refuse_half_known(sites)
+        if self._pace is not None:
+            return self._paced(loader, self._pace)
         if self._placement.one_per_rank and type(self._partition) is IID:
             if carries_run_seed(loader):
                 refuse_small_dataset(loader.dataset, workers)
@@ -147,6 +154,13 @@ class TrainingData:
         if self._placement.one_per_rank:
             return self._keyed(make(self._placement.local[0]), self._placement.local[0])
         return WorkerLoaders([self._keyed(make(worker), worker) for worker in self._placement.local], batches=batches)
+
+    def _paced(self, loader: Any, pace: Pace) -> ArrivingLoaders:
+        """Return the loaders of workers that each go at their own pace."""
+        workers, per_step = self._placement.workers, pace.per_step
+        make, batches = paced(loader, self._partition, workers=workers, per_step=per_step, seed=self._seed)
+        loaders = [self._keyed(make(worker), worker, kind=PacedLoader) for worker in self._placement.local]
+        return ArrivingLoaders(loaders, batches=batches, pace=pace)
 
     def _site(self, loader: Any, sites: Sequence[Site]) -> KeyedLoader:
         """Return the keyed loader of this rank's own data."""
@@ -163,12 +177,12 @@ class TrainingData:
         device, batches = trainer.strategy.root_device, trainer.fit_loop.max_batches
         refuse_unequal(batches, self._exchange, self._placement, device=device, enough=enough)
 
-    def _keyed(self, loader: Any, worker: int, *, size: int | None = None) -> KeyedLoader:
+    def _keyed(self, loader: Any, worker: int, *, size: int | None = None, kind: type[Keyed] = KeyedLoader) -> Keyed:
         """Return the keyed loader, and count its shard: ``size``, negative where nothing tells, of a site's loader."""
         size, known = shard_size(loader) if size is None else size if size >= 0 else None, self._sizes.get(worker, 0)
         self._sizes[worker] = None if size is None or known is None else known + size
         progress: Any = self._trainer.fit_loop.epoch_progress
-        return KeyedLoader(
+        return kind(
             loader,
             worker=worker,
             streams=self._streams,

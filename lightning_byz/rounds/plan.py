@@ -1,0 +1,183 @@
+"""What the steps of a run are made of besides its rules, and what of that cannot be right."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
+from lightning_byz.estimators import Estimator, Gradient
+from lightning_byz.rounds.arriving import Arriving
+from lightning_byz.rounds.attackers import Attackers
+from lightning_byz.rounds.defence import Defence
+from lightning_byz.rounds.robust import Robust
+from lightning_byz.rounds.weighing import COUNTED, Weighing
+
+FAR = 10_000
+"""Steps up to which the schedule of a run without an end is looked at."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the steps of a run are made of besides its rules.
+
+    Args:
+        estimator: What a worker sends instead of its raw gradient.
+        attackers: The workers that attack in this experiment.
+        arrivals: Which workers deliver at each step.
+        weights: How much each worker counts, as users say it.
+        max_share: The largest part of the total weight that one worker may have.
+        age_decay: Times which a weight goes with each step of its message's age; ``None`` for none.
+
+    """
+
+    estimator: Estimator = field(default_factory=Gradient)
+    attackers: Attackers = field(default_factory=Attackers)
+    arrivals: Arrivals = field(default_factory=Synchronous)
+    weights: Sequence[float | int] | str | None = None
+    max_share: float | None = None
+    age_decay: float | None = None
+
+    @property
+    def in_lock_step(self) -> bool:
+        """Whether everyone delivers at each step what it has computed there."""
+        return isinstance(self.arrivals, Synchronous)
+
+    @property
+    def share(self) -> float | None:
+        """The stated part of the weight that may be Byzantine."""
+        return None if self.in_lock_step else self.arrivals.byzantine_share
+
+    @property
+    def by_size(self) -> bool:
+        """Whether weights follow from the sizes of the workers' shards."""
+        return isinstance(self.weights, str) and self.weights.startswith("samples")
+
+    @property
+    def constant(self) -> Sequence[float | int] | None:
+        """The weights that are known from the start; ``None`` for all alike, or where they follow from sizes or deliveries."""
+        return None if isinstance(self.weights, str) else self.weights
+
+    @property
+    def capped_at_once(self) -> float | None:
+        """The cap of weights that do not change."""
+        return self.max_share if self.in_lock_step else None
+
+    def weighing(self, defence: Defence) -> Weighing:
+        """Return how the rows of a table count."""
+        decay = 1.0 if self.age_decay is None else float(self.age_decay)
+        return Weighing(defence.weights, self.weights in COUNTED, decay, self.max_share, self.share)
+
+    def round(self, defence: Defence) -> Robust:
+        """Return what a step of one optimizer is, behind these rules."""
+        if self.in_lock_step:
+            return Robust(defence, self.estimator, self.attackers)
+        return Arriving(defence, self.estimator, self.attackers, self.arrivals, self.weighing(defence))
+
+    def schedule(self, defence: Defence) -> Schedule:
+        """Return who delivers when."""
+        return self.arrivals.schedule(defence.workers, self.attackers.workers, defence.seed)
+
+    def described(self, defence: Defence) -> str:
+        """Return who delivers when, and what weights and f mean then, for the start-up line; nothing in lock-step."""
+        if self.in_lock_step:
+            return ""
+        return f"; {self.arrivals!r}; {self.weighing(defence).described(defence.f)}"
+
+    def check(self, defence: Defence, steps: int | None) -> None:
+        """Refuse a schedule that cannot be, and rules that its weights do not suit; warn of workers that chance leaves out.
+
+        Args:
+            defence: The rules.
+            steps: How many steps the run has; ``None`` where nothing tells.
+
+        Raises:
+            ToleranceError: If a rule takes equal weights only.
+            ValueError: If the schedule leaves workers out, or attackers have more than the stated share.
+
+        """
+        if self.in_lock_step:
+            return
+        if self.weights in COUNTED or self.age_decay is not None:
+            several = [2.0, *[1.0] * (defence.workers - 1)]
+            replace(defence, weights=several, f=0.0, share=None).check()
+        schedule = self.schedule(defence)
+        self._check_share(schedule, steps)
+        _check_schedule(schedule, defence.workers, steps)
+
+    def _check_share(self, schedule: Schedule, steps: int | None) -> None:
+        """Refuse a stated share that the attackers exceed to the end."""
+        if self.share is None or not self.attackers.workers:
+            return
+        last = FAR if steps is None else max(steps - 1, 0)
+        realised = schedule.byzantine_share(self.attackers.workers, last)
+        if realised > self.share + 1e-9:
+            raise ValueError(
+                f"byzantine_share={self.share:g}: of the deliveries until step {last}, attackers {list(self.attackers.workers)} make {realised:.3g}, as"
+                f" each delivers at step 0 already: give a share of at least {realised:.3g} and below 0.5, fewer attackers, or more steps."
+            )
+
+
+def _check_schedule(schedule: Schedule, workers: int, steps: int | None) -> None:
+    """Refuse a schedule that does not start with everyone, or under which a worker does not come again; warn where that is chance."""
+    name = type(schedule).__name__
+    if sorted(schedule.due(0)) != list(range(workers)):
+        raise ValueError(
+            f"{name}.due(0) returned {list(schedule.due(0))}: at step 0 all workers deliver, 0 to {workers - 1}, so that each has a row."
+        )
+    if steps is None or steps < 2:
+        return
+    never, step = set(range(workers)), 0
+    while never and (step := step + 1) < steps:
+        never -= set(schedule.due(step))
+    if never and schedule.random:
+        warnings.warn(
+            f"By chance workers {sorted(never)} deliver at step 0 only of the {steps} steps of this run: their first message counts to the end. Give"
+            " more steps, or another law or seed.",
+            stacklevel=2,
+        )
+    elif never:
+        raise ValueError(
+            f"{name}: workers {sorted(never)} never deliver after step 0 in the {steps} steps of this run: give them shorter delays, give more steps"
+            " (max_steps), or leave them out."
+        )
+
+
+def never_delivered(counts: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the workers that delivered at step 0 only."""
+    return [
+        worker for worker, turns in enumerate(counts.get("turns", ())) if turns <= 2 and counts["fetched"][worker] >= 0
+    ]
+
+
+def check_arrivals(
+    arrivals: object, weights: object, age_decay: object, *, refused: Mapping[str, bool] | None = None
+) -> None:
+    """Refuse arguments that do not go together.
+
+    Args:
+        arrivals: As users give them.
+        weights: Likewise.
+        age_decay: Likewise.
+        refused: What else is asked for that arrivals cannot have, by how a user gives it.
+
+    """
+    in_lock_step = isinstance(arrivals, Synchronous)
+    if not isinstance(arrivals, Arrivals):
+        raise TypeError(f"arrivals={arrivals!r}: give an instance of an Arrivals, e.g. RandomArrivals('squared').")
+    number = isinstance(age_decay, int | float) and not isinstance(age_decay, bool) and 0 < age_decay <= 1
+    if age_decay is not None and not number:
+        raise ValueError(
+            f"age_decay={age_decay!r}: give the factor by which a message's weight goes down with each step of its age, above 0 and at most 1, or None."
+        )
+    for name, given in (("weights", weights if weights in COUNTED else None), ("age_decay", age_decay)):
+        if in_lock_step and given is not None:
+            raise ValueError(
+                f"{name}={given!r} follows from what workers deliver, which under arrivals=Synchronous() is one message a step from each: leave {name}"
+                " out, or give arrivals, such as RandomArrivals()."
+            )
+    asked = [name for name, here in (refused or {}).items() if here]
+    if asked and not in_lock_step:
+        raise ValueError(
+            f"arrivals={type(arrivals).__name__}(...) has each worker go through its own shard at its own pace, and {asked[0]} does not allow that: leave"
+            " it out, or give arrivals=Synchronous()."
+        )
