@@ -20,9 +20,9 @@ class RandomArrivals(Arrivals):
     r"""One worker delivers at each step, drawn by a law of its id: the arrivals of the asynchronous experiments.
 
     Ids are counted 1, 2, ... within the attackers and within the honest workers. With a ``byzantine_share`` :math:`\lambda` a step is an attacker's
-    exactly where :math:`\max(b, \lfloor \lambda (n + t) \rfloor)` grows from step :math:`t - 1` to :math:`t`, with n workers of which b attack: of
-    all deliveries until then, the n of step 0 among them, at most :math:`\lambda` are theirs from step :math:`\lceil b / \lambda \rceil - n` on, and
-    never one delivery less. Who of them is drawn by the law. (The authors' released code takes every :math:`\lceil 1 / \lambda \rceil`-th step: 1/3
+    exactly where :math:`\min(\max(b, \lfloor \lambda (n + t) \rfloor), b + t)` grows from step :math:`t - 1` to :math:`t`, with n workers of which b
+    attack: of all deliveries until then, the n of step 0 among them, at most :math:`\lambda` are theirs from step
+    :math:`\lceil b / \lambda \rceil - n` on, and, once the share is reached, never one delivery less. Who of them is drawn by the law. (The authors' released code takes every :math:`\lceil 1 / \lambda \rceil`-th step: 1/3
     where 0.4 is printed.)
 
     Args:
@@ -98,4 +98,5 @@ class _Drawn(Schedule):
     def _byzantine(self, step: int) -> int:
         """How many deliveries of attackers there are until a step; a sliver makes up for rounding in the product."""
         assert self.share is not None
-        return max(len(self.attackers), floor(self.share * (self.workers + step) + 1e-9))
+        attackers = len(self.attackers)
+        return min(max(attackers, floor(self.share * (self.workers + step) + 1e-9)), attackers + step)
