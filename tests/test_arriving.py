@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from lightning_byz.estimators import Gradient, Storm, WorkerMomentum
 from lightning_byz.exchange import Local
 from lightning_byz.memory import NOWHERE, Memory
 from lightning_byz.rounds import Attackers, Defence, Sent
-from lightning_byz.rounds.arriving import Arriving
 from lightning_byz.rounds.plan import Plan
 from lightning_byz.stack import Stack
 
@@ -69,13 +69,11 @@ def arriving(n: int, arrivals: Arrivals, *, f=0.0, aggregator=None, estimator=No
 class Runs:
     """Steps of a round on gradients that a function gives."""
 
-    def __init__(self, round: Arriving, gradient, *, coordinates: int = 3, earlier=None) -> None:
+    def __init__(self, round: Any, gradient, *, coordinates: int = 3, earlier=None) -> None:
         self.round, self.gradient, self.earlier = round, gradient, earlier
         self.memory, self.outcomes = Memory(), []
         self.placement = Local().place(round.workers)
-        self.wire = Local().open(
-            coordinates, dtype=torch.float64, device=torch.device("cpu"), placement=self.placement
-        )
+        self.wire = Local().open(coordinates, dtype=torch.float64, device=torch.device("cpu"), placement=self.placement)
 
     def step(self, *, absent=(), used=None, **rest):
         step, sent = self.memory.step, {}
@@ -84,7 +82,9 @@ class Runs:
                 continue
             row = self.wire.row(turn.worker)
             row.copy_(torch.as_tensor(self.gradient(step, turn.worker)))
-            gradients = [row] if self.earlier is None else [row, torch.as_tensor(self.earlier(step, turn.worker)).clone()]
+            gradients = (
+                [row] if self.earlier is None else [row, torch.as_tensor(self.earlier(step, turn.worker)).clone()]
+            )
             flags = [True, True] if used is None else used(step, turn.worker)
             sent[turn.worker] = Sent(gradients, flags, torch.full_like(row, step) if self.round.points > 1 else None)
         outcome = self.round.take(self.memory, sent, self.wire, parameters=2, **rest)
@@ -110,7 +110,13 @@ def test_who_delivered_computes_next_and_the_message_waits():
     assert runs.memory.counts["turns"] == [3, 4, 3]
     assert runs.memory.counts["accepted"] == [2, 4, 2]
     assert runs.memory.counts["fetched"] == [3, NOWHERE, 3]
-    assert [outcome.report.census.ages for outcome in runs.outcomes] == [[0, 0, 0], [1, 0, 1], [1, 1, 1], [2, 1, 2], [3, 0, 3]]
+    assert [outcome.report.census.ages for outcome in runs.outcomes] == [
+        [0, 0, 0],
+        [1, 0, 1],
+        [1, 1, 1],
+        [2, 1, 2],
+        [3, 0, 3],
+    ]
     assert runs.outcomes[2].report.status == ("arrived", "not due", "arrived")
     assert runs.round.waiting(runs.memory) == [0, 2]
 
@@ -158,8 +164,12 @@ def test_the_share_is_exact_and_counts_replay_the_schedule(share):
         assert theirs == min(max(2, int(share * total + 1e-9)), 2 + step), "who is behind the share delivers first"
         assert schedule.byzantine_share(attackers, step) == theirs / total
         if share and step >= max(np.ceil(2 / share) - n, 2):
-            assert theirs / total <= share + 1e-12 and share - theirs / total < 1 / total
-    runs = Runs(arriving(n, RandomArrivals("squared", byzantine_share=share), attackers=attackers, attack=SignFlip(), f=2), names_itself)
+            assert theirs / total <= share + 1e-12
+            assert share - theirs / total < 1 / total
+    runs = Runs(
+        arriving(n, RandomArrivals("squared", byzantine_share=share), attackers=attackers, attack=SignFlip(), f=2),
+        names_itself,
+    )
     runs.round = replace(runs.round, defence=replace(runs.round.defence, seed=5))
     for _ in range(400):
         runs.step()
@@ -187,7 +197,9 @@ def test_asynchronous_momentum_is_what_the_paper_says():
     arrivals = RandomArrivals("proportional", byzantine_share=0.4)
     draws = np.random.default_rng(1).normal(size=(steps, n, 3))
     kwargs = {"attackers": attackers, "attack": IPM(0.3), "weights": "counts", "estimator": WorkerMomentum(beta)}
-    runs = Runs(arriving(n, arrivals, aggregator=CoordinateMedian(), f=2, **kwargs), lambda step, worker: draws[step, worker])
+    runs = Runs(
+        arriving(n, arrivals, aggregator=CoordinateMedian(), f=2, **kwargs), lambda step, worker: draws[step, worker]
+    )
     schedule, honest = arrivals.schedule(n, attackers, 0), [0, 2, 3, 5]
     table, momenta, pending, counts = np.zeros((n, 3)), np.zeros((n, 3)), {}, np.zeros(n)
     for step in range(steps):
@@ -220,7 +232,11 @@ def test_storm_corrects_at_its_own_fetch():
         asked.append((step, worker, None if point is None else int(point[0])))
         return draws[step, worker] * 0.5 + (0 if point is None else float(point[0]))
 
-    runs = Runs(arriving(n, arrivals, estimator=Storm(beta), weights="counts"), lambda step, worker: draws[step, worker], earlier=earlier)
+    runs = Runs(
+        arriving(n, arrivals, estimator=Storm(beta), weights="counts"),
+        lambda step, worker: draws[step, worker],
+        earlier=earlier,
+    )
     schedule, known, pending, fetched = arrivals.schedule(n, (), 0), {}, {}, {}
     for step in range(steps):
         for worker in range(n) if step == 0 else schedule.due(step - 1):
@@ -246,13 +262,15 @@ def test_a_broken_delivery_keeps_the_row_and_its_count():
         runs.step()
     before = runs.memory
     outcome = runs.step()  # worker 1 delivers what it made at step 2
-    assert outcome.report.status == ("not due", "broken", "not due") and not outcome.report.taken
+    assert outcome.report.status == ("not due", "broken", "not due")
+    assert not outcome.report.taken
     assert outcome.report.without_gradients, "one worker's nonsense is no overflow"
     assert outcome.report.reason == "no usable message has arrived"
     assert torch.equal(runs.memory.rules["arrivals"].values["rows"], before.rules["arrivals"].values["rows"])
     assert runs.memory.counts["accepted"] == before.counts["accepted"] == [1, 2, 1]
-    assert runs.memory.counts["refused"] == [0, 1, 0] and runs.memory.faults == 0
-    assert torch.equal(runs.memory.workers[1]["estimator"]["momentum"], before.workers[1]["estimator"]["momentum"])
+    assert runs.memory.counts["refused"] == [0, 1, 0]
+    assert runs.memory.faults == 0
+    assert torch.equal(runs.memory.workers[1]["estimator"]["momentum"], before.workers[1]["estimator"]["momentum"])  # type: ignore[arg-type]
     assert runs.step().report.taken
     assert runs.step().report.taken
     assert runs.memory.counts["refused"] == [0, 0, 0]
@@ -262,10 +280,13 @@ def test_storm_starts_anew_after_a_refusal():
     def gradient(step, worker):
         return [float("nan")] * 3 if worker == 1 and step == 2 else [float(step)] * 3
 
-    runs = Runs(arriving(3, Told(((1,), (1,), (1,), (0,))), f=1, estimator=Storm(0.25)), gradient, earlier=lambda *_: [7.0] * 3)
+    runs = Runs(
+        arriving(3, Told(((1,), (1,), (1,), (0,))), f=1, estimator=Storm(0.25)), gradient, earlier=lambda *_: [7.0] * 3
+    )
     for _ in range(3):
         runs.step()
-    assert runs.memory.counts["point"][1] == NOWHERE and runs.memory.counts["adopted"][1] == 0
+    assert runs.memory.counts["point"][1] == NOWHERE
+    assert runs.memory.counts["adopted"][1] == 0
     runs.step()
     assert runs.memory.rules["arrivals"].values["rows"][1].tolist() == [3.0] * 3, "its gradient alone"
 
@@ -280,17 +301,25 @@ def test_attackers_see_the_table_and_change_their_row_when_due():
             return super().replace(sight)
 
     attack = Watching()
-    runs = Runs(arriving(3, Told(((1,), (2,), (0,))), f=2, attackers=(1, 2), attack=attack), lambda step, worker: [step + 1.0] * 3)
+    runs = Runs(
+        arriving(3, Told(((1,), (2,), (0,))), f=2, attackers=(1, 2), attack=attack),
+        lambda step, worker: [step + 1.0] * 3,
+    )
     for _ in range(5):
         runs.step()
     rows = runs.memory.rules["arrivals"].values["rows"][:, 0].tolist()
-    assert rows == [2.0, -3.0, -2.0], "each flipped once, when it was due; at step 4 worker 1 delivered what it made at step 2"
+    assert rows == [2.0, -3.0, -2.0], (
+        "each flipped once, when it was due; at step 4 worker 1 delivered what it made at step 2"
+    )
     assert [step for step, *_ in attack.seen] == [0, 1, 2, 4], "nobody attacks where no attacker is due"
     assert attack.seen[2] == (2, [1, 2], [1.0, -2.0, 2.0], [2, 1, 1])
 
 
 def test_replay_counts_deliveries():
-    runs = Runs(arriving(2, Told(((1,), (0,), (0,))), f=1, attackers=(1,), attack=Replay(1)), lambda step, worker: [step + 1.0] * 3)
+    runs = Runs(
+        arriving(2, Told(((1,), (0,), (0,))), f=1, attackers=(1,), attack=Replay(1)),
+        lambda step, worker: [step + 1.0] * 3,
+    )
     sent = [runs.memory.rules["arrivals"].values["rows"][1, 0].item() for _ in range(8) if runs.step()]
     # worker 1 makes messages at 0, 1, 2, 5 and delivers them at 0, 1, 4, 7; it sends the one before
     assert sent == [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0]
@@ -299,20 +328,28 @@ def test_replay_counts_deliveries():
 def test_attackers_that_only_send_nonsense_are_charged_to_f():
     arrivals = RandomArrivals("squared", byzantine_share=0.4)
     noting = Noting(CoordinateMedian())
-    runs = Runs(arriving(5, arrivals, f=2, aggregator=noting, attackers=(3, 4), attack=NonFinite(), weights="counts"), names_itself)
+    runs = Runs(
+        arriving(5, arrivals, f=2, aggregator=noting, attackers=(3, 4), attack=NonFinite(), weights="counts"),
+        names_itself,
+    )
     taken = [runs.step().report.taken for _ in range(30)]
     byzantine = [runs.round.due(step)[0] in (3, 4) for step in range(1, 30)]
     assert taken == [True, *(not theirs for theirs in byzantine)]
-    assert runs.memory.counts["accepted"][3:] == [0, 0] and runs.memory.faults == 0
-    assert noting.seen[0].f == 0.0 and noting.seen[0].weights.tolist() == [1, 1, 1, 0, 0]
+    assert runs.memory.counts["accepted"][3:] == [0, 0]
+    assert runs.memory.faults == 0
+    assert noting.seen[0].f == 0.0
+    assert noting.seen[0].weights.tolist() == [1, 1, 1, 0, 0]
 
 
 def test_too_many_broken_messages_stop_the_run():
     runs = Runs(arriving(3, Told(((0,), (1,), (2,))), f=1), lambda step, worker: [float("inf")] * 3)
-    assert runs.step().report.fault and runs.memory.faults == 1
+    assert runs.step().report.fault
+    assert runs.memory.faults == 1
     assert not runs.outcomes[0].report.without_gradients, "a gradient scaler is to see it"
     runs.step()
-    with pytest.raises(TooManyFaults, match="3 times in a row more weight was broken than may be: the last messages of workers"):
+    with pytest.raises(
+        TooManyFaults, match="3 times in a row more weight was broken than may be: the last messages of workers"
+    ):
         runs.step()
 
 
@@ -324,7 +361,8 @@ def test_a_scaler_that_scales_too_much_is_no_fault():
     assert runs.step(scale=4.0).report.fault is True, "worker 1 delivers what it made at step 1"
     outcomes = [runs.step(scale=4.0) for _ in range(3)]
     assert [outcome.report.taken for outcome in outcomes] == [False, True, True]
-    assert outcomes[0].report.fault is False and outcomes[0].report.without_gradients, "nothing new is broken"
+    assert outcomes[0].report.fault is False, "nothing new is broken"
+    assert outcomes[0].report.without_gradients
     assert outcomes[1].vector.tolist() == [0.25] * 3
 
 
@@ -334,22 +372,29 @@ def test_no_update_is_made_while_a_rule_does_not_tolerate_f():
     kwargs = {"attackers": (5, 6, 7, 8), "attack": SignFlip(), "weights": "counts", "aggregator": OneThird()}
     runs = Runs(arriving(9, arrivals, f=4, **kwargs), names_itself)
     outcome = runs.step()
-    assert not outcome.report.taken and "OneThird cannot tolerate f = 4 of the total weight W = 9" in outcome.report.reason
-    assert outcome.report.adopted == (True,) * 9 and runs.memory.faults == 0
+    assert not outcome.report.taken
+    assert "OneThird cannot tolerate f = 4 of the total weight W = 9" in outcome.report.reason
+    assert outcome.report.adopted == (True,) * 9
+    assert runs.memory.faults == 0
     taken = [runs.step().report.taken for _ in range(6)]
     assert taken == [False, False, False, True, True, True], "from 4 of 13 deliveries on"
-    assert runs.memory.counts["accepted"][0] == 4 and "reference" not in runs.memory.rules
+    assert runs.memory.counts["accepted"][0] == 4
+    assert "reference" not in runs.memory.rules
 
 
 def test_the_stated_share_is_the_weight_that_may_be_byzantine():
     noting = Noting(CoordinateMedian())
     arrivals = RandomArrivals("uniform", byzantine_share=0.4)
-    runs = Runs(arriving(5, arrivals, f=2, aggregator=noting, attackers=(3, 4), attack=SignFlip(), weights="counts"), names_itself)
+    runs = Runs(
+        arriving(5, arrivals, f=2, aggregator=noting, attackers=(3, 4), attack=SignFlip(), weights="counts"),
+        names_itself,
+    )
     for _ in range(40):
         runs.step()
     for step, stack in enumerate(noting.seen):
         theirs = float(stack.weights[3:].sum())
-        assert stack.f == max(0.4 * (5 + step), theirs) and theirs <= 0.4 * (5 + step)
+        assert stack.f == max(0.4 * (5 + step), theirs)
+        assert theirs <= 0.4 * (5 + step)
 
 
 def test_parameters_count_as_used_while_a_row_uses_them():
@@ -367,8 +412,10 @@ def test_an_absent_worker_delivers_nothing_and_keeps_its_row():
     runs.step()
     runs.step(absent=[1])  # whose training step returned None
     outcome = runs.step()
-    assert outcome.report.census.arrival == [Arrival.NOT_DUE, Arrival.ABSENT] and not outcome.report.taken
-    assert outcome.report.without_gradients and runs.memory.counts["accepted"] == [2, 1]
+    assert outcome.report.census.arrival == [Arrival.NOT_DUE, Arrival.ABSENT]
+    assert not outcome.report.taken
+    assert outcome.report.without_gradients
+    assert runs.memory.counts["accepted"] == [2, 1]
     assert runs.step().report.taken
     assert runs.step().report.census.arrival == [Arrival.NOT_DUE, Arrival.ARRIVED]
     assert runs.memory.rules["arrivals"].values["rows"][1].tolist() == names_itself(3, 1)
@@ -376,7 +423,8 @@ def test_an_absent_worker_delivers_nothing_and_keeps_its_row():
 
 def test_the_default_is_lock_step():
     plan = Plan(arrivals=Synchronous())
-    assert plan.in_lock_step and type(plan.round(Defence(3, 1, CoordinateMedian()))).__name__ == "Robust"
+    assert plan.in_lock_step
+    assert type(plan.round(Defence(3, 1, CoordinateMedian()))).__name__ == "Robust"
     assert Synchronous().schedule(3, (), 0).per_step(3) == 3
 
 
@@ -385,5 +433,8 @@ def test_fixed_delays():
     assert [schedule.due(step) for step in range(7)] == [[0, 1, 2], [0], [0, 1], [0, 2], [0, 1], [0], [0, 1, 2]]
     assert schedule.per_step(3) == pytest.approx(1 + 1 / 2 + 1 / 3, abs=2e-3)
     slow = FixedDelays([2, 5]).schedule(2, (), 0)
-    assert [slow.due(step) for step in range(5)] == [[0, 1], [0], [0, 1], [0], [0, 1]], "ticks without a delivery are no steps"
-    assert slow.due(3) == [0] and slow.due(0) == [0, 1], "asked again, or out of order"
+    assert [slow.due(step) for step in range(5)] == [[0, 1], [0], [0, 1], [0], [0, 1]], (
+        "ticks without a delivery are no steps"
+    )
+    assert slow.due(3) == [0], "asked again, or out of order"
+    assert slow.due(0) == [0, 1]

@@ -1,7 +1,6 @@
 """Laws of stale workers: any layout and any resumption trains the same bits, and a message is what its worker made where it fetched."""
 
 import pytest
-import torch
 
 from lightning_byz.aggregators import CTMA, CoordinateMedian, GeometricMedian
 from lightning_byz.arrivals import FixedDelays, RandomArrivals

@@ -17,13 +17,16 @@ DRAWS = 2.0**63
 
 @dataclass(frozen=True)
 class RandomArrivals(Arrivals):
-    r"""One worker delivers at each step, drawn by a law of its id: the arrivals of the asynchronous experiments.
+    r"""One worker delivers at each step.
 
-    Ids are counted 1, 2, ... within the attackers and within the honest workers. With a ``byzantine_share`` :math:`\lambda` a step is an attacker's
-    exactly where :math:`\min(\max(b, \lfloor \lambda (n + t) \rfloor), b + t)` grows from step :math:`t - 1` to :math:`t`, with n workers of which b
-    attack: of all deliveries until then, the n of step 0 among them, at most :math:`\lambda` are theirs from step
-    :math:`\lceil b / \lambda \rceil - n` on, and, once the share is reached, never one delivery less. Who of them is drawn by the law. (The authors' released code takes every :math:`\lceil 1 / \lambda \rceil`-th step: 1/3
-    where 0.4 is printed.)
+    Drawn by a law of its id: the arrivals of the asynchronous experiments. Ids are counted 1, 2, ... within the attackers and within the honest
+    workers.
+
+    With a ``byzantine_share`` :math:`\lambda` a step is an attacker's exactly where
+    :math:`\min(\max(b, \lfloor \lambda (n + t) \rfloor), b + t)` grows from step :math:`t - 1` to :math:`t`, with n workers of which b attack. Of
+    all deliveries until then, the n of step 0 among them, at most :math:`\lambda` are theirs from step :math:`\lceil b / \lambda \rceil - n` on, and, once
+    the share is reached, never one delivery less. (The authors' released code takes every :math:`\lceil 1 / \lambda \rceil`-th step: 1/3 where 0.4 is
+    printed.)
 
     Args:
         law: ``"uniform"``, or probabilities ``"proportional"`` to the id or to the id ``"squared"``, as in the paper's experiments.

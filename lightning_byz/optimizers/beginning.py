@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from os import environ
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_byz.aggregators import Aggregator
@@ -26,7 +25,7 @@ from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.plan import Plan, check_arrivals
 from lightning_byz.rounds.second_momentum import second_momentum
 from lightning_byz.rounds.trained import held_by, trained_by
-from lightning_byz.rounds.weights import check_weights
+from lightning_byz.rounds.weights import checked_weights
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +57,8 @@ def begun(
     arguments.check_arguments(f, workers, attackers, attack, seed=seed)
     arguments.check_rules(aggregator, estimator, attack=attack, exchange=exchange, preaggregators=preaggregators)
     arguments.check_stages(("anytime", stage, Anytime) for stage in [anytime] if stage is not None)
-    weights = weights.tolist() if isinstance(weights, np.ndarray | Tensor) else weights
     check_weights_here(weights)
-    check_weights(weights, max_share, workers)
+    weights = checked_weights(weights, max_share, workers)
     check_arrivals(arrivals, weights, age_decay)
     arguments.check_buffers(buffers)
     arguments.check_digest_every(digest_every)

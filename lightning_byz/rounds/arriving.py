@@ -20,12 +20,12 @@ from lightning_byz.rounds.ledger import Counts, Ledger
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
 from lightning_byz.rounds.round import Outcome, Sent, Turn
+from lightning_byz.rounds.table import TABLE, Judge, rows_of, updated
 from lightning_byz.rounds.usage import Usage
 from lightning_byz.rounds.weighing import Weighing
-from lightning_byz.rounds.weights import ROUNDING
 from lightning_byz.stack import Stack
 
-TABLE, PENDING, PROPOSED = "arrivals", "pending", "proposed"
+PENDING, PROPOSED = "pending", "proposed"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Arriving(Robust):
 
     arrivals: Arrivals = field(default_factory=Synchronous)
     weighing: Weighing = field(default_factory=Weighing)
+
+    @property
+    def judge(self) -> Judge:
+        """What says how the rows of the table count."""
+        return Judge(self.weighing, self.defence.f, self.attackers.workers)
 
     # ------------------------------------------------------------------ turns
 
@@ -140,21 +145,22 @@ class Arriving(Robust):
         used = usage.told({worker: own.used for worker, own in sent.items()})
         delivered = wire.deliver(due, torch.cat([flags, used]))
         arrived = perf_counter()
-        unusable, facts = _cut(delivered.facts.tolist(), len(due))
-        fetched = ledger.fetched(memory.counts, self.computing(memory.step), *_cut(facts, self.workers))
-        arrival = self._arrival(dict(zip(due, unusable, strict=True)), fetched["fetched"])
-        table, counts = self._table(memory, delivered.vectors, due, arrival), ledger.accepted(fetched, arrival)
+        facts, told = delivered.facts.tolist(), len(due) + self.workers
+        fetched = ledger.fetched(memory.counts, self.computing(memory.step), facts[len(due) : told], facts[told:])
+        arrival = ledger.arrival(fetched, dict(zip(due, facts, strict=False)))
+        counts, before = ledger.accepted(fetched, arrival), rows_of(memory)
+        table = updated(before, delivered.vectors, due, arrival)
         stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         past = self.attackers.remembered(memory, stack, census)
         attacked, broken = self.attackers.replaced(stack, census, memory, self.defence)
         if broken:
             arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(arrival)]
-            before, counts = _rows(memory), ledger.accepted(fetched, arrival)
+            counts = ledger.accepted(fetched, arrival)
             table[broken] = 0.0 if before is None else before[broken]
         if attacked is not stack:
             stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         report = Report(memory.step, False, census, kept=True)
-        tried, report = self._tolerable(stack, report, counts)
+        tried, report = self.judge.tolerated(stack, report, counts)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
         name = type(self.defence.aggregator).__name__
@@ -166,10 +172,8 @@ class Arriving(Robust):
             left = unstepped = self._after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
             unstepped = replace(kept, step=memory.step + 1, faults=0)
-            reference = (
-                {"reference": Sliced({"aggregate": vector.clone()}, wire.slice)} if self.defence.uses_reference else {}
-            )
-            left = replace(unstepped, rules={**kept.rules, **reference})
+            made = Sliced({"aggregate": vector.clone()} if self.defence.uses_reference else {}, wire.slice)
+            left = replace(unstepped, rules={**kept.rules, "reference": made}) if made.values else unstepped
         traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
         return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic), unstepped)
 
@@ -181,9 +185,7 @@ class Arriving(Robust):
         for worker, own in sent.items():
             row = own.gradients[0]
             message, left = self._estimated(memory, worker, own, scale)
-            known = (
-                {} if self.points > 1 else workers.get(worker, {})
-            )  # with two points a worker has one memory, that of its last turn
+            known = {} if self.points > 1 else workers.get(worker, {})  # one point, one memory: that of the last turn
             message = row.clone() if share_memory(message, row) else message
             workers[worker] = {**known, PENDING: {"message": message}, PROPOSED: left}
         return workers
@@ -198,58 +200,13 @@ class Arriving(Robust):
                 else:
                     wire.row(worker).zero_()
 
-    def _arrival(self, unusable: Mapping[int, int], fetched: Sequence[int]) -> list[Arrival]:
-        """What became of each worker's message."""
-
-        def word(worker: int) -> Arrival:
-            if worker not in unusable:
-                return Arrival.NOT_DUE
-            if fetched[worker] == NOWHERE:
-                return Arrival.ABSENT
-            return Arrival.BROKEN if unusable[worker] else Arrival.ARRIVED
-
-        return [word(worker) for worker in range(self.workers)]
-
-    def _table(self, memory: Memory, vectors: Tensor, due: Sequence[int], arrival: Sequence[Arrival]) -> Tensor:
-        """The last usable message of each worker; zero where there is none."""
-        before = _rows(memory)
-        table = vectors.new_zeros(self.workers, vectors.shape[1]) if before is None else before.clone()
-        usable = [place for place, worker in enumerate(due) if arrival[worker] is Arrival.ARRIVED]
-        if usable:
-            table[[due[place] for place in usable]] = vectors if len(usable) == len(due) else vectors[usable]
-        return table
-
     def _seen(
-        self, table: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire
+        self, rows: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire
     ) -> tuple[Stack, Census]:
-        """The table as rules see it, and what is known of it; who has sent broken messages only is taken for one of the Byzantine ones."""
-        accepted, ages = counts["accepted"], ledger.ages(counts)
-        weights = self.weighing.weights(accepted, ages)
-        used = ledger.usage.tally(counts, [weight > 0 for weight in weights])
-        hollow = [not count and refused > 0 for count, refused in zip(accepted, counts["refused"], strict=True)]
-        known = self.weighing.weights([count + out for count, out in zip(accepted, hollow, strict=True)], ages)
-        f = self.weighing.f(known, self.defence.f, self.attackers.workers)
+        """The table as rules see it, and what is known of it."""
         reference = reference_of(memory) if self.defence.uses_reference else None
-        stack = Stack(table, known, f, reference=reference, slice=wire.slice)
-        stack = stack.inspected(torch.zeros(self.workers, dtype=torch.int64))
-        census = Census(arrival, weights, ages, used)
-        return (stack.excluding(torch.tensor(hollow), faulty=True) if any(hollow) else stack), census
-
-    def _tolerable(self, stack: Stack, report: Report, counts: Counts) -> tuple[Stack | None, Report]:
-        """The stack, if something new is in it and no more weight is broken than f allows."""
-        census = report.census
-        refused = [worker for worker, count in enumerate(counts["refused"]) if count]
-        weights = self.weighing.weights([max(count, 1) for count in counts["accepted"]], census.ages)
-        f, weight = self.weighing.f(weights, self.defence.f, self.attackers.workers), sum(weights[w] for w in refused)
-        if weight > f + ROUNDING * sum(weights):
-            reason = (
-                f"the last messages of workers {refused} hold numbers that are not finite or not usable and weigh {weight:g} together, but at most"
-                f" f = {f:g} of the weight {sum(weights):g} may be faulty"
-            )
-            return None, replace(report, reason=reason, fault=bool(census.workers(Arrival.BROKEN)))
-        if not census.workers(Arrival.ARRIVED):
-            return None, replace(report, reason="no usable message has arrived", fault=False)
-        return stack, replace(report, fault=False)
+        judged = self.judge.judged(rows, ledger, counts, reference=reference, slice=wire.slice)
+        return judged.stack, Census(arrival, judged.weights, ledger.ages(counts), judged.used)
 
     def _kept(
         self,
@@ -290,11 +247,3 @@ class Arriving(Robust):
         raise TooManyFaults(
             f"{PATIENCE} times in a row more weight was broken than may be: {report.reason}. Look for the cause at these workers, or change f."
         )
-
-
-def _cut(facts: Sequence[int], place: int) -> tuple[Sequence[int], Sequence[int]]:
-    return facts[:place], facts[place:]
-
-
-def _rows(memory: Memory) -> Tensor | None:
-    return memory.rules[TABLE].values["rows"] if TABLE in memory.rules else None

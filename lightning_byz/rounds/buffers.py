@@ -14,6 +14,7 @@ from lightning_byz.rounds.consensus import agreed
 from lightning_byz.rounds.same import same
 
 Values = dict[str, Tensor]
+Weights = Sequence[float] | None
 
 SMALL, UNLIMITED = 65536, 2**62
 """Numbers in a buffer that is compared by value at each step when its version has not changed, and now and then."""
@@ -73,11 +74,9 @@ class WorkerBuffers:
             self._propose(worker)
 
     def adopt(self, accepted: Sequence[bool], waiting: Container[int] = ()) -> None:
-        """Adopt what the accepted workers' steps changed, forget the rest; a step that still runs has changed what it has changed so far.
+        """Adopt what the accepted workers' steps changed, forget the rest, but not of those who are waiting to be told.
 
-        Args:
-            accepted: For each worker.
-            waiting: Of whose steps that is not known yet.
+        A step that still runs has changed what it has changed so far.
         """
         inside = self._at_work
         if inside is not None:
@@ -128,7 +127,7 @@ class WorkerBuffers:
     def consensus(self, exchange: Exchange, placement: Placement, weights: Sequence[float] | None = None) -> Values:
         """Return one value of each buffer that changes: the rule's of floating ones, worker 0's of counters.
 
-        Every rank must call it. Workers count by their ``weights``. A row that is not finite counts as absent; where no row is finite the buffers are worker 0's.
+        Every rank must call it. Workers count by their ``weights``. A row that is not finite is left out; where none is, it is worker 0's.
         """
         self._share(limit=UNLIMITED)
         self.agree(exchange)
@@ -170,12 +169,7 @@ class WorkerBuffers:
         self._resident = None
 
     def state(self, worker: int, *, waiting: bool = False) -> Values:
-        """Return a worker's own values of the buffers that change; call :meth:`agree` before.
-
-        Args:
-            worker: Whose.
-            waiting: Whether as its waiting message would leave them.
-        """
+        """Return a worker's own values of the buffers that change, or as its ``waiting`` message leaves them; call :meth:`agree` before."""
         waits = worker in self._waiting and not waiting
         values = {**self._initial, **self._adopted[worker]} if waits else self._values(worker)
         return {name: values[name] for name in sorted(self._changing)}

@@ -51,6 +51,18 @@ class Ledger:
             counts[kind] = _chosen(sent, [self.step] * self.workers, counts[kind])
         return counts | self.usage.waiting(known, sent, used)
 
+    def arrival(self, counts: Counts, unusable: Mapping[int, int]) -> list[Arrival]:
+        """Return what became of each worker's message, from the numbers that no rule can use in those that were due."""
+
+        def word(worker: int) -> Arrival:
+            if worker not in unusable:
+                return Arrival.NOT_DUE
+            if counts["fetched"][worker] == NOWHERE:
+                return Arrival.ABSENT
+            return Arrival.BROKEN if unusable[worker] else Arrival.ARRIVED
+
+        return [word(worker) for worker in range(self.workers)]
+
     def accepted(self, counts: Counts, arrival: Sequence[Arrival]) -> dict[str, Sequence[int]]:
         """Return the counts once the messages that were due are accepted or refused."""
         good, bad = ([word is one for word in arrival] for one in (Arrival.ARRIVED, Arrival.BROKEN))

@@ -112,8 +112,8 @@ class Plan:
         realised = schedule.byzantine_share(self.attackers.workers, last)
         if realised > self.share + 1e-9:
             raise ValueError(
-                f"byzantine_share={self.share:g}: of the deliveries until step {last}, attackers {list(self.attackers.workers)} make {realised:.3g}, as"
-                f" each delivers at step 0 already: give a share of at least {realised:.3g} and below 0.5, fewer attackers, or more steps."
+                f"byzantine_share={self.share:g}: of the deliveries until step {last}, attackers {list(self.attackers.workers)} make {realised:.3g},"
+                f" as each delivers at step 0 already: give a share of at least {realised:.3g} and below 0.5, fewer attackers, or more steps."
             )
 
 
@@ -150,7 +150,7 @@ def never_delivered(counts: Mapping[str, Sequence[int]]) -> list[int]:
 
 
 def check_arrivals(
-    arrivals: object, weights: object, age_decay: object, *, refused: Mapping[str, bool] | None = None
+    arrivals: object, weights: object, age_decay: object, *, local: bool = False, split: bool = False
 ) -> None:
     """Refuse arguments that do not go together.
 
@@ -158,7 +158,8 @@ def check_arrivals(
         arrivals: As users give them.
         weights: Likewise.
         age_decay: Likewise.
-        refused: What else is asked for that arrivals cannot have, by how a user gives it.
+        local: Whether each rank has data of its own.
+        split: Whether workers share the batches of a loader.
 
     """
     in_lock_step = isinstance(arrivals, Synchronous)
@@ -167,17 +168,18 @@ def check_arrivals(
     number = isinstance(age_decay, int | float) and not isinstance(age_decay, bool) and 0 < age_decay <= 1
     if age_decay is not None and not number:
         raise ValueError(
-            f"age_decay={age_decay!r}: give the factor by which a message's weight goes down with each step of its age, above 0 and at most 1, or None."
+            f"age_decay={age_decay!r}: give the factor by which a message's weight goes down with each step of its age, above 0 and at"
+            " most 1, or None."
         )
     for name, given in (("weights", weights if weights in COUNTED else None), ("age_decay", age_decay)):
         if in_lock_step and given is not None:
             raise ValueError(
-                f"{name}={given!r} follows from what workers deliver, which under arrivals=Synchronous() is one message a step from each: leave {name}"
-                " out, or give arrivals, such as RandomArrivals()."
+                f"{name}={given!r} follows from what workers deliver, which under arrivals=Synchronous() is one message a step from each: leave"
+                f" {name} out, or give arrivals, such as RandomArrivals()."
             )
-    asked = [name for name, here in (refused or {}).items() if here]
-    if asked and not in_lock_step:
+    if (local or split) and not in_lock_step:
+        asked = "data='local'" if local else "split_batches=True"
         raise ValueError(
-            f"arrivals={type(arrivals).__name__}(...) has each worker go through its own shard at its own pace, and {asked[0]} does not allow that: leave"
-            " it out, or give arrivals=Synchronous()."
+            f"arrivals={type(arrivals).__name__}(...) has each worker go through its own shard at its own pace, and {asked} does not allow"
+            " that: leave it out, or give arrivals=Synchronous()."
         )

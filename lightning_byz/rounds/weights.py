@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 
 from lightning_byz.exchange import Exchange
@@ -13,6 +15,13 @@ WORDS = ("samples", "counts", "samples*counts")
 
 ROUNDING = 1e-9
 """Part of a weight that is no difference."""
+
+
+def checked_weights(weights: Any, max_share: float | int | None, workers: int | None) -> Any:
+    """Return weights as a list of numbers or a word; refuse those that no run can use."""
+    weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
+    check_weights(weights, max_share, workers)
+    return weights
 
 
 def check_weights(

@@ -62,7 +62,16 @@ def check_module(module: pl.LightningModule, placement: Placement, estimator: Es
     arguments.check_synchronized(module, placement, synchronized=synchronized)
 
 
-def check_arriving(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def check_run(
+    plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, placement: Placement, *, synchronized: bool
+) -> None:
+    """Refuse what this module and trainer cannot do with these workers."""
+    arguments.check_attackers(plan.attackers.workers, placement.workers)
+    _check_arriving(plan, trainer, module)
+    check_module(module, placement, plan.estimator, synchronized=synchronized)
+
+
+def _check_arriving(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Refuse what workers that do not all compute at each step cannot do."""
     if plan.in_lock_step:
         return

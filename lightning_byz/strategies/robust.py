@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from os import environ
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
@@ -25,20 +23,18 @@ from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Attackers, Defence, Round, WorkerBuffers, start_up
-from lightning_byz.rounds.arguments import BUFFER_RULES, check_attackers, check_buffers
+from lightning_byz.rounds.arguments import BUFFER_RULES, check_buffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.plan import Plan, check_arrivals
-from lightning_byz.rounds.weights import check_weights, gathered_sizes
+from lightning_byz.rounds.weights import checked_weights, gathered_sizes
 from lightning_byz.strategies.arriving_loaders import Pace
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
-from lightning_byz.strategies.loaders import RunSeed
 from lightning_byz.strategies.refusals import (
     check_arguments,
-    check_arriving,
-    check_module,
     check_optimizers,
     check_rules,
+    check_run,
     refused_comm_hook,
 )
 from lightning_byz.strategies.run import Run
@@ -143,14 +139,13 @@ class RobustStrategy(WorkerStrategy):
         check_arguments(f, workers, attackers, attack, seed=seed)
         stages = {"aggregator": aggregator, "estimator": estimator, "partition": partition}
         check_rules(stages, attack=attack, exchange=exchange, preaggregators=preaggregators)
-        weights = weights.tolist() if isinstance(weights, np.ndarray | torch.Tensor) else weights
-        check_weights(weights, max_share, workers)
+        weights = checked_weights(weights, max_share, workers)
         check_data(data, partition)
         check_splitting(split_batches, partition, weights)
-        asked = {"data='local'": data == "local", "split_batches=True": split_batches}
-        check_arrivals(arrivals, weights, age_decay, refused=asked)
+        check_arrivals(arrivals, weights, age_decay, local=data == "local", split=split_batches)
         check_buffers(buffers)
         super().__init__(
+            seed=seed,
             digest_every=digest_every,
             anytime=anytime,
             ddp_comm_hook=refused_comm_hook(ddp_comm_hook),
@@ -182,15 +177,7 @@ class RobustStrategy(WorkerStrategy):
         self.weights = weights
         self.max_share = max_share
         self.buffers = buffers
-        self._seed = seed
         self._defence: Defence | None = None
-
-    @property
-    def seed(self) -> RunSeed:
-        """The seed of the run: the checkpoint's, else the argument, else ``PL_GLOBAL_SEED``, else 0."""
-        if self._saved is not None:
-            return RunSeed(self._saved["seed"])
-        return RunSeed(int(environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed)
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Prepare a run; refuse what cannot be right."""
@@ -204,20 +191,16 @@ class RobustStrategy(WorkerStrategy):
         placement = replace(placement, in_turn=not plan.in_lock_step)
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
-        check_attackers(self.attackers, placement.workers)
         check_sites(self.data, placement)
-        check_module(module, placement, self.estimator, synchronized=synchronizes_layers(self))
+        check_run(plan, trainer, module, placement, synchronized=synchronizes_layers(self))
         start_up.refuse_different_modules(module, exchange, self.root_device)
         start_up.agree_on_kernels(exchange, self.root_device)
-        check_arriving(plan, trainer, module)
         streams, self._defence = Streams(self.root_device), None
         if not plan.by_size:
             self._defence = self._fitting(plan.constant, exchange, placement)
         deals = {"partition": self.partition, "local": self.data == "local", "split": self.split_batches}
-        pace = None if plan.in_lock_step else Pace(lambda: self._run, plan, placement, self.seed)
-        self._data = TrainingData(
-            trainer, module, placement, exchange, streams=streams, seed=self.seed, pace=pace, **deals
-        )
+        deals["pace"] = None if plan.in_lock_step else Pace(lambda: self._run, plan, placement, self.seed)
+        self._data = TrainingData(trainer, module, placement, exchange, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
@@ -263,7 +246,5 @@ class RobustStrategy(WorkerStrategy):
         """Return the rules, tried on as many rows as there are workers."""
         assert self.lightning_module is not None
         rules, steps = (self.aggregator, self.preaggregators), self.lightning_module.trainer.max_steps
-        steps = None if steps < 0 else steps
-        return start_up.planned_defence(
-            self.f, rules, self.plan, given, exchange, placement, seed=self.seed, steps=steps
-        )
+        end = {"seed": self.seed, "steps": None if steps < 0 else steps}
+        return start_up.planned_defence(self.f, rules, self.plan, given, exchange, placement, **end)

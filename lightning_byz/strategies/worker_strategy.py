@@ -1,9 +1,9 @@
 """A DDP strategy whose steps belong to logical workers; which rules meet their gradients is the subclass's choice."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from os import environ
 from typing import Any
 
 import lightning.pytorch as pl
@@ -30,11 +30,14 @@ class WorkerStrategy(EvaluationStrategy):
     The module is not wrapped and the user's optimizer not replaced: the closure is, so that hooks, clipping and precision see the aggregate.
     """
 
-    def __init__(self, *, digest_every: int | None = 50, anytime: Anytime | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, seed: int | None = None, digest_every: int | None = 50, anytime: Anytime | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_digest_every(digest_every)
         check_stages(("anytime", stage, Anytime) for stage in [anytime] if stage is not None)
         self.digest_every = digest_every
+        self._seed = seed
         self.anytime = anytime
         self.diagnose = False
         """Whether the next step's report carries what is measured of rows; alike on all ranks. ``WorkerMonitor`` sets it before each."""
@@ -48,9 +51,11 @@ class WorkerStrategy(EvaluationStrategy):
         self._announced = ""
 
     @property
-    @abstractmethod
     def seed(self) -> RunSeed:
-        """The seed of the run."""
+        """The seed of the run: the checkpoint's, else the argument, else ``PL_GLOBAL_SEED``, else 0."""
+        if self._saved is not None:
+            return RunSeed(self._saved["seed"])
+        return RunSeed(int(environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed)
 
     def configure_ddp(self) -> None:
         """Start all ranks from rank 0's parameters; the module is not wrapped."""
