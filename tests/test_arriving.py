@@ -142,6 +142,7 @@ def test_counts_are_as_good_as_repeated_rows():
         arriving(6, arrivals, aggregator=noting, f=2, attackers=(1, 4), attack=SignFlip(), weights="counts"),
         lambda step, worker: draws[step, worker],
     )
+    counts = []
     for _ in range(60):
         outcome = runs.step()
         stack, counts = noting.seen[-1], runs.memory.counts["accepted"]
@@ -178,7 +179,8 @@ def test_the_share_is_exact_and_counts_replay_the_schedule(share):
 
 def test_laws_of_arrival():
     """Shares of 20,000 draws within four standard errors, counted within attackers and within honest workers."""
-    for law, masses in (("uniform", [1, 1, 1]), ("proportional", [1, 2, 3]), ("squared", [1, 4, 9])):
+    laws: Any = {"uniform": [1, 1, 1], "proportional": [1, 2, 3], "squared": [1, 4, 9]}
+    for law, masses in laws.items():
         schedule = RandomArrivals(law, byzantine_share=0.4).schedule(5, [0, 3], seed=1)
         found = Counter(schedule.due(step)[0] for step in range(1, 20001))
         for place, worker in enumerate((1, 2, 4)):

@@ -50,6 +50,25 @@ class Arrivals(ABC):
         """
 
 
+def due_at(schedule: Schedule, step: int, *, workers: int) -> list[int]:
+    """Return who delivers at a step, in order.
+
+    Raises:
+        ValueError: If the schedule names nobody, or what is no worker, or not everyone at the start.
+
+    """
+    due = sorted(set(schedule.due(step)))
+    if not due or due[0] < 0 or due[-1] >= workers:
+        raise ValueError(
+            f"{type(schedule).__name__}.due({step}) returned {due}: at each step one or more of the workers 0 to {workers - 1} deliver."
+        )
+    if step == 0 and len(due) < workers:
+        raise ValueError(
+            f"{type(schedule).__name__}.due(0) returned {due}: at step 0 all workers deliver, 0 to {workers - 1}, so that each has a row."
+        )
+    return due
+
+
 def check_share(name: str, share: object) -> None:
     """Refuse a Byzantine share that no rule survives."""
     number = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 0.5

@@ -24,9 +24,9 @@ class RandomArrivals(Arrivals):
 
     With a ``byzantine_share`` :math:`\lambda` a step is an attacker's exactly where
     :math:`\min(\max(b, \lfloor \lambda (n + t) \rfloor), b + t)` grows from step :math:`t - 1` to :math:`t`, with n workers of which b attack. Of
-    all deliveries until then, the n of step 0 among them, at most :math:`\lambda` are theirs from step :math:`\lceil b / \lambda \rceil - n` on, and, once
-    the share is reached, never one delivery less. (The authors' released code takes every :math:`\lceil 1 / \lambda \rceil`-th step: 1/3 where 0.4 is
-    printed.)
+    all deliveries until then, the n of step 0 among them, at most :math:`\lambda` are theirs from step :math:`\lceil b / \lambda \rceil - n` on, and
+    never one delivery less, once the share is reached. (The authors' released code takes every :math:`\lceil 1 / \lambda \rceil`-th step: 1/3 where
+    0.4 is printed.)
 
     Args:
         law: ``"uniform"``, or probabilities ``"proportional"`` to the id or to the id ``"squared"``, as in the paper's experiments.

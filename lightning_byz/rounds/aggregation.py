@@ -177,7 +177,7 @@ class Aggregation:
         """Go on from a memory whose rules' vectors and tables have all coordinates of ``layout``."""
         self._open(layout)
         self._before = None
-        self.memory = self.round.resumed(memory.map(lambda vector: vector, self._cut, self._wire.slice))
+        self.memory = memory.map(lambda vector: vector, self._cut, self._wire.slice)
 
     def whole(self, vector: Tensor) -> Tensor:
         """Return all coordinates of a vector (s,) of the rules' side. Every rank must call it."""

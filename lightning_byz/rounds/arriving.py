@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
+from lightning_byz.arrivals.arrivals import due_at
 from lightning_byz.census import Arrival, Census
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.exchange import Placement, Wire
@@ -62,18 +63,8 @@ class Arriving(Robust):
         return self.due(step - 1) if step else range(self.workers)
 
     def due(self, step: int) -> list[int]:
-        """Return who delivers at a step.
-
-        Raises:
-            ValueError: If the schedule names nobody, or what is no worker.
-
-        """
-        due = sorted(set(self.schedule.due(step)))
-        if not due or due[0] < 0 or due[-1] >= self.workers:
-            raise ValueError(
-                f"{type(self.schedule).__name__}.due({step}) returned {due}: at each step one or more of the workers 0 to {self.workers - 1} deliver."
-            )
-        return due
+        """Return who delivers at a step."""
+        return due_at(self.schedule, step, workers=self.workers)
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return the turns of the local workers that compute at this step."""
@@ -114,14 +105,13 @@ class Arriving(Robust):
         """Take all parameters as used by the rows that were made for others."""
         return replace(memory, counts=Usage.forgotten(memory.counts))
 
-    def resumed(self, memory: Memory) -> Memory:
+    def refuse_foreign(self, step: int, counts: Counts) -> None:
         """Refuse the memory of a run in lock-step."""
-        if memory.step and "turns" not in memory.counts:
+        if step and "turns" not in counts:
             raise ValueError(
                 "The checkpoint is of a run without arrivals=, in which no message waits: resume with arrivals=Synchronous(), or start a new run from"
                 " the weights alone."
             )
-        return memory
 
     # ------------------------------------------------------------------ the step
 

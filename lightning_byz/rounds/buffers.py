@@ -131,7 +131,7 @@ class WorkerBuffers:
         """
         self._share(limit=UNLIMITED)
         self.agree(exchange)
-        own = [self._values(worker) for worker in placement.local]
+        own = [self.state(worker) for worker in placement.local]
         floating = [name for name in sorted(self._changing) if own[0][name].is_floating_point()]
         result = {name: exchange.broadcast(own[0][name]) for name in sorted(self._changing) if name not in floating}
         if not floating:

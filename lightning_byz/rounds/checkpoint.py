@@ -57,6 +57,7 @@ class MemoryFile:
     ) -> None:
         """Take over the memories and buffers of this rank's workers."""
         for index, entry in saved["optimizers"].items():
+            aggregations[index].round.refuse_foreign(entry["step"], entry["counts"])
             self._refuse_other_stages(entry, aggregations[index])
             layout = Layout(tuple(entry["names"]), tuple(map(tuple, entry["shapes"])), _dtype(entry["dtype"]))
             counts, local = entry["counts"], self._placement.local

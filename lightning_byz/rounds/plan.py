@@ -1,19 +1,21 @@
 """What the steps of a run are made of besides its rules, and what of that cannot be right."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
+from lightning_byz.arrivals.arrivals import due_at
 from lightning_byz.estimators import Estimator, Gradient
+from lightning_byz.memory import Memory
 from lightning_byz.rounds.arriving import Arriving
 from lightning_byz.rounds.attackers import Attackers
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.robust import Robust
 from lightning_byz.rounds.weighing import COUNTED, Weighing
 
-FAR = 10_000
-"""Steps up to which the schedule of a run without an end is looked at."""
+NEAR, FAR = 100, 10_000
+"""Steps up to which a schedule is looked at: at least, and where shares are counted of a run without an end."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,14 @@ class Plan:
 
 def _check_schedule(schedule: Schedule, workers: int, steps: int | None) -> None:
     """Refuse a schedule that does not start with everyone, or under which a worker does not come again; warn where that is chance."""
-    name = type(schedule).__name__
-    if sorted(schedule.due(0)) != list(range(workers)):
-        raise ValueError(
-            f"{name}.due(0) returned {list(schedule.due(0))}: at step 0 all workers deliver, 0 to {workers - 1}, so that each has a row."
-        )
+    name, never = type(schedule).__name__, set(range(workers))
+    for step in range(NEAR if steps is None else steps):
+        due = due_at(schedule, step, workers=workers)
+        never -= set(due) if step else set()
+        if not never and step >= NEAR:
+            break
     if steps is None or steps < 2:
         return
-    never, step = set(range(workers)), 0
-    while never and (step := step + 1) < steps:
-        never -= set(schedule.due(step))
     if never and schedule.random:
         warnings.warn(
             f"By chance workers {sorted(never)} deliver at step 0 only of the {steps} steps of this run: their first message counts to the end. Give"
@@ -142,11 +142,16 @@ def _check_schedule(schedule: Schedule, workers: int, steps: int | None) -> None
         )
 
 
-def never_delivered(counts: Mapping[str, Sequence[int]]) -> list[int]:
-    """Return the workers that delivered at step 0 only."""
-    return [
-        worker for worker, turns in enumerate(counts.get("turns", ())) if turns <= 2 and counts["fetched"][worker] >= 0
-    ]
+def said_at_the_end(memory: Memory) -> str | None:
+    """Return a warning that names the workers which have delivered at the first step only."""
+    turns = memory.counts.get("turns", ())
+    never = [worker for worker, count in enumerate(turns) if count <= 2 and memory.counts["fetched"][worker] >= 0]
+    if not never or memory.step < 2:
+        return None
+    return (
+        f"workers {never} have delivered at the first step only of {memory.step}: their first message counted to the end. Give more steps, or another"
+        " schedule."
+    )
 
 
 def check_arrivals(

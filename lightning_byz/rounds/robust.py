@@ -72,6 +72,14 @@ class Robust(Round):
             turns.append(visible)
         return turns
 
+    def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
+        """Refuse the memory of a run in which messages waited."""
+        if "turns" in counts:
+            raise ValueError(
+                "The checkpoint is of a run with arrivals=, in which messages wait: resume with the same arrivals, or start a new run from the"
+                " weights alone."
+            )
+
     def poisoned(self, turn: Turn, batch: Any) -> Any:
         """Return what an attacker makes of its batch."""
         if self.attackers.attack is None:

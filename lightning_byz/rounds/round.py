@@ -91,14 +91,9 @@ class Round(ABC):
         """Return the memory for other parameters, once its vectors are realigned: what refers to parameters by their places is forgotten."""
         return memory
 
-    def resumed(self, memory: Memory) -> Memory:
-        """Return the memory of a file for this round to go on from.
-
-        Raises:
-            ValueError: If a round of another kind has left it.
-
-        """
-        return memory
+    def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
+        """Refuse to go on from what a round of another kind has counted until a step."""
+        return
 
     def worth(self, memory: Memory) -> Sequence[float] | None:
         """Return how much each worker's buffers count in what evaluation sees; ``None`` for all alike."""

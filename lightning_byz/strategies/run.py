@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -12,6 +13,7 @@ from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
 from lightning_byz.rounds.drift import refuse_drifted
+from lightning_byz.rounds.plan import said_at_the_end
 from lightning_byz.rounds.trained import held_by, named, trained_by
 from lightning_byz.strategies.backward_pass import BackwardPass
 from lightning_byz.strategies.by_hand import ByHand
@@ -133,6 +135,13 @@ class Run:
             held = held_by(self.module, optimizers)
             if held:
                 refuse_drifted(held, self.exchange, self.placement, steps=self.steps)
+
+    def end(self) -> None:
+        """Leave the module alone; say which workers never came back."""
+        self.by_hand.remove()
+        said = [said_at_the_end(aggregation.memory) for aggregation in self._aggregations.values()]
+        for warning in filter(None, said):
+            rank_zero_warn(warning)
 
     def consensus(self) -> dict[str, Tensor]:
         """Return what all workers' buffers have in common. Every rank must call it."""

@@ -79,7 +79,7 @@ class WorkerStrategy(EvaluationStrategy):
             self._data.remove()
             self._data = None
         if self._run is not None:
-            self._run.by_hand.remove()
+            self._run.end()
             vars(self._run.module).pop("no_sync", None)
         self._step_alone()
         self._saved = None
