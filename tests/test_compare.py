@@ -467,6 +467,11 @@ def test_selection_never_reads_test_data(write: Write, run: Run) -> None:
     assert told["DigitsData"][1] != told["own.Poisoned"][1]
 
 
+def children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(one) for task in tasks for one in task.read_text().split()]
+
+
 @pytest.mark.timeout(400)
 def test_killed_and_resumed_is_as_if_nothing_had_happened(write: Write, run: Run) -> None:
     """``kill -9`` of the command's process group; its warm process ends too; a cell that takes its process down is a row."""
@@ -480,12 +485,12 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(write: Write, run: Run
     while len(list((Path("out") / "cells").glob("*.yaml"))) < 3:  # the third is under way
         assert started.poll() is None
         time.sleep(0.02)
-    tasks = Path(f"/proc/{started.pid}/task").glob("*/children")
-    workers = [int(one) for task in tasks for one in task.read_text().split()]
+    nursery = children(started.pid)
+    workers = [*nursery, *(worker for one in nursery for worker in children(one))]
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
     assert len(list(records.glob("*.json"))) == 2
-    assert workers
+    assert len(workers) == 2
     deadline = time.monotonic() + 20
     while any(
         Path(f"/proc/{one}/stat").exists() and ") Z" not in Path(f"/proc/{one}/stat").read_text() for one in workers

@@ -72,18 +72,21 @@ def _run(told: argparse.Namespace) -> None:
     if told.cell is not None:
         _replay(known[told.cell], cells, folder)
         return
-    check_paths(cells)
-    with folder.locked():
-        folder.refuse_others(known)
-        if told.retry:
-            folder.forget(one.id for one in folder.records().values() if one.failure)
-        command = command_line(told.config, str(told.output) if told.output else None)
-        with kept(folder, cells.count, known):
-            try:
-                complete(cells, folder)
-            finally:
-                written = write_report(cells, folder, command)
-        print(f"{grid.output / 'index.html'}: {', '.join(written)}")
+    with Processes(grid.processes, grid.threads) as processes:
+        if told.retry or _count(cells, folder.records()) < cells.count:
+            processes.warm()  # while the paths are checked
+        check_paths(cells)
+        with folder.locked():
+            folder.refuse_others(known)
+            if told.retry:
+                folder.forget(one.id for one in folder.records().values() if one.failure)
+            command = command_line(told.config, str(told.output) if told.output else None)
+            with kept(folder, cells.count, known):
+                try:
+                    complete(cells, folder, processes)
+                finally:
+                    written = write_report(cells, folder, command)
+            print(f"{grid.output / 'index.html'}: {', '.join(written)}")
 
 
 def check_paths(cells: Cells) -> None:
@@ -107,19 +110,18 @@ def check_paths(cells: Cells) -> None:
             raise GridMistake(f"{place}: {mistake}") from None
 
 
-def complete(cells: Cells, folder: Folder) -> None:
+def complete(cells: Cells, folder: Folder, processes: Processes) -> None:
     """Make the runs that are missing: first those that tune, then those that are compared.
 
     Raises:
         GridMistake: If the first run that finishes has not logged the metric.
         FullDisk: If a run could not be kept.
     """
-    grid = cells.grid
     done, tuning = (
         folder.records(),
         [run for variant in cells.variants for _, runs in cells.tuning(variant) for run in runs],
     )
-    with meter(cells.count, _count(cells, done)) as progress, Processes(grid.processes, grid.threads) as processes:
+    with meter(cells.count, _count(cells, done)) as progress:
         finish(tuning, cells, folder, processes, progress)
         done, compared = folder.records(), []
         for variant in cells.variants:
