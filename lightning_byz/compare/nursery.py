@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack, suppress
 from signal import SIGKILL
 
 from lightning_byz.compare.answer import WORKER
@@ -40,17 +41,21 @@ class Nursery:
             ConnectionError: If the process is ended meanwhile.
         """
         mine, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as failed:
+            failed.enter_context(mine)
             try:
                 number = self._ask(0, theirs.fileno())
             except ConnectionError:  # somebody has killed it
                 number = self._ask(0, theirs.fileno())
-        return number, mine
+            failed.pop_all()
+            return number, mine
 
     def ended(self, worker: int) -> int:
         """Wait for the end of a worker; return its status, as ``subprocess`` counts, or that of a kill where nobody can tell any more."""
-        if not self._forks and self._running is not None:
-            return self._running[0].wait()
+        if not self._forks and (running := self._running) is not None:
+            status, self._running = running[0].wait(), None
+            running[1].close()
+            return status
         try:
             return self._ask(worker)
         except ConnectionError:
@@ -61,23 +66,24 @@ class Nursery:
         self._over = True
         if (running := self._running) is not None:
             running[0].kill()
-            running[0].wait()
+            with self._lock:  # nobody listens any more
+                self._forget()
 
     def _ask(self, word: int, *files: int) -> int:
         with self._lock:
-            channel = self._started()
-            socket.send_fds(channel, [word.to_bytes(SIZE, "little")], files)
-            told = channel.recv(SIZE, socket.MSG_WAITALL)
-            if not told and self._running is not None:
-                self._running[0].wait()
-        if not told:
-            raise ConnectionError("the process that starts workers has died")
-        return int.from_bytes(told, "little", signed=True)
+            channel, told = self._started(), b""
+            with suppress(ConnectionError):
+                socket.send_fds(channel, [word.to_bytes(SIZE, "little")], files)
+                told = channel.recv(SIZE, socket.MSG_WAITALL)
+            if told:
+                return int.from_bytes(told, "little", signed=True)
+            self._forget()
+        raise ConnectionError("the process that starts workers has died")
 
     def _started(self) -> socket.socket:
         if self._over:
             raise ConnectionError("the processes are being ended")
-        if self._running is None or self._running[0].poll() is not None:
+        if self._running is None:
             mine, theirs = socket.socketpair()
             with theirs:
                 process = subprocess.Popen(
@@ -90,3 +96,9 @@ class Nursery:
                 )
             self._running = process, mine
         return self._running[1]
+
+    def _forget(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running[1].close()
+            running[0].wait()
