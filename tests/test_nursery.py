@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +63,15 @@ def test_without_forks_it_becomes_the_worker() -> None:
     nursery.close()
     with pytest.raises(ConnectionError):
         nursery.worker()
+
+
+def test_nothing_asks_for_an_accelerator_before_the_fork() -> None:
+    """A CUDA driver that has been spoken to is of no use in a child."""
+    code = (
+        "import importlib, torch\n"
+        "def asked(*_): raise SystemExit('asked')\n"
+        "for name in ('is_available', 'device_count', 'current_device', '_lazy_init', 'init'): setattr(torch.cuda, name, asked)\n"
+        "worker = importlib.import_module('lightning_byz.compare.worker')\n"
+        "importlib.import_module(worker.KERNELS)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
