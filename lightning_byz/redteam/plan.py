@@ -80,6 +80,7 @@ class Plan:
                 base=self.config,
                 axes=(Axis("attack", {name: self._values(*one) for name, one in attacks.items()}),),
                 output=self.output,
+                set={"trainer.logger": False},
                 seeds=self.seeds,
                 metric=self.metric,
                 mode=self.mode,
