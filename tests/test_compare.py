@@ -406,7 +406,10 @@ class Broken(DigitsClassifier):
 
 class Gone(DigitsClassifier):
     def on_train_epoch_end(self):
-        os._exit(3)
+        try:
+            input()  # the next job is not its to read
+        except EOFError:
+            os._exit(3)
 
 
 class Poisoned(DigitsData):

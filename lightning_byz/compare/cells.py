@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_byz.compare.grid import Grid
+from lightning_byz.compare.names import plain
 from lightning_byz.compare.wandb_runs import among, labelled
 from lightning_byz.compare.yaml_file import read
 
@@ -20,6 +21,10 @@ QUIET = {
     "trainer.enable_model_summary": False,
 }
 """What hundreds of runs do without, unless the grid sets it."""
+
+
+LOGGING = ("LearningRateMonitor", "DeviceStatsMonitor")
+"""Callbacks that Lightning refuses without a logger; their runs have its own, in their own folders."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Cell:
             values["trainer.logger"] = labelled(
                 values["trainer.logger"], name=title, group=output.absolute().name, folder=folder, columns=self.columns
             )
-        return ["fit", "--config", str(base), *options(values)]
+        outside_in = dict(sorted(values.items(), key=lambda one: plain(one[0]).count(".")))  # model before model.hidden
+        return ["fit", "--config", str(base), *options(outside_in)]
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -107,10 +113,7 @@ class Cells:
         self.grid = grid
         base = read(grid.base, "base")
         self._base = json.dumps(base, sort_keys=True, default=str)
-        kept = {**QUIET, "trainer.enable_checkpointing": _checkpoints(base)}
-        if logger := among(_trainer(base).get("logger")):
-            kept["trainer.logger"] = logger
-        self.common = {**kept, **grid.set}
+        self.common = {**QUIET, **_needed(base, grid), **grid.set}
         self.variants: Sequence[Variant] = [
             Variant(
                 dict(zip((axis.name for axis in grid.axes), names, strict=True)),
@@ -171,11 +174,11 @@ class Cells:
         return Cell(name, variant, tuned, seed, values, tests, purpose)
 
 
-def _checkpoints(base: Mapping[str, Any]) -> bool:
-    """Whether the base has a callback of its own that writes checkpoints, which Lightning refuses where they are switched off."""
-    return "ModelCheckpoint" in str(_trainer(base).get("callbacks"))
-
-
-def _trainer(base: Mapping[str, Any]) -> Mapping[str, Any]:
+def _needed(base: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """Return what callbacks of the runs cannot do without, and the base's logger where it is W&B's."""
     trainer = base.get("trainer")
-    return trainer if isinstance(trainer, dict) else {}
+    trainer = trainer if isinstance(trainer, dict) else {}
+    values = [grid.set, *(values for axis in grid.axes for values in axis.variants.values())]
+    callbacks = f"{trainer.get('callbacks')} {values}"
+    logger = among(trainer.get("logger")) or any(name in callbacks for name in LOGGING)
+    return {"trainer.enable_checkpointing": "ModelCheckpoint" in callbacks, "trainer.logger": logger}

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_byz.compare.cells import Cell, Cells, Variant
 from lightning_byz.compare.fit import Job, check
-from lightning_byz.compare.grid import Grid, read_grid
+from lightning_byz.compare.grid import Grid, read_grid, refuse_counts
 from lightning_byz.compare.options import SentenceParser, kept
 from lightning_byz.compare.page import command_line
 from lightning_byz.compare.processes import Processes
@@ -64,6 +64,7 @@ def _run(told: argparse.Namespace) -> None:
     grid = read_grid(Path(told.config))
     given: dict[str, Any] = {"output": told.output, "processes": told.processes}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
+    refuse_counts(grid.processes)
     cells = Cells(grid)
     if cells.count > MANY and not told.yes:
         raise GridMistake(f"the grid has {cells.count:,} runs: give --yes to go ahead, or fewer variants or seeds.")

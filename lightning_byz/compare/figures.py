@@ -18,6 +18,7 @@ DASHES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "lightning_byz",
     "font.size": 10,
+    "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -65,7 +66,8 @@ def _curves(
     for panel, right in zip(panels, across, strict=False):
         for (colour, dash), name in zip(_strokes(), down, strict=False):
             if curve := curves.get((name, right)):
-                _line(panel, curve, color=colour, linestyle=dash, label=name, points=points)
+                label = f" {name}" if name.startswith("_") else name  # matplotlib's legend leaves out _words
+                _line(panel, curve, color=colour, linestyle=dash, label=label, points=points)
         _plain(panel, right, label, metric)
         values = [value for curve in curves.values() for value, _ in curve]
         if points and min(values) > 0 and max(values) >= 8 * min(values):

@@ -161,6 +161,8 @@ def perform(job: Job) -> Record:
         except (Exception, SystemExit) as error:
             if full_disk(error):
                 raise
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+                raise KeyboardInterrupt from None
             traceback.print_exc()
             failure, kind = _sentence(error), type(error).__name__
         record = Record(
@@ -179,7 +181,9 @@ def perform(job: Job) -> Record:
 
 def _sentence(error: BaseException) -> str:
     """Return why a run failed, on one line."""
-    said = refusal(error) if isinstance(error, Exception) and not isinstance(error, GridMistake) else str(error)
+    said = refusal(error) if isinstance(error, Exception) else ""
+    if isinstance(error, GridMistake):
+        said = str(error)
     return said or f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 

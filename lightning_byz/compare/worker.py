@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 from lightning_byz.compare.answer import FULL, answer
 from lightning_byz.compare.fit import Job, perform
@@ -21,8 +22,10 @@ from lightning_byz.compare.records import full_disk
 def serve() -> None:
     """Answer jobs until the input ends."""
     jobs: SimpleQueue[str] = SimpleQueue()
-    answers = os.fdopen(os.dup(1), "w")
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    answers, lines = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
+    with open(os.devnull) as nothing:  # a module that asks for input must not be given the jobs
+        os.dup2(nothing.fileno(), 0)
+    threading.Thread(target=_listen, args=(lines, jobs), daemon=True).start()
     while True:
         job = Job(**json.loads(jobs.get()))
         try:
@@ -35,8 +38,8 @@ def serve() -> None:
         print(json.dumps(told), file=answers, flush=True)
 
 
-def _listen(jobs: "SimpleQueue[str]") -> None:
-    for line in sys.stdin:
+def _listen(lines: IO[str], jobs: "SimpleQueue[str]") -> None:
+    for line in lines:
         jobs.put(line)
     os.killpg(0, signal.SIGKILL)
 
