@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -144,7 +145,9 @@ def test_figures_print_names_as_they_are(write: Write) -> None:
     names = {"_own": {}, "$x_{$": {"model.hidden": 3}}
     cells = write(grid={"rule": names, "$\\frac{$ attack": {"a": {}, "b": {"model.learning_rate": 0.1}}}, seeds=[1])
     records = logged(cells, 0.5)
-    drawn = draw(cells, summarized(cells, records), records)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
+        drawn = draw(cells, summarized(cells, records), records)
+    assert all(f">{word}<" in drawn["steps"][1].decode() for word in ("optimizer steps", " _own", "$x_{$"))
     assert set(drawn) == {"steps", "heatmap", "worst"}
     alone = write(grid={"rule": {"_own": {}}}, seeds=[1])
     assert "steps" in draw(alone, summarized(alone, logged(alone, 0.5)), logged(alone, 0.5))

@@ -66,9 +66,9 @@ def _curves(
     for panel, right in zip(panels, across, strict=False):
         for place, ((colour, dash), name) in enumerate(zip(_strokes(), down, strict=False)):
             if curve := curves.get((name, right)):
-                label = f" {name}" if name.startswith("_") else name  # matplotlib's legend leaves out _words
-                width = max(1.2, 3 - 0.6 * place)  # one that lies under another shows on either side of it
-                _line(panel, curve, color=colour, linestyle=dash, label=label, points=points, linewidth=width)
+                shown = f" {name}" if name.startswith("_") else name  # matplotlib's legend leaves out _words
+                width = max(1.4, 3.8 - 0.8 * place)  # a line under another shows on either side of it
+                _line(panel, curve, color=colour, linestyle=dash, label=shown, points=points, linewidth=width)
         _plain(panel, right, label, metric)
         values = [value for curve in curves.values() for value, _ in curve]
         if points and min(values) > 0 and max(values) >= 8 * min(values):

@@ -19,7 +19,7 @@ CAPTIONS = {
     "tuned": "Validation of the runs that tune, over their own seeds; circles are the values chosen.",
 }
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .75rem; text-align: left; border-bottom: 1px solid #d9dee3 }
 td, th { white-space: nowrap } td.said { white-space: normal; min-width: 20rem }
