@@ -406,7 +406,10 @@ class Broken(DigitsClassifier):
 
 class Gone(DigitsClassifier):
     def on_train_epoch_end(self):
-        os._exit(3)
+        try:
+            input()  # the next job is not its to read
+        except EOFError:
+            os._exit(3)
 
 
 class Poisoned(DigitsData):
@@ -460,10 +463,14 @@ def test_selection_never_reads_test_data(write: Write, run: Run) -> None:
             tune={"model.learning_rate": [0.001, 0.5]}, tune_seeds=[11], seeds=[1], test=True, output=f"out/{data}",
         )  # fmt: skip
         run()
-        told[data] = rows_of(f"{data}/summary.csv"), float(rows_of(f"{data}/test.csv")[0]["mean"])
+        fits = [row for row in without_times((Path("out") / data / "results.csv").read_text()) if row["stage"] == "fit"]
+        bits = [
+            {key: row[key] for key in ("learning_rate", "seed", "step", "val_accuracy", "val_loss")} for row in fits
+        ]
+        told[data] = (rows_of(f"{data}/summary.csv"), bits), float(rows_of(f"{data}/test.csv")[0]["mean"])
         assert {row["purpose"] for row in rows_of(f"{data}/results.csv") if row["stage"] == "test"} == {"compare"}
     assert told["DigitsData"][0] == told["own.Poisoned"][0]
-    assert told["DigitsData"][0][0]["learning_rate"] == "0.5"
+    assert told["DigitsData"][0][0][0]["learning_rate"] == "0.5"
     assert told["DigitsData"][1] != told["own.Poisoned"][1]
 
 

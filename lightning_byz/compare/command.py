@@ -10,18 +10,20 @@ from typing import Any
 
 from lightning_byz.compare.cells import Cell, Cells, Variant
 from lightning_byz.compare.fit import Job, check
-from lightning_byz.compare.grid import Grid, read_grid
+from lightning_byz.compare.grid import Grid, read_grid, refuse_counts
 from lightning_byz.compare.options import SentenceParser, kept
 from lightning_byz.compare.page import command_line
 from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.progress import Meter, meter
-from lightning_byz.compare.records import Folder, Record
-from lightning_byz.compare.report import write_report
+from lightning_byz.compare.records import Folder, Record, write_whole
+from lightning_byz.compare.report import sweep_of, write_report
 from lightning_byz.compare.summaries import chosen
+from lightning_byz.compare.wandb_runs import refuse_without_wandb
 from lightning_byz.compare.yaml_file import GridMistake
 from lightning_byz.kinds import hint, listed
 
 MANY = 10_000
+TO_WANDB = "set: {trainer.logger: lightning.pytorch.loggers.WandbLogger}"
 
 
 def main(args: Sequence[str]) -> None:
@@ -47,6 +49,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cell", metavar="ID", help="run one cell again, and compare every bit with what is kept of it"
     )
+    parser.add_argument("--sweep", action="store_true", help="run nothing: write the configs and W&B's sweep.yaml")
     parser.add_argument("--retry", action="store_true", help="run failed cells again")
     parser.add_argument("--yes", action="store_true", help=f"go ahead with more than {MANY:,} runs")
     told = parser.parse_args(list(args))
@@ -61,6 +64,7 @@ def _run(told: argparse.Namespace) -> None:
     grid = read_grid(Path(told.config))
     given: dict[str, Any] = {"output": told.output, "processes": told.processes}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
+    refuse_counts(grid.processes)
     cells = Cells(grid)
     if cells.count > MANY and not told.yes:
         raise GridMistake(f"the grid has {cells.count:,} runs: give --yes to go ahead, or fewer variants or seeds.")
@@ -69,15 +73,21 @@ def _run(told: argparse.Namespace) -> None:
         near = hint(told.cell, known) or f"{grid.output / 'index.html'} lists them."
         raise GridMistake(f"there is no cell {told.cell!r} in this grid: {near}")
     folder = Folder(grid.output)
+    refuse_without_wandb([] if told.sweep else cells.loggers)
     if told.cell is not None:
         _replay(known[told.cell], cells, folder)
         return
+    if told.sweep and not sweep_of(cells, folder):
+        raise GridMistake(f"sweep: runs of this grid do not log to W&B: give {TO_WANDB}.")
     with Processes(grid.processes, grid.threads) as processes:
-        if told.retry or _count(cells, folder.records()) < cells.count:
+        if not told.sweep and (told.retry or _count(cells, folder.records()) < cells.count):
             processes.warm()  # while the paths are checked
         check_paths(cells)
         with folder.locked():
             folder.refuse_others(known)
+            if told.sweep:
+                _write_sweep(cells, folder)
+                return
             if told.retry:
                 folder.forget(one.id for one in folder.records().values() if one.failure)
             command = command_line(told.config, str(told.output) if told.output else None)
@@ -87,6 +97,17 @@ def _run(told: argparse.Namespace) -> None:
                 finally:
                     written = write_report(cells, folder, command)
             print(f"{grid.output / 'index.html'}: {', '.join(written)}")
+
+
+def _write_sweep(cells: Cells, folder: Folder) -> None:
+    """Write the config of every run that the grid may come to, and the sweep over them."""
+    with kept(folder, cells.count):
+        for cell in cells.possible().values():
+            path = folder.path / "cells" / f"{cell.id}.yaml"
+            if not path.is_file():
+                check(cell.arguments(cells.grid.base, cells.grid.output), path)
+        write_whole(folder.path / "sweep.yaml", sweep_of(cells, folder))
+    print(f"{folder.path / 'sweep.yaml'}: {len(cells.possible())} fits; wandb sweep {folder.path / 'sweep.yaml'}")
 
 
 def check_paths(cells: Cells) -> None:

@@ -59,8 +59,10 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         )
     if told.processes < 0:
         raise GridMistake(f"processes={told.processes}: give 1 or more, or 0 for the command's own.")
-    if told.seeds and (min(told.seeds) < 0 or len(set(told.seeds)) < len(told.seeds)):
-        raise GridMistake(f"seeds={told.seeds}: give different whole numbers of 0 or more, such as --seeds 1 2 3.")
+    if told.seeds and (min(told.seeds) < 0 or max(told.seeds) >= 2**32 or len(set(told.seeds)) < len(told.seeds)):
+        raise GridMistake(
+            f"seeds={told.seeds}: give different whole numbers from 0 to below 2**32, such as --seeds 1 2 3."
+        )
     return told
 
 

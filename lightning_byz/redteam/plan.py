@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from lightning_byz.compare.cells import Cells
 from lightning_byz.compare.fit import check
-from lightning_byz.compare.grid import Axis, Grid, name_of
+from lightning_byz.compare.grid import Axis, Grid
+from lightning_byz.compare.names import name_of
+from lightning_byz.compare.wandb_runs import refuse_without_wandb
 from lightning_byz.compare.yaml_file import GridMistake, read
 from lightning_byz.redteam.space import Kind, catalogue, optimized
 from lightning_byz.strategies import RobustStrategy
@@ -110,6 +112,7 @@ def planned(plan: Plan, most: int | None) -> Plan:
             f"redteam attacks runs of RobustStrategy, and the strategy of {plan.config} is {given or 'null'}: "
             "give trainer.strategy.class_path: RobustStrategy, with f and aggregator."
         )
+    refuse_without_wandb(plan.cells({"": (None, 0)}).loggers)
     arguments, trainer = strategy.init_args, read_config.trainer
     workers = arguments.workers or _ranks(trainer.devices) * trainer.num_nodes
     named = [one for one in arguments.attackers if 0 <= one < workers]

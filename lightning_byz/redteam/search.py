@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lightning_byz.compare.command import finish
-from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.names import name_of
 from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.progress import Meter, meter
 from lightning_byz.compare.records import Folder, write_whole
