@@ -19,7 +19,7 @@ from lightning_byz.compare.records import Folder, Record, write_whole
 from lightning_byz.compare.report import sweep_of, write_report
 from lightning_byz.compare.summaries import chosen
 from lightning_byz.compare.wandb_runs import refuse_without_wandb
-from lightning_byz.compare.yaml_file import GridMistake
+from lightning_byz.compare.yaml_file import GridMistake, value_of
 from lightning_byz.kinds import hint, listed
 
 MANY = 10_000
@@ -47,6 +47,9 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the folder of the results, instead of the grid's")
     parser.add_argument("--processes", type=int, help="how many runs at the same time, instead of the grid's")
     parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="what every run has, over the grid's set"
+    )
+    parser.add_argument(
         "--cell", metavar="ID", help="run one cell again, and compare every bit with what is kept of it"
     )
     parser.add_argument("--sweep", action="store_true", help="run nothing: write the configs and W&B's sweep.yaml")
@@ -60,8 +63,24 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     return told
 
 
+def settings(given: Sequence[str]) -> dict[str, Any]:
+    """Return what options ``--set`` write where.
+
+    Raises:
+        GridMistake: For one that is no path with a value.
+
+    Example:
+        >>> settings(["data.folder=folder/with/mnist", "trainer.max_steps=8"])
+        {'data.folder': 'folder/with/mnist', 'trainer.max_steps': 8}
+    """
+    for one in given:
+        if not all(one.partition("=")[:2]):
+            raise GridMistake(f"--set {one}: give a dotted path and its value, such as --set trainer.max_epochs=5.")
+    return {path: value_of(value) for path, _, value in (one.partition("=") for one in given)}
+
+
 def _run(told: argparse.Namespace) -> None:
-    grid = read_grid(Path(told.config))
+    grid = read_grid(Path(told.config), settings(told.set))
     given: dict[str, Any] = {"output": told.output, "processes": told.processes}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
     refuse_counts(grid.processes)
@@ -90,7 +109,7 @@ def _run(told: argparse.Namespace) -> None:
                 return
             if told.retry:
                 folder.forget(one.id for one in folder.records().values() if one.failure)
-            command = command_line(told.config, str(told.output) if told.output else None)
+            command = command_line(told.config, str(told.output) if told.output else None, told.set)
             with kept(folder, cells.count, known):
                 try:
                     complete(cells, folder, processes)

@@ -72,8 +72,12 @@ class Grid:
         return tuple(path if name in taken else name for path, name in zip(self.tune, names, strict=True))
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, over: Values | None = None) -> Grid:
     """Read a grid from its file.
+
+    Args:
+        path: The file.
+        over: What goes over its ``set``.
 
     Raises:
         GridMistake: For a key or value that no grid has.
@@ -95,7 +99,7 @@ def read_grid(path: Path) -> Grid:
             axes=_axes(given.get("grid")),
             output=Path(_of(given.get("output", f"runs/compare/{path.stem}"), str, "output", "the path of a folder")),
             seeds=_seeds(given.get("seeds", [1, 2, 3]), "seeds"),
-            set=_mapping(given.get("set"), "set", "trainer.max_epochs: 5"),
+            set={**_mapping(given.get("set"), "set", "trainer.max_epochs: 5"), **(over or {})},
             tune={key: _choices(key, values) for key, values in _tune(given.get("tune")).items()},
             tune_seeds=_seeds(given["tune_seeds"], "tune_seeds") if "tune_seeds" in given else (),
             metric=_of(given.get("metric", "val_accuracy"), str, "metric", "the name of a logged metric"),

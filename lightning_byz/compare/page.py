@@ -154,8 +154,7 @@ def _cell(kind: str, text: str) -> str:
     return f"<td{kind}>{'<code>' * code}{escape(text)}{'</code>' * code}</td>"
 
 
-def command_line(config: str, output: str | None) -> str:
+def command_line(config: str, output: str | None, settings: Sequence[str] = ()) -> str:
     """Return the command that makes the whole comparison."""
-    return f"lightning-byz compare --config {shlex.quote(config)}" + (
-        f" --output {shlex.quote(output)}" if output else ""
-    )
+    options = [("--config", config), *(("--set", one) for one in settings), *([("--output", output)] if output else [])]
+    return " ".join(["lightning-byz compare", *(f"{name} {shlex.quote(value)}" for name, value in options)])

@@ -62,3 +62,16 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         held = "it is empty" if found is None else f"it holds {str(found)[:60]!r}"
         raise GridMistake(f"{kind} {path} has no keys such as base, grid and seeds: {held}.")
     return found
+
+
+def value_of(text: str) -> Any:
+    """Return a value as a grid would write it.
+
+    Example:
+        >>> value_of("1e-3"), value_of("[6, 7]"), value_of("folder/with/mnist")
+        (0.001, [6, 7], 'folder/with/mnist')
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise GridMistake(f"{text!r} is no value: write it as in YAML, with quotes around odd characters.") from None
