@@ -104,8 +104,12 @@ class Folder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Have the folder to oneself."""
-        (self.path / "records").mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        try:
+            (self.path / "records").mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise GridMistake(f"{self.path} cannot be written to: {error.strerror}: give another output.") from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
