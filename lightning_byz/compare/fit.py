@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_byz.cli import CommandLine, Parser, refusal
 from lightning_byz.compare.isolation import untouched
@@ -148,6 +149,7 @@ def perform(job: Job) -> Record:
 
     Raises:
         SeveralRanks: If it must have a process of its own.
+        SIGTERMException: If the process is told to end; nothing is kept then.
         OSError: If the disk is full; nothing is kept then.
     """
     output, start, failure, kind, recorder = Path(job.output), time.perf_counter(), "", "", Recorder()
@@ -156,7 +158,7 @@ def perform(job: Job) -> Record:
         try:
             with own_run():
                 _Fit(job.arguments, output / "cells" / f"{job.id}.yaml", recorder, tests=job.tests, alone=job.alone)
-        except SeveralRanks:
+        except (SeveralRanks, SIGTERMException):
             raise
         except (Exception, SystemExit) as error:
             if full_disk(error):
