@@ -162,16 +162,20 @@ def _lead(world: int, environment: dict[str, str], read: int, write: int, errors
     os.dup2(errors, 2)
     source, target = os.fdopen(read, "rb"), os.fdopen(write, "wb")
     pipes: list[Connection] = []
-    while True:
-        try:
+    try:
+        while True:
             call = pickle.load(source)
-        except EOFError:
-            os.killpg(0, signal.SIGKILL)
-        pipes = pipes or _ranks(world, call[0], [source, target])
-        for pipe in pipes:
-            pipe.send(call)
-        pickle.dump(_collected(pipes), target)
-        target.flush()
+            pipes = pipes or _ranks(world, call[0], [source, target])
+            for pipe in pipes:
+                pipe.send(call)
+            pickle.dump(_collected(pipes, source), target)
+            target.flush()
+    except (EOFError, BrokenPipeError):
+        pass  # nobody calls any more
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os.killpg(0, signal.SIGKILL)
 
 
 def _ranks(world: int, module: str, leaders: list[BinaryIO]) -> list[Connection]:
@@ -188,12 +192,14 @@ def _ranks(world: int, module: str, leaders: list[BinaryIO]) -> list[Connection]
     return [ours for ours, _ in pipes]
 
 
-def _collected(pipes: list[Connection]) -> list[tuple[bool, Any]]:
-    """Each rank's answer; after another one's failure a rank has 10 seconds."""
+def _collected(pipes: list[Connection], source: BinaryIO) -> list[tuple[bool, Any]]:
+    """Each rank's answer; after another one's failure a rank has 10 seconds, and nobody has any once pytest is gone."""
     answers: dict[int, Any] = {}
     grace: float | None = None
     while len(answers) < len(pipes) and (grace is None or time.monotonic() < grace):
-        for pipe in wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], 0.2):
+        for pipe in wait([source, *(pipe for rank, pipe in enumerate(pipes) if rank not in answers)], 0.2):
+            if pipe is source:
+                raise EOFError
             answers[pipes.index(pipe)] = done, _ = pipe.recv()
             if not done and grace is None:
                 grace = time.monotonic() + 10.0

@@ -12,14 +12,16 @@ import pytest
 from tests.ranks import ROOT, RankFailure, told
 
 KILLED = """
-import os, signal
+import os, signal, threading
 from tests.ranks import Nursery, RankPool
-from tests.test_ranks import mine
+from tests.test_ranks import mine, sleep
 
 nursery = Nursery()
-told = [one for world in (1, 2) for rank in RankPool(world, nursery).run(mine) for one in rank]
+pools = [RankPool(world, nursery) for world in (1, 2)]
+told = [one for pool in pools for rank in pool.run(mine) for one in rank]
 print(*told, nursery._process.pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+pools[1].run(sleep, 90)
 """
 
 
