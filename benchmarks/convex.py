@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -74,7 +75,7 @@ def run(method: str, attack: Attack | None, length: int, seed: int, *, rate: flo
 def slope(found: Mapping[int, Sequence[float]]) -> str:
     """Return the slope of the logarithm of the losses over that of the lengths, with its standard error."""
     points = [(math.log(length), math.log(value)) for length, values in found.items() for value in values]
-    line = linregress(*zip(*points, strict=True))
+    line: Any = linregress([one for one, _ in points], [other for _, other in points])
     return f"{line.slope:.3f} ± {line.stderr:.3f}"
 
 
