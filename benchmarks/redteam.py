@@ -28,6 +28,7 @@ from lightning_byz import TooManyFaults
 from lightning_byz.attacks import ALIE, IPM, Optimized
 from lightning_byz.compare.command import complete
 from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.records import Folder, Record
 from lightning_byz.compare.summaries import Spread
 from lightning_byz.redteam.plan import Attack, Plan, planned
@@ -141,8 +142,8 @@ def line_search(plan: Plan, budget: int) -> Choice:
 def fitted(plan: Plan, attacks: Iterable[tuple[Attack | None, int]]) -> list[list[float]]:
     """Return for each attack where its runs end, one per seed; a run that leaves no model ends with a guess."""
     cells, folder = plan.cells({f"{place}": one for place, one in enumerate(attacks)}), Folder(plan.output)
-    with folder.locked():
-        complete(cells, folder)
+    with folder.locked(), Processes(cells.grid.processes, cells.grid.threads) as processes:
+        complete(cells, folder, processes)
     records = folder.records()
     return [[_accuracy(records[run.id]) for run in cells.compared(one, {})] for one in cells.variants]
 

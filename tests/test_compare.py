@@ -568,7 +568,7 @@ def test_a_run_of_several_ranks_needs_its_own_process(write: Write, tmp_path: Pa
 @pytest.mark.parametrize("place", [0, 1], ids=["the grid", "from ByzFL"])
 def test_the_grids_of_the_docs_are_right(write: Write, tmp_path: Path, place: int) -> None:
     write()
-    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(), re.DOTALL)[place]
+    text = re.findall(r"```yaml\n(base:.*?)```", (ROOT / "docs" / "compare.md").read_text(), re.DOTALL)[place]
     (tmp_path / "quickstart.yaml").write_text((tmp_path / "base.yaml").read_text())
     (tmp_path / "docs.yaml").write_text(text)
     cells = Cells(read_grid(tmp_path / "docs.yaml"))
