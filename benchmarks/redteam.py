@@ -27,7 +27,7 @@ from tables import console, markdown
 from lightning_byz import TooManyFaults
 from lightning_byz.attacks import ALIE, IPM, Optimized
 from lightning_byz.compare.command import complete
-from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.names import name_of
 from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.records import Folder, Record
 from lightning_byz.compare.summaries import Spread

@@ -260,7 +260,9 @@ def test_a_strategy_that_hides_its_arguments(run: Run) -> None:
 @needs_optuna
 def test_a_folder_that_cannot_be_used(run: Run, imagined: Callable[[Score], list[str]]) -> None:
     imagined(hill)
-    said = "fit.yaml/out cannot hold the results: [Errno 20] Not a directory: 'fit.yaml/out/records'; give another output."
+    said = (
+        "fit.yaml/out cannot hold the results: [Errno 20] Not a directory: 'fit.yaml/out/records'; give another output."
+    )
     assert said in run("--budget", "20", status=2, output="fit.yaml/out")
     write_whole(Path("broken") / "search.json", "{")
     said = "broken/search.json says nothing of a search that this command could go on with: give another --output."
