@@ -1,19 +1,11 @@
 """Images of digits: scikit-learn's, which are always there, or MNIST's from a folder."""
 
-import gzip
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-
-def idx(path: Path) -> np.ndarray:
-    """Read a gzipped IDX file of bytes: a magic number whose last byte counts the axes, their lengths, the values."""
-    content = gzip.decompress(path.read_bytes())
-    axes = content[3]
-    shape = np.frombuffer(content, ">i4", count=axes, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+from lightning_byz.demos.mnist import read_idx
 
 
 def read(folder: Path | None) -> tuple[TensorDataset, TensorDataset]:
@@ -25,7 +17,7 @@ def read(folder: Path | None) -> tuple[TensorDataset, TensorDataset]:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
         images, labels = images[order] / 16, labels[order]
     else:
-        images, labels = (idx(next(folder.glob(f"*{kind}-ubyte.gz"))) for kind in ("images-idx3", "labels-idx1"))
+        images, labels = (read_idx(folder, kind) for kind in ("images-idx3", "labels-idx1"))
         images = images.reshape(len(images), -1) / 255
     first = len(labels) * 4 // 5
     x, y = torch.tensor(images, dtype=torch.float32), torch.tensor(labels, dtype=torch.int64)

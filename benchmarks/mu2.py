@@ -13,7 +13,6 @@ The same procedure in plain loops, and what explains the distance from the autho
 """
 
 import json
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from jsonargparse import auto_cli
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from mu2_work import Data, data_of, network
-from tables import markdown
+from tables import markdown, shown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -95,12 +94,6 @@ def accuracy(data: Data, attack: str, rule: str, method: str, seed: int, *, roun
     training = DataLoader(TensorDataset(data.images, data.labels), batch_size=BATCH, shuffle=True)
     trainer.fit(module, training, DataLoader(TensorDataset(data.test_images, data.test_labels), batch_size=250))
     return float(trainer.callback_metrics["accuracy"])
-
-
-def shown(values: Sequence[float], *, sign: str = "") -> str:
-    """Return the mean and its standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):{sign}.1f} ± {error:.1f}"
 
 
 def lines(found: Mapping[Key, float], *, authors: bool) -> list[list[str]]:

@@ -29,6 +29,12 @@ def spread(mine: Sequence[float], base: Sequence[float]) -> tuple[str, str]:
     return f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} - {max(ratios):.2f}"
 
 
+def shown(values: Sequence[float], *, sign: str = "") -> str:
+    """Return the mean and its standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.fmean(values):{sign}.1f} ± {error:.1f}"
+
+
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table for a page: first cells are names of code, the others numbers."""
     text = f"| {' | '.join(header)} |\n|---|{'---:|' * (len(header) - 1)}\n"

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_byz.kernels import paths
-from tests.ranks import RankPool
+from tests.ranks import Nursery, RankPool
 
 torch.set_num_threads(1)  # as on the ranks: bits are equal for equal numbers of threads
 
@@ -40,11 +40,19 @@ def kernels_path(request: pytest.FixtureRequest) -> Iterator[str | None]:
     paths.choose(before)
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where all pools of this process come from."""
+    one = Nursery()
+    yield one
+    one.close()
+
+
 @pytest.fixture(scope="module")
-def ranks(kernels_path: str | None) -> Iterator[Callable[[int], RankPool]]:
+def ranks(kernels_path: str | None, nursery: Nursery) -> Iterator[Callable[[int], RankPool]]:
     """Return the pool of a world size; pools are reused by the tests of a file and killed after them."""
     pools: dict[int, RankPool] = {}
-    yield lambda world: pools.setdefault(world, RankPool(world))
+    yield lambda world: pools.setdefault(world, RankPool(world, nursery))
     for pool in pools.values():
         pool.kill()
 

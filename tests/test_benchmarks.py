@@ -174,3 +174,30 @@ def test_rounding(tmp_path: Path) -> None:
     assert constant < 1e-5
     assert released < 1e-5
     assert theory > 3 * max(constant, released)
+
+
+def test_compare(tmp_path: Path) -> None:
+    """Overheads by both clocks, and a row per number of processes."""
+    rows = rows_of("compare", "--runs=2", "--epochs=1", "--rounds=1", "--repeats=1", folder=tmp_path)
+    (wall, *one), (processor, *two), first, second = rows
+    assert (wall, processor, first[0], second[0]) == ("wall", "processor", "1", "2")
+    assert is_spread(*one[:2]) and is_spread(*two[:2])  # noqa: PT018
+    assert first[2] == first[5] == "1.00"
+    for row in (first, second):
+        assert is_spread(*row[2:4])
+        assert is_spread(*row[5:7])
+        assert float(row[8]) < float(row[4]) < float(row[7]) + 0.1  # alone, on free cores, of all processors
+
+
+def test_against_byzfl(tmp_path: Path) -> None:
+    """Both sides end with the same parameters, or the benchmark would not end well; without ByzFL it says so."""
+    small = ("--networks=[logreg_mnist]", "--workers=5", "--f=1", "--batch=2", "--pairs=2", "--steps=2")
+    if find_spec("byzfl") is None:
+        done = run("against_byzfl", *small, folder=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("skipped: ByzFL is not installed")
+        return
+    rows = rows_of("against_byzfl", *small, folder=tmp_path)
+    assert [row[0] for row in rows] == ["ByzFL's loop", "Trainer.fit with RobustStrategy", "the gradients alone"]
+    assert all(is_spread(*row[2:4]) and is_spread(*row[5:7]) for row in rows)
+    assert rows[0][2] == rows[0][5] == "1.00"

@@ -8,12 +8,14 @@ import pydoc
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import lightning_byz
 from lightning_byz.versions import TESTED
+from tests.forked import forks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -168,66 +170,75 @@ def test_exports_are_all(path: Path) -> None:
     assert len(set(package.__all__)) == len(package.__all__)
 
 
-def loaded_after(statement: str) -> set[str]:
-    """Return the packages that a new process imports for a statement."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", statement], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    times = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.split("|")[-1].strip().split(".")[0] for line in times}
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import lightning_byz",
-        "from lightning_byz import Slice, Stack, ToleranceError, TooManyFaults",
-        "from lightning_byz.aggregators import Krum",
-        "from lightning_byz.aggregators import *",
-        "from lightning_byz.preaggregators import *",
-        "from lightning_byz.attacks import *",
-        "from lightning_byz.estimators import *",
-        "from lightning_byz.exchange import *",
-        "from lightning_byz.optimizers import *",
-        "from lightning_byz.data import *",
-        "from lightning_byz.testing import *",
-        "import lightning_byz; lightning_byz.aggregators.Krum(), dir(lightning_byz)",
-    ],
+LOADED = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
+LIGHTNING = {
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "pytorch_lightning",
+    "torchmetrics",
+    "rich",
+    "jsonargparse",
+}
+WITHOUT = (
+    "import lightning_byz",
+    "from lightning_byz import Slice, Stack, ToleranceError, TooManyFaults",
+    "from lightning_byz.aggregators import Krum",
+    "from lightning_byz.aggregators import *",
+    "from lightning_byz.preaggregators import *",
+    "from lightning_byz.attacks import *",
+    "from lightning_byz.estimators import *",
+    "from lightning_byz.exchange import *",
+    "from lightning_byz.optimizers import *",
+    "from lightning_byz.data import *",
+    "from lightning_byz.testing import *",
+    "import lightning_byz; lightning_byz.aggregators.Krum(), dir(lightning_byz)",
 )
-def test_what_is_no_strategy_loads_no_lightning(statement: str) -> None:
-    loaded = loaded_after(statement)
+
+
+def test_a_new_process_loads_torch_and_no_lightning() -> None:
+    command = [sys.executable, "-c", f"import lightning_byz\n{LOADED}"]
+    loaded = set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.split())
     assert {"torch", "lightning_byz"} <= loaded
-    assert not loaded & {
-        "lightning",
-        "lightning_fabric",
-        "lightning_utilities",
-        "pytorch_lightning",
-        "torchmetrics",
-        "rich",
-        "jsonargparse",
-    }
+    assert not loaded & LIGHTNING
 
 
-@pytest.mark.parametrize(
-    ("statement", "registered"),
-    [
-        ("import lightning.pytorch as pl; import lightning_byz", True),
-        ("from lightning.pytorch import Trainer; from lightning_byz.aggregators import Krum", True),
-        ("from lightning_byz import RobustStrategy", True),
-        ("import lightning_byz; lightning_byz.RobustStrategy", True),
-        ("from lightning_byz import *", True),
-        ("import lightning_byz.strategies", True),
-        ("from lightning_byz import WorkerMonitor", True),
-        ("import lightning_byz; import lightning.pytorch", False),
-        ("import pytorch_lightning; import lightning_byz", False),
-    ],
-)
-def test_the_name_robust_is_registered_where_lightning_is(statement: str, registered: bool) -> None:
+@pytest.fixture(scope="module")
+def after_torch() -> Iterator[Callable[[str], str]]:
+    with forks("import torch") as answer:
+        yield answer
+
+
+@pytest.mark.parametrize("statement", WITHOUT)
+def test_what_is_no_strategy_loads_no_lightning(after_torch: Callable[[str], str], statement: str) -> None:
+    names = set(after_torch(f"{statement}\n{LOADED}").split())
+    assert "lightning_byz" in names
+    assert not names & LIGHTNING
+
+
+REGISTERED = {
+    "import lightning.pytorch as pl; import lightning_byz": True,
+    "from lightning.pytorch import Trainer; from lightning_byz.aggregators import Krum": True,
+    "from lightning_byz import RobustStrategy": True,
+    "import lightning_byz; lightning_byz.RobustStrategy": True,
+    "from lightning_byz import *": True,
+    "import lightning_byz.strategies": True,
+    "from lightning_byz import WorkerMonitor": True,
+    "import lightning_byz; import lightning.pytorch": False,
+    "import pytorch_lightning; import lightning_byz": False,
+}
+
+
+@pytest.fixture(scope="module")
+def after_metrics() -> Iterator[Callable[[str], str]]:
+    with forks("import torchmetrics, sys; assert not {'lightning', 'lightning_byz'} & {*sys.modules}") as answer:
+        yield answer
+
+
+@pytest.mark.parametrize("statement", REGISTERED)
+def test_the_name_robust_is_registered_where_lightning_is(after_metrics: Callable[[str], str], statement: str) -> None:
     look = "from lightning.pytorch.strategies import StrategyRegistry; print('robust' in StrategyRegistry)"
-    run = [sys.executable, "-W", "ignore", "-c", f"{statement}\n{look}"]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.returncode) == (f"{registered}\n", 0), done.stderr
+    assert after_metrics(f"{statement}\n{look}") == str(REGISTERED[statement])
 
 
 def test_the_front_door_opens_every_room() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_byz import attacks, cli
-from lightning_byz.compare import answer
+from lightning_byz.compare import answer, fit
 from lightning_byz.compare.fit import Job, perform
 from lightning_byz.compare.records import Evaluation, Folder, Record, write_whole
 from lightning_byz.redteam import command
@@ -188,9 +189,105 @@ def test_a_run_that_is_stopped_is_worst_and_one_that_fails_is_none(
     found = {trial["attack"]: trial for trial in trials_of()}
     assert found["Gaussian(deviation=200.0)"]["failure"] == "division by zero"
     assert found["Constant(value=-100.0)"]["n"] == "0"
-    imagined(lambda *given: 1 / 0)
+    imagined(lambda name, *_: 0.9 if name == "none" else 1 / 0)
     assert "no attack has finished; dead/trials.csv says why" in run("--budget", "20", status=1, output="dead")
     assert not (Path("dead") / "worst.yaml").exists()
+
+
+@needs_optuna
+def test_without_a_run_that_works_nothing_is_attacked(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    """And what is mended runs again with --retry; an attack that leaves no model is no fault to mend."""
+    made = imagined(lambda *given: 1 / 0)
+    said = "error: the run without attack failed: division by zero. No attack was tried: see out/logs, and give"
+    assert said in run("--budget", "15", status=1)
+    assert said in run("--budget", "15", status=1)
+    assert len(made) == 1
+
+    def stopping(name: str, *given: Any) -> float:
+        if name == "Gaussian":
+            raise OverflowError("3 steps in a row could not be taken.")
+        return 1 / 0 if name == "IPM" else 0.9
+
+    assert len(made := imagined(stopping)) == 0
+    run("--budget", "15", "--retry")
+    assert len(made) == 16
+    made = imagined(hill)
+    run("--budget", "15", "--retry")
+    assert len(made) == 1
+
+
+@needs_optuna
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"f": math.nan}, "f=nan of 8 workers does not say how many may attack: give --attackers"),
+        ({"attackers": [6, 6]}, "attackers=[6, 6]: give different ids from 0 to 7, one per attacker."),
+        ({"attackers": [-1]}, "attackers=[-1]: give different ids from 0 to 7, one per attacker."),
+        ({"workers": 1, "attackers": []}, "workers=1: redteam needs at least 2, of whom one may attack."),
+        ({"workers": None}, "devices=auto does not say how many workers there are: give trainer.devices a number"),
+    ],
+)
+def test_a_config_that_leaves_open_who_attacks(run: Run, changed: Mapping[str, Any], said: str) -> None:
+    config = yaml.safe_load(Path("fit.yaml").read_text())
+    config["trainer"]["strategy"]["init_args"].update(changed)
+    config["trainer"]["devices"] = "auto"
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    assert f"error: {said}" in run("--budget", "20", status=2)
+    assert not Path("out").exists()
+
+
+OWN_STRATEGY = """
+from lightning_byz import RobustStrategy
+from lightning_byz.aggregators import CoordinateMedian
+
+
+class Closed(RobustStrategy):
+    def __init__(self):
+        super().__init__(f=2, aggregator=CoordinateMedian(), workers=8)
+"""
+
+
+@needs_optuna
+def test_a_strategy_that_hides_its_arguments(run: Run) -> None:
+    Path("closed.py").write_text(OWN_STRATEGY)
+    config = yaml.safe_load(Path("fit.yaml").read_text())
+    config["trainer"]["strategy"] = {"class_path": "closed.Closed"}
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    said = "error: closed.Closed takes no workers, f, attackers or attack: redteam reads and writes them in the config"
+    assert said in run("--budget", "20", status=2)
+
+
+@needs_optuna
+def test_a_folder_that_cannot_be_used(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    imagined(hill)
+    said = (
+        "fit.yaml/out cannot hold the results: [Errno 20] Not a directory: 'fit.yaml/out/records'; give another output."
+    )
+    assert said in run("--budget", "20", status=2, output="fit.yaml/out")
+    write_whole(Path("broken") / "search.json", "{")
+    said = "broken/search.json says nothing of a search that this command could go on with: give another --output."
+    assert said in run("--budget", "20", status=2, output="broken")
+
+
+@needs_optuna
+def test_the_attack_of_the_config_may_be_no_number(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    """It is one of the fixed attacks then, and written as they are."""
+    imagined(hill)
+    config = yaml.safe_load(Path("fit.yaml").read_text())
+    config["trainer"]["strategy"]["init_args"]["attack"] = {"class_path": "NonFinite", "init_args": {"value": math.inf}}
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    run("--budget", "15")
+    assert trials_of()[15]["attack"] == "NonFinite(value=.inf)"
+
+
+def test_a_run_told_to_end_is_none_that_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*given: Any, **options: Any) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr(fit, "_Fit", ended)
+    with pytest.raises(SIGTERMException):
+        perform(Job("again", [], "out"))
+    assert not Folder(Path("out")).records()
 
 
 @needs_optuna

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_byz.compare.grid import Grid
+from lightning_byz.compare.names import plain
+from lightning_byz.compare.wandb_runs import among, labelled
 from lightning_byz.compare.yaml_file import read
 
 QUIET = {
@@ -19,6 +21,10 @@ QUIET = {
     "trainer.enable_model_summary": False,
 }
 """What hundreds of runs do without, unless the grid sets it."""
+
+
+LOGGING = ("LearningRateMonitor", "DeviceStatsMonitor")
+"""Callbacks that Lightning refuses without a logger; their runs have its own, in their own folders."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Cell:
         seed: The seed of everything.
         values: Everything that is written over the base.
         tests: Whether it ends with a test.
+        purpose: Whether it is compared, or tunes.
     """
 
     id: str
@@ -58,11 +65,25 @@ class Cell:
     seed: int
     values: Mapping[str, Any]
     tests: bool
+    purpose: Literal["compare", "tune"] = "compare"
 
     def arguments(self, base: Path, output: Path) -> list[str]:
         """Return what follows ``lightning-byz`` for this run."""
-        folder = {"trainer.default_root_dir": str(output / "fits" / self.id)}
-        return ["fit", "--config", str(base), *options({**folder, **self.values})]
+        folder = str(output / "fits" / self.id)
+        values = {"trainer.default_root_dir": folder, **self.values}
+        if "trainer.logger" in values:
+            title = f"{self.variant.title}, seed {self.seed}"
+            values["trainer.logger"] = labelled(
+                values["trainer.logger"], name=title, group=output.absolute().name, folder=folder, columns=self.columns
+            )
+        outside_in = dict(sorted(values.items(), key=lambda one: plain(one[0]).count(".")))  # model before model.hidden
+        return ["fit", "--config", str(base), *options(outside_in)]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What tells it from the other runs of its grid, by the names of axes and by dotted paths."""
+        told = {"seed": self.seed, "purpose": self.purpose, "cell": self.id}
+        return {**self.variant.names, **self.variant.values, **self.tuned, **told}
 
 
 def options(values: Mapping[str, Any]) -> list[str]:
@@ -92,8 +113,7 @@ class Cells:
         self.grid = grid
         base = read(grid.base, "base")
         self._base = json.dumps(base, sort_keys=True, default=str)
-        kept = QUIET if not _checkpoints(base) else {**QUIET, "trainer.enable_checkpointing": True}
-        self.common = {**kept, **grid.set}
+        self.common = {**QUIET, **_needed(base, grid), **grid.set}
         self.variants: Sequence[Variant] = [
             Variant(
                 dict(zip((axis.name for axis in grid.axes), names, strict=True)),
@@ -108,6 +128,12 @@ class Cells:
         self.choices: Sequence[Mapping[str, Any]] = [
             dict(zip(grid.tune, values, strict=True)) for values in product(*grid.tune.values())
         ]
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The loggers of its runs, each kind once."""
+        found = [{**self.common, **variant.values}["trainer.logger"] for variant in self.variants]
+        return [one for place, one in enumerate(found) if one not in found[:place]]
 
     @property
     def count(self) -> int:
@@ -143,12 +169,16 @@ class Cells:
     def _cell(self, variant: Variant, tuned: Mapping[str, Any], seed: int, *, tests: bool) -> Cell:
         values = {**self.common, **variant.values, **tuned, "seed_everything": seed}
         text = json.dumps([values, tests, self.grid.threads], sort_keys=True, default=str)
-        return Cell(
-            blake2b((self._base + text).encode(), digest_size=5).hexdigest(), variant, tuned, seed, values, tests
-        )
+        name = blake2b((self._base + text).encode(), digest_size=5).hexdigest()
+        purpose = "tune" if seed in self.grid.tune_seeds else "compare"
+        return Cell(name, variant, tuned, seed, values, tests, purpose)
 
 
-def _checkpoints(base: Mapping[str, Any]) -> bool:
-    """Whether the base has a callback of its own that writes checkpoints, which Lightning refuses where they are switched off."""
-    trainer = base.get("trainer") or {}
-    return "ModelCheckpoint" in str(trainer.get("callbacks") if isinstance(trainer, dict) else "")
+def _needed(base: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """Return what callbacks of the runs cannot do without, and the base's logger where it is W&B's."""
+    trainer = base.get("trainer")
+    trainer = trainer if isinstance(trainer, dict) else {}
+    values = [grid.set, *(values for axis in grid.axes for values in axis.variants.values())]
+    callbacks = f"{trainer.get('callbacks')} {values}"
+    logger = among(trainer.get("logger")) or any(name in callbacks for name in LOGGING)
+    return {"trainer.enable_checkpointing": "ModelCheckpoint" in callbacks, "trainer.logger": logger}

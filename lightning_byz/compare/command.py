@@ -10,18 +10,20 @@ from typing import Any
 
 from lightning_byz.compare.cells import Cell, Cells, Variant
 from lightning_byz.compare.fit import Job, check
-from lightning_byz.compare.grid import Grid, read_grid
+from lightning_byz.compare.grid import Grid, read_grid, refuse_counts
 from lightning_byz.compare.options import SentenceParser, kept
 from lightning_byz.compare.page import command_line
 from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.progress import Meter, meter
-from lightning_byz.compare.records import Folder, Record
-from lightning_byz.compare.report import write_report
+from lightning_byz.compare.records import Folder, Record, write_whole
+from lightning_byz.compare.report import sweep_of, write_report
 from lightning_byz.compare.summaries import chosen
-from lightning_byz.compare.yaml_file import GridMistake
+from lightning_byz.compare.wandb_runs import refuse_without_wandb
+from lightning_byz.compare.yaml_file import GridMistake, value_of
 from lightning_byz.kinds import hint, listed
 
 MANY = 10_000
+TO_WANDB = "set: {trainer.logger: lightning.pytorch.loggers.WandbLogger}"
 
 
 def main(args: Sequence[str]) -> None:
@@ -45,8 +47,12 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the folder of the results, instead of the grid's")
     parser.add_argument("--processes", type=int, help="how many runs at the same time, instead of the grid's")
     parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="what every run has, over the grid's set"
+    )
+    parser.add_argument(
         "--cell", metavar="ID", help="run one cell again, and compare every bit with what is kept of it"
     )
+    parser.add_argument("--sweep", action="store_true", help="run nothing: write the configs and W&B's sweep.yaml")
     parser.add_argument("--retry", action="store_true", help="run failed cells again")
     parser.add_argument("--yes", action="store_true", help=f"go ahead with more than {MANY:,} runs")
     told = parser.parse_args(list(args))
@@ -57,10 +63,27 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     return told
 
 
+def settings(given: Sequence[str]) -> dict[str, Any]:
+    """Return what options ``--set`` write where.
+
+    Raises:
+        GridMistake: For one that is no path with a value.
+
+    Example:
+        >>> settings(["data.folder=folder/with/mnist", "trainer.max_steps=8"])
+        {'data.folder': 'folder/with/mnist', 'trainer.max_steps': 8}
+    """
+    for one in given:
+        if not all(one.partition("=")[:2]):
+            raise GridMistake(f"--set {one}: give a dotted path and its value, such as --set trainer.max_epochs=5.")
+    return {path: value_of(value) for path, _, value in (one.partition("=") for one in given)}
+
+
 def _run(told: argparse.Namespace) -> None:
-    grid = read_grid(Path(told.config))
+    grid = read_grid(Path(told.config), settings(told.set))
     given: dict[str, Any] = {"output": told.output, "processes": told.processes}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
+    refuse_counts(grid.processes)
     cells = Cells(grid)
     if cells.count > MANY and not told.yes:
         raise GridMistake(f"the grid has {cells.count:,} runs: give --yes to go ahead, or fewer variants or seeds.")
@@ -69,21 +92,41 @@ def _run(told: argparse.Namespace) -> None:
         near = hint(told.cell, known) or f"{grid.output / 'index.html'} lists them."
         raise GridMistake(f"there is no cell {told.cell!r} in this grid: {near}")
     folder = Folder(grid.output)
+    refuse_without_wandb([] if told.sweep else cells.loggers)
     if told.cell is not None:
         _replay(known[told.cell], cells, folder)
         return
-    check_paths(cells)
-    with folder.locked():
-        folder.refuse_others(known)
-        if told.retry:
-            folder.forget(one.id for one in folder.records().values() if one.failure)
-        command = command_line(told.config, str(told.output) if told.output else None)
-        with kept(folder, cells.count, known):
-            try:
-                complete(cells, folder)
-            finally:
-                written = write_report(cells, folder, command)
-        print(f"{grid.output / 'index.html'}: {', '.join(written)}")
+    if told.sweep and not sweep_of(cells, folder):
+        raise GridMistake(f"sweep: runs of this grid do not log to W&B: give {TO_WANDB}.")
+    with Processes(grid.processes, grid.threads) as processes:
+        if not told.sweep and (told.retry or _count(cells, folder.records()) < cells.count):
+            processes.warm()  # while the paths are checked
+        check_paths(cells)
+        with folder.locked():
+            folder.refuse_others(known)
+            if told.sweep:
+                _write_sweep(cells, folder)
+                return
+            if told.retry:
+                folder.forget(one.id for one in folder.records().values() if one.failure)
+            command = command_line(told.config, str(told.output) if told.output else None, told.set)
+            with kept(folder, cells.count, known):
+                try:
+                    complete(cells, folder, processes)
+                finally:
+                    written = write_report(cells, folder, command)
+            print(f"{grid.output / 'index.html'}: {', '.join(written)}")
+
+
+def _write_sweep(cells: Cells, folder: Folder) -> None:
+    """Write the config of every run that the grid may come to, and the sweep over them."""
+    with kept(folder, cells.count):
+        for cell in cells.possible().values():
+            path = folder.path / "cells" / f"{cell.id}.yaml"
+            if not path.is_file():
+                check(cell.arguments(cells.grid.base, cells.grid.output), path)
+        write_whole(folder.path / "sweep.yaml", sweep_of(cells, folder))
+    print(f"{folder.path / 'sweep.yaml'}: {len(cells.possible())} fits; wandb sweep {folder.path / 'sweep.yaml'}")
 
 
 def check_paths(cells: Cells) -> None:
@@ -107,19 +150,18 @@ def check_paths(cells: Cells) -> None:
             raise GridMistake(f"{place}: {mistake}") from None
 
 
-def complete(cells: Cells, folder: Folder) -> None:
+def complete(cells: Cells, folder: Folder, processes: Processes) -> None:
     """Make the runs that are missing: first those that tune, then those that are compared.
 
     Raises:
         GridMistake: If the first run that finishes has not logged the metric.
         FullDisk: If a run could not be kept.
     """
-    grid = cells.grid
     done, tuning = (
         folder.records(),
         [run for variant in cells.variants for _, runs in cells.tuning(variant) for run in runs],
     )
-    with meter(cells.count, _count(cells, done)) as progress, Processes(grid.processes, grid.threads) as processes:
+    with meter(cells.count, _count(cells, done)) as progress:
         finish(tuning, cells, folder, processes, progress)
         done, compared = folder.records(), []
         for variant in cells.variants:

@@ -16,11 +16,13 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_byz.cli import CommandLine, Parser, refusal
 from lightning_byz.compare.isolation import untouched
 from lightning_byz.compare.recorder import Recorder
 from lightning_byz.compare.records import Folder, Record, full_disk, write_whole
+from lightning_byz.compare.wandb_runs import own_run
 from lightning_byz.compare.yaml_file import GridMistake
 from lightning_byz.mistakes import explain
 
@@ -77,8 +79,9 @@ class _Fit(CommandLine):
         *,
         tests: bool = False,
         alone: bool = False,
+        runs: bool = True,
     ) -> None:
-        self._into, self._recorder, self._tests, self._alone = config, recorder, tests, alone
+        self._into, self._recorder, self._tests, self._alone, self._runs = config, recorder, tests, alone, runs
         sys.argv = sys.argv if alone else ["lightning-byz"]  # a launcher of ranks repeats them
         with suppress(_Parsed):
             super().__init__(
@@ -101,12 +104,12 @@ class _Fit(CommandLine):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and write what was read."""
         super().parse_arguments(parser, args)
-        if self._into is None:
-            raise _Parsed
-        if not self._alone and not _one_rank(self.config["fit"]["trainer"]):
+        if self._runs and not self._alone and not _one_rank(self.config["fit"]["trainer"]):
             raise SeveralRanks
-        if _first_rank():
+        if self._into is not None and _first_rank():
             write_whole(self._into, self._fit_parser.dump(self.config["fit"], skip_none=False))
+        if not self._runs:
+            raise _Parsed
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Let the recorder watch."""
@@ -126,15 +129,19 @@ class _Parsed(Exception):
     """All that was asked for is known."""
 
 
-def check(arguments: Sequence[str]) -> Namespace:
+def check(arguments: Sequence[str], config: Path | None = None) -> Namespace:
     """Parse the arguments of a fit, and no more; return what they say.
+
+    Args:
+        arguments: What follows ``lightning-byz``.
+        config: Where the whole config is written, if anywhere.
 
     Raises:
         GridMistake: Saying what is wrong with them.
     """
     with untouched(1):
         _with_own_files()
-        return _Fit(arguments, None, Recorder()).config["fit"]
+        return _Fit(arguments, config, Recorder(), runs=False).config["fit"]
 
 
 def perform(job: Job) -> Record:
@@ -142,18 +149,22 @@ def perform(job: Job) -> Record:
 
     Raises:
         SeveralRanks: If it must have a process of its own.
+        SIGTERMException: If the process is told to end; nothing is kept then.
         OSError: If the disk is full; nothing is kept then.
     """
     output, start, failure, kind, recorder = Path(job.output), time.perf_counter(), "", "", Recorder()
     with untouched(job.threads):
         _with_own_files()
         try:
-            _Fit(job.arguments, output / "cells" / f"{job.id}.yaml", recorder, tests=job.tests, alone=job.alone)
-        except SeveralRanks:
+            with own_run():
+                _Fit(job.arguments, output / "cells" / f"{job.id}.yaml", recorder, tests=job.tests, alone=job.alone)
+        except (SeveralRanks, SIGTERMException):
             raise
         except (Exception, SystemExit) as error:
             if full_disk(error):
                 raise
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+                raise KeyboardInterrupt from None
             traceback.print_exc()
             failure, kind = _sentence(error), type(error).__name__
         record = Record(
@@ -172,7 +183,9 @@ def perform(job: Job) -> Record:
 
 def _sentence(error: BaseException) -> str:
     """Return why a run failed, on one line."""
-    said = refusal(error) if isinstance(error, Exception) and not isinstance(error, GridMistake) else str(error)
+    said = refusal(error) if isinstance(error, Exception) else ""
+    if isinstance(error, GridMistake):
+        said = str(error)
     return said or f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 

@@ -1,10 +1,11 @@
 """What ``grid.yaml`` says: the axes of a comparison, and what is made of its runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_byz.compare.names import COLUMNS, name_of, plain, short_names
 from lightning_byz.compare.yaml_file import GridMistake, read
 from lightning_byz.kinds import hint, listed
 
@@ -66,12 +67,17 @@ class Grid:
 
     @property
     def tuned(self) -> tuple[str, ...]:
-        """The tuned paths by their short names."""
-        return short_names(tuple(self.tune))
+        """The tuned paths by their short names, or whole where an axis has that name."""
+        names, taken = short_names(tuple(self.tune)), {axis.name for axis in self.axes}
+        return tuple(path if name in taken else name for path, name in zip(self.tune, names, strict=True))
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, over: Values | None = None) -> Grid:
     """Read a grid from its file.
+
+    Args:
+        path: The file.
+        over: What goes over its ``set``.
 
     Raises:
         GridMistake: For a key or value that no grid has.
@@ -93,7 +99,7 @@ def read_grid(path: Path) -> Grid:
             axes=_axes(given.get("grid")),
             output=Path(_of(given.get("output", f"runs/compare/{path.stem}"), str, "output", "the path of a folder")),
             seeds=_seeds(given.get("seeds", [1, 2, 3]), "seeds"),
-            set=_mapping(given.get("set"), "set", "trainer.max_epochs: 5"),
+            set={**_mapping(given.get("set"), "set", "trainer.max_epochs: 5"), **(over or {})},
             tune={key: _choices(key, values) for key, values in _tune(given.get("tune")).items()},
             tune_seeds=_seeds(given["tune_seeds"], "tune_seeds") if "tune_seeds" in given else (),
             metric=_of(given.get("metric", "val_accuracy"), str, "metric", "the name of a logged metric"),
@@ -109,36 +115,6 @@ def read_grid(path: Path) -> Grid:
         return _checked(grid)
     except GridMistake as mistake:
         raise GridMistake(f"{path}: {mistake}") from None
-
-
-def short_names(paths: Sequence[str]) -> tuple[str, ...]:
-    """Return the last word of each dotted path, or the whole path where several end alike.
-
-    Example:
-        >>> short_names(["trainer.strategy.f", "model.hidden"])
-        ('f', 'hidden')
-        >>> short_names(["model.rate", "data.rate"])
-        ('model.rate', 'data.rate')
-    """
-    last = [path.rpartition(".")[2] for path in paths]
-    return tuple(path if last.count(word) > 1 else word for path, word in zip(paths, last, strict=True))
-
-
-def name_of(value: Any) -> str:
-    """Return what a value is called in tables.
-
-    Example:
-        >>> name_of({"class_path": "lightning_byz.aggregators.CTMA", "init_args": {"base": "CoordinateMedian"}})
-        'CTMA(base=CoordinateMedian)'
-        >>> name_of([6, 7]), name_of(0.10), name_of(None)
-        ('[6, 7]', '0.1', 'null')
-    """
-    if isinstance(value, dict) and "class_path" in value:
-        arguments = ", ".join(f"{key}={name_of(one)}" for key, one in (value.get("init_args") or {}).items())
-        return str(value["class_path"]).rpartition(".")[2] + (f"({arguments})" if arguments else "")
-    if isinstance(value, list):
-        return f"[{', '.join(name_of(one) for one in value)}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _axes(given: Any) -> tuple[Axis, ...]:
@@ -183,6 +159,8 @@ def _choices(key: str, given: Any) -> tuple[Any, ...]:
 def _seeds(given: Any, key: str) -> tuple[int, ...]:
     if not isinstance(given, list) or not given or not all(type(one) is int and one >= 0 for one in given):
         raise GridMistake(f"{key}={name_of(given)}: give a list of whole numbers, such as [1, 2, 3].")
+    if max(given) >= 2**32:
+        raise GridMistake(f"{key}={name_of(given)}: seeds are below 2**32.")
     if twice := [one for place, one in enumerate(given) if one in given[:place]]:
         raise GridMistake(f"{key}={name_of(given)} has {twice[0]} twice: equal seeds are the same run.")
     return tuple(given)
@@ -201,8 +179,9 @@ def _mode(given: Any) -> Literal["max", "min"]:
 
 
 def _checked(grid: Grid) -> Grid:
-    if grid.processes < 0 or grid.threads < 1:
-        raise GridMistake(f"processes={grid.processes}, threads={grid.threads}: give 1 or more of each.")
+    refuse_counts(grid.processes, grid.threads)
+    if taken := [axis.name for axis in grid.axes if axis.name in COLUMNS]:
+        raise GridMistake(f"axis {taken[0]} has the name of another column of the tables: give it another name.")
     if bool(grid.tune) != bool(grid.tune_seeds):
         raise GridMistake(
             "tune and tune_seeds go together: give values to choose from, and the seeds of the runs that choose."
@@ -225,11 +204,23 @@ def _checked(grid: Grid) -> Grid:
     return grid
 
 
+def refuse_counts(processes: int, threads: int = 1) -> None:
+    """Refuse fewer processes or threads than there can be.
+
+    Raises:
+        GridMistake: Saying how many were given.
+    """
+    if processes < 0 or threads < 1:
+        raise GridMistake(
+            f"processes={processes}, threads={threads}: give 1 or more of each, or 0 processes for the command's own."
+        )
+
+
 def _refuse_two_writers(grid: Grid) -> None:
     writers = [(f"axis {axis.name}", path) for axis in grid.axes for path in axis.paths]
     writers += [("tune", path) for path in grid.tune] + [("set", path) for path in grid.set]
     for place, (writer, path) in enumerate(writers):
         if path == "seed_everything":
             raise GridMistake(f"{writer} sets seed_everything: give seeds instead.")
-        if other := [one for one, same in writers[:place] if same == path]:
+        if other := [one for one, same in writers[:place] if plain(same) == plain(path)]:
             raise GridMistake(f"{other[0]} and {writer} both set {path}: leave one of them out.")

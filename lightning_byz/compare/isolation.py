@@ -3,22 +3,30 @@
 import logging
 import os
 import random
+import signal
 import sys
+import sysconfig
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
+
+PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
+"""Where Python's own modules are."""
 
 
 @contextmanager
 def untouched(threads: int) -> Iterator[None]:
     """Run the block with that many threads of torch, and put back what a run may leave behind in its process.
 
-    That is: environment, arguments and import paths, working directory, filters of warnings, levels of loggers, random streams, and torch's threads,
-    default dtype, precision of products and switches of determinism.
+    That is: environment, arguments and import paths, working directory, answer to Ctrl-C, filters of warnings, levels of loggers, random streams,
+    numpy's answers to overflow, and torch's threads, default dtype and device, gradients, precision of products and switches of determinism. The
+    user's own files are imported anew by the next run, as what they do when they are imported, and keep between calls, is a part of a run.
     """
     environment, arguments, paths, place = dict(os.environ), list(sys.argv), list(sys.path), Path.cwd()
     levels = {name: logging.getLogger(name).level for name in (None, "lightning.pytorch", "lightning.fabric")}
@@ -26,7 +34,8 @@ def untouched(threads: int) -> Iterator[None]:
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    anomalies = torch.is_anomaly_enabled()
+    anomalies, device, gradients = torch.is_anomaly_enabled(), torch.get_default_device(), torch.is_grad_enabled()
+    interrupt, errors, modules = signal.getsignal(signal.SIGINT), np.geterr(), set(sys.modules)
     torch.set_num_threads(threads)
     try:
         with warnings.catch_warnings():
@@ -47,6 +56,24 @@ def untouched(threads: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
         torch.autograd.set_detect_anomaly(anomalies)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.set_grad_enabled(gradients)
+        np.seterr(**errors)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
+        for name in set(sys.modules) - modules:
+            if _own(sys.modules[name]):
+                del sys.modules[name]
+
+
+def _own(module: ModuleType | None) -> bool:
+    """Whether a module is a file of the user's: neither installed, nor Python's, nor this package's."""
+    file = getattr(module, "__file__", None) or ""
+    if not file.endswith(".py") or getattr(module, "__name__", "").split(".")[0] == "lightning_byz":
+        return False
+    path = Path(file).resolve()
+    return not {"site-packages", "dist-packages"} & set(path.parts) and not path.is_relative_to(PYTHON)
 
 
 @contextmanager

@@ -19,9 +19,10 @@ CAPTIONS = {
     "tuned": "Validation of the runs that tune, over their own seeds; circles are the values chosen.",
 }
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .75rem; text-align: left; border-bottom: 1px solid #d9dee3 }
+td, th { white-space: nowrap } td.said { white-space: normal; min-width: 20rem }
 td.number, th.number { text-align: right } code { font-size: 13px } img { max-width: 100%; height: auto } figure { margin: 1.5rem 0 }
 figcaption, .quiet { color: #52606d } .bad { color: #a12d20 } .wide { overflow-x: auto }
 """
@@ -149,11 +150,11 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[Any]], *, numbers: in
 
 def _cell(kind: str, text: str) -> str:
     code = text.startswith("OMP_NUM_THREADS=")
+    kind = ' class="said"' if len(text) > 60 and not code else kind  # sentences of failures
     return f"<td{kind}>{'<code>' * code}{escape(text)}{'</code>' * code}</td>"
 
 
-def command_line(config: str, output: str | None) -> str:
+def command_line(config: str, output: str | None, settings: Sequence[str] = ()) -> str:
     """Return the command that makes the whole comparison."""
-    return f"lightning-byz compare --config {shlex.quote(config)}" + (
-        f" --output {shlex.quote(output)}" if output else ""
-    )
+    options = [("--config", config), *(("--set", one) for one in settings), *([("--output", output)] if output else [])]
+    return " ".join(["lightning-byz compare", *(f"{name} {shlex.quote(value)}" for name, value in options)])

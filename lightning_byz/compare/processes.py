@@ -3,15 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from queue import SimpleQueue
+from typing import TextIO
 
-from lightning_byz.compare.answer import FULL, WORKER, answer
+from lightning_byz.compare.answer import FULL, answer
 from lightning_byz.compare.fit import Job
+from lightning_byz.compare.nursery import FORKS, Nursery
 
 
 class FullDisk(Exception):
@@ -21,23 +22,25 @@ class FullDisk(Exception):
 class _Process:
     """A worker in a process group of its own, started when it is first needed, and again if it has died."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._running: subprocess.Popen[str] | None = None
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery, self._over = nursery, False
+        self._running: tuple[int, socket.socket, TextIO] | None = None
 
     def answer(self, job: Job) -> str:
         """Make a run there; return what the worker says of it, or how it died."""
-        running = self._started()
-        assert running.stdin is not None
-        assert running.stdout is not None
+        if self._running is None:
+            worker, channel = self._nursery.worker()
+            self._running = worker, channel, channel.makefile()
+        if self._over:  # between the last two lines
+            self.kill()
+        worker, channel, answers = self._running
         line = ""
-        with suppress(BrokenPipeError):
-            running.stdin.write(json.dumps(job.told()) + "\n")
-            running.stdin.flush()
-            line = running.stdout.readline()
+        with suppress(ConnectionError):
+            channel.sendall(f"{json.dumps(job.told())}\n".encode())
+            line = answers.readline()
         if line:
             return json.loads(line)
-        status = running.wait()
+        status = self._ended(worker, channel)
         return (
             f"the process died of {signal.Signals(-status).name}"
             if status < 0
@@ -45,27 +48,25 @@ class _Process:
         )
 
     def kill(self) -> None:
-        """End it, and what it has started."""
-        if self._running is not None and self._running.poll() is None:
+        """End it for good, and what it has started."""
+        self._over = True
+        if (running := self._running) is not None:
             with suppress(ProcessLookupError):
-                os.killpg(self._running.pid, signal.SIGKILL)
-            self._running.wait()
+                os.killpg(running[0], signal.SIGKILL)
 
-    def _started(self) -> "subprocess.Popen[str]":
-        if self._running is None or self._running.poll() is not None:
-            self._running = subprocess.Popen(
-                [sys.executable, "-m", WORKER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
-            )
-        return self._running
+    def gone(self) -> None:
+        """Wait until it has ended."""
+        if (running := self._running) is not None:
+            self._ended(*running[:2])
+
+    def _ended(self, worker: int, channel: socket.socket) -> int:
+        status, self._running = self._nursery.ended(worker), None
+        channel.close()
+        return status
 
 
 class Processes:
-    """Makes runs, in as many processes as asked; they stay warm from one call to the next.
+    """Makes runs, in as many processes as asked; they stay warm from one call to the next, and import what they need once.
 
     Args:
         count: How many; 0 for this process.
@@ -73,7 +74,8 @@ class Processes:
     """
 
     def __init__(self, count: int, threads: int) -> None:
-        self._all = [_Process(threads) for _ in range(count)]
+        self._nurseries = [Nursery(threads) for _ in range(min(count, 1) if FORKS else count)]
+        self._all = [_Process(self._nurseries[place % len(self._nurseries)]) for place in range(count)]
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         for one in self._all:
             self._idle.put(one)
@@ -84,6 +86,15 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         for one in self._all:
             one.kill()
+        for one in self._all:
+            one.gone()
+        for nursery in self._nurseries:
+            nursery.close()
+
+    def warm(self) -> None:
+        """Have the processes import what they need meanwhile."""
+        for nursery in self._nurseries:
+            nursery.warm()
 
     def finish(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         """Yield each job when it is done, and "" where its record is kept, else why there is none.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from lightning_byz.compare.yaml_file import GridMistake
@@ -104,8 +104,7 @@ class Folder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Have the folder to oneself."""
-        (self.path / "records").mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        with self._opened() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -115,6 +114,15 @@ class Folder:
             for left in self.path.rglob(".*.partial"):
                 left.unlink(missing_ok=True)
             yield
+
+    def _opened(self) -> IO[str]:
+        try:
+            (self.path / "records").mkdir(parents=True, exist_ok=True)
+            return (self.path / ".lock").open("w")
+        except OSError as error:
+            if full_disk(error):
+                raise
+            raise GridMistake(f"{self.path} cannot hold the results: {error}; give another output.") from None
 
     def _paths(self) -> list[Path]:
         return sorted((self.path / "records").glob("*.json"))

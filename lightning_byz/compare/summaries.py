@@ -45,7 +45,7 @@ class Spread:
             Spread(n=3, mean=3.0, error=1.5275252316519468)
         """
         n = len(values)
-        mean = statistics.fmean(values) if n else math.nan
+        mean = _mean(values)
         finite = n > 1 and all(math.isfinite(value) for value in values)
         return cls(n, mean, statistics.stdev(values) / math.sqrt(n) if finite else math.nan)
 
@@ -81,7 +81,7 @@ def chosen(cells: Cells, variant: Variant, records: Records) -> Choice:
     for values, runs in cells.tuning(variant):
         found = [records[run.id].last(grid.metric) if run.id in records else None for run in runs]
         whole = [score for score in found if score is not None]
-        scores.append((values, statistics.fmean(whole) if len(whole) == len(runs) else math.nan))
+        scores.append((values, _mean(whole) if len(whole) == len(runs) else math.nan))
     best, top = None, None
     for values, score in scores:
         if better(score, top, grid.mode):
@@ -129,8 +129,19 @@ def _untuned(cells: Cells, variant: Variant, choice: Choice, records: Records) -
     """Return why there is nothing to compare, where no tuned value had a finished run on every seed."""
     if choice.values is not None:
         return []
-    runs = [run for _, runs in cells.tuning(variant) for run in runs if run.id in records]
-    return [f"nothing to tune by: {records[run.id].failure}" for run in runs if records[run.id].failure][:1]
+    runs = [run for _, runs in cells.tuning(variant) for run in runs]
+    if any(run.id not in records for run in runs):
+        return []
+    failures = [records[run.id].failure for run in runs if records[run.id].failure]
+    return [f"nothing to tune by: {(*failures, f'{cells.grid.metric} is NaN or was not logged')[0]}"]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of none, and of both infinities."""
+    try:
+        return statistics.fmean(values)
+    except (statistics.StatisticsError, ValueError, OverflowError):
+        return math.nan
 
 
 def _tests(records: Sequence[Record]) -> dict[str, Spread]:

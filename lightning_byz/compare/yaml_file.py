@@ -27,6 +27,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_Loader.yaml_implicit_resolvers = {  # a day such as 2024-01-31 stays the text it is
+    letter: [one for one in known if one[0] != "tag:yaml.org,2002:timestamp"]
+    for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(  # YAML 1.2's numbers, as the configs of fits are read
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+0123456789.")
 )
@@ -58,3 +62,16 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         held = "it is empty" if found is None else f"it holds {str(found)[:60]!r}"
         raise GridMistake(f"{kind} {path} has no keys such as base, grid and seeds: {held}.")
     return found
+
+
+def value_of(text: str) -> Any:
+    """Return a value as a grid would write it.
+
+    Example:
+        >>> value_of("1e-3"), value_of("[6, 7]"), value_of("folder/with/mnist")
+        (0.001, [6, 7], 'folder/with/mnist')
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise GridMistake(f"{text!r} is no value: write it as in YAML, with quotes around odd characters.") from None

@@ -1,6 +1,7 @@
-"""A module and its data for the quickstart; nothing in them knows about this package."""
+"""Modules and their data for the configs in configs/; nothing in them knows about this package."""
 
 from .digits import DigitsClassifier, DigitsData
+from .mnist import MnistClassifier, MnistData
 from .sites import DigitsSites
 
-__all__ = ["DigitsClassifier", "DigitsData", "DigitsSites"]
+__all__ = ["DigitsClassifier", "DigitsData", "DigitsSites", "MnistClassifier", "MnistData"]

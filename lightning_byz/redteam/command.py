@@ -10,12 +10,13 @@ from rich.console import Console
 from lightning_byz.compare.options import SentenceParser, kept
 from lightning_byz.compare.records import Folder
 from lightning_byz.compare.yaml_file import GridMistake
+from lightning_byz.errors import TooManyFaults
 from lightning_byz.redteam.plan import Plan, planned
 from lightning_byz.redteam.report import say, write_report
 from lightning_byz.redteam.trials import Trial
 
 EXAMPLE = "lightning-byz redteam --config configs/quickstart.yaml --budget 40"
-METRIC = "val_accuracy"
+METRIC, STOPPED = "val_accuracy", TooManyFaults.__name__
 
 
 def main(args: Sequence[str]) -> None:
@@ -46,6 +47,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, default=1, help="how many runs at the same time; 0 for the command's own"
     )
+    parser.add_argument("--retry", action="store_true", help="make failed runs again")
     told = parser.parse_args(list(args))
     if told.config is None:
         raise GridMistake(f"no config is given: name its file with --config, such as {EXAMPLE}.")
@@ -59,8 +61,10 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         )
     if told.processes < 0:
         raise GridMistake(f"processes={told.processes}: give 1 or more, or 0 for the command's own.")
-    if told.seeds and (min(told.seeds) < 0 or len(set(told.seeds)) < len(told.seeds)):
-        raise GridMistake(f"seeds={told.seeds}: give different whole numbers of 0 or more, such as --seeds 1 2 3.")
+    if told.seeds and (min(told.seeds) < 0 or max(told.seeds) >= 2**32 or len(set(told.seeds)) < len(told.seeds)):
+        raise GridMistake(
+            f"seeds={told.seeds}: give different whole numbers from 0 to below 2**32, such as --seeds 1 2 3."
+        )
     return told
 
 
@@ -87,12 +91,19 @@ def _run(told: argparse.Namespace) -> None:
     folder, trials = Folder(plan.output), list[Trial]()
     with folder.locked(), kept(folder, (1 + plan.budget) * len(plan.seeds)):
         plan = claimed(plan, folder)
+        if told.retry:
+            folder.forget(one.id for one in folder.records().values() if one.failure and one.error != STOPPED)
         try:
             for trial in searched(plan, folder):
                 trials.append(trial)
         finally:
             if trials:
                 write_report(plan, trials, folder)
+    if trials[0].failures:
+        sys.exit(
+            f"error: the run without attack failed: {trials[0].failures[0].removesuffix('.')}. No attack was tried: see "
+            f"{plan.output / 'logs'}, and give the same command with --retry when this is mended."
+        )
     say(plan, trials, Console())
     if all(trial.failures for trial in trials[1:]):
         sys.exit(f"error: no attack has finished; {plan.output / 'trials.csv'} says why.")

@@ -8,11 +8,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import Namespace
+
 from lightning_byz.compare.cells import Cells
 from lightning_byz.compare.fit import check
-from lightning_byz.compare.grid import Axis, Grid, name_of
+from lightning_byz.compare.grid import Axis, Grid
+from lightning_byz.compare.names import name_of
+from lightning_byz.compare.wandb_runs import refuse_without_wandb
 from lightning_byz.compare.yaml_file import GridMistake, read
-from lightning_byz.redteam.space import Kind, catalogue, optimized
+from lightning_byz.kinds import listed
+from lightning_byz.redteam.space import Kind, catalogue, optimized, spelt
 from lightning_byz.strategies import RobustStrategy
 
 Attack = Mapping[str, Any]
@@ -110,9 +115,12 @@ def planned(plan: Plan, most: int | None) -> Plan:
             f"redteam attacks runs of RobustStrategy, and the strategy of {plan.config} is {given or 'null'}: "
             "give trainer.strategy.class_path: RobustStrategy, with f and aggregator."
         )
-    arguments, trainer = strategy.init_args, read_config.trainer
-    workers = arguments.workers or _ranks(trainer.devices) * trainer.num_nodes
-    named = [one for one in arguments.attackers if 0 <= one < workers]
+    refuse_without_wandb(plan.cells({"": (None, 0)}).loggers)
+    arguments = _arguments(strategy)
+    workers = _workers(arguments.workers, read_config.trainer)
+    named = arguments.attackers
+    if len(set(named)) < len(named) or not set(named) <= set(range(workers)):
+        raise GridMistake(f"attackers={named}: give different ids from 0 to {workers - 1}, one per attacker.")
     count = _most(most, arguments.f, workers, named)
     others = [one for one in reversed(range(workers)) if one not in named]
     seed = read_config.seed_everything
@@ -122,7 +130,7 @@ def planned(plan: Plan, most: int | None) -> Plan:
         workers=workers,
         attackers=tuple([*named, *others][:count]),
         ahead=math.ceil(max(plan.processes, 1) / max(len(plan.seeds), 1)),
-        own=arguments.attack.as_dict() if arguments.attack else None,
+        own=spelt(arguments.attack.as_dict()) if arguments.attack else None,
     )
     first = len(whole.fixed)
     if whole.budget < first:
@@ -139,7 +147,7 @@ def _most(given: int | None, f: float | str, workers: int, named: Sequence[int])
                 f"attackers={given}: of {workers} workers at least 1 and at most {workers - 1} may attack."
             )
         return given
-    known = len(named) if isinstance(f, str) else math.floor(f)
+    known = len(named) if isinstance(f, str) else math.floor(f) if math.isfinite(f) else 0
     if not 1 <= known < workers:
         raise GridMistake(
             f"f={name_of(f)} of {workers} workers does not say how many may attack: give --attackers, such as --attackers 1."
@@ -147,8 +155,32 @@ def _most(given: int | None, f: float | str, workers: int, named: Sequence[int])
     return known
 
 
-def _ranks(devices: Any) -> int:
-    return len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+def _arguments(strategy: Any) -> Any:
+    """Return the arguments of the strategy, which must have those that are written over, and those that say who may attack."""
+    arguments = getattr(strategy, "init_args", None) or Namespace()
+    if lacking := [name for name in ("workers", "f", "attackers", "attack") if name not in arguments]:
+        raise GridMistake(
+            f"{strategy.class_path} takes no {listed(lacking)}: redteam reads and writes them in the config, "
+            "so its __init__ must take them and hand them to RobustStrategy."
+        )
+    return arguments
+
+
+def _workers(given: int | None, trainer: Any) -> int:
+    devices = trainer.devices
+    if given is not None:
+        workers = given
+    elif isinstance(devices, list):
+        workers = len(devices) * trainer.num_nodes
+    elif str(devices).isdigit():
+        workers = int(devices) * trainer.num_nodes
+    else:
+        raise GridMistake(
+            f"devices={devices} does not say how many workers there are: give trainer.devices a number, such as 2."
+        )
+    if workers < 2:
+        raise GridMistake(f"workers={workers}: redteam needs at least 2, of whom one may attack.")
+    return workers
 
 
 def _is_robust(strategy: Any) -> bool:

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from lightning_byz.compare.command import finish
-from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.names import name_of
 from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.progress import Meter, meter
 from lightning_byz.compare.records import Folder, write_whole
@@ -24,7 +26,7 @@ def claimed(plan: Plan, folder: Folder) -> Plan:
     """
     path = folder.path / "search.json"
     if path.is_file():
-        begun = json.loads(path.read_text())
+        begun = _begun(path)
         other = [key for key, mine in plan.told.items() if begun[key] != mine]
         judged = len(folder.records()) > len(plan.seeds)  # by its metric; the first runs are made without attack
         for key in other if judged or set(other) - {"metric", "mode"} else ():
@@ -40,8 +42,18 @@ def claimed(plan: Plan, folder: Folder) -> Plan:
     return plan
 
 
+def _begun(path: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(path.read_text())
+        return {key: begun[key] for key in ("config", "attackers", "metric", "mode", "seeds", "ahead")}
+    except (ValueError, KeyError, TypeError):
+        raise GridMistake(
+            f"{path} says nothing of a search that this command could go on with: give another --output."
+        ) from None
+
+
 def searched(plan: Plan, folder: Folder) -> Iterator[Trial]:
-    """Yield what each attack did, in the order of the search; runs that are kept are not made again.
+    """Yield what each attack did, in the order of the search; runs that are kept are not made again. It ends where a run without attack has failed.
 
     Raises:
         GridMistake: If the first run that finishes has not logged the metric.
@@ -51,7 +63,10 @@ def searched(plan: Plan, folder: Folder) -> Iterator[Trial]:
     total = (1 + plan.budget) * len(plan.seeds)
     with meter(total, len(folder.records())) as progress, Processes(plan.processes, 1) as processes:
         room = _Room(plan, folder, processes, progress)
-        yield from room.tried([Attempt(0, "none", None, 0)])
+        (honest,) = room.tried([Attempt(0, "none", None, 0)])
+        yield honest
+        if honest.failures:
+            return
         fixed = [Attempt(number, "fixed", attack, most) for number, attack in enumerate(plan.fixed, 1)]
         sampler, seen = Sampler(plan.kinds, most), set()
         for kind, trial in zip([*plan.kinds, *([None] * len(fixed))], room.tried(fixed), strict=False):

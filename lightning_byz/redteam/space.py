@@ -104,7 +104,7 @@ class Kind:
         for name, one in self.arguments.items():
             key, value = f"{self.name}.{name}", self.defaults[name]
             if isinstance(one, Choice):
-                found[key] = _word(value)
+                found[key] = spelt(value)
             elif value is not None and one.low <= abs(value) <= one.high:
                 found |= {key: abs(value), **({f"{key}.sign": "-" if value < 0 else "+"} if one.signed else {})}
         return found
@@ -146,7 +146,7 @@ def written(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
         {'class_path': 'lightning_byz.attacks.NonFinite', 'init_args': {'value': '.nan'}}
     """
     path = f"lightning_byz.attacks.{kind.__name__}"
-    return {"class_path": path, "init_args": {name: _word(value) for name, value in arguments.items()}}
+    return {"class_path": path, "init_args": {name: spelt(value) for name, value in arguments.items()}}
 
 
 def _value(one: Strength | Choice, key: str, parameters: Parameters) -> Any:
@@ -159,8 +159,17 @@ def _value(one: Strength | Choice, key: str, parameters: Parameters) -> Any:
     return -size if parameters.get(f"{key}.sign") == "-" else size
 
 
-def _word(value: Any) -> Any:
-    """Return a value as JSON and YAML both read it."""
+def spelt(value: Any) -> Any:
+    """Return a value as JSON and YAML both read it.
+
+    Example:
+        >>> spelt({"value": [math.inf, 1.0]})
+        {'value': ['.inf', 1.0]}
+    """
+    if isinstance(value, Mapping):
+        return {name: spelt(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelt(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return value

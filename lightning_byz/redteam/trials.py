@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_byz.compare.cells import Cell
-from lightning_byz.compare.grid import name_of
+from lightning_byz.compare.names import name_of
 from lightning_byz.compare.records import Record
 from lightning_byz.compare.summaries import Spread
 from lightning_byz.compare.tables import told
