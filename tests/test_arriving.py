@@ -395,7 +395,7 @@ def test_the_stated_share_is_the_weight_that_may_be_byzantine():
         runs.step()
     for step, stack in enumerate(noting.seen):
         theirs = float(stack.weights[3:].sum())
-        assert stack.f == max(0.4 * (5 + step), theirs)
+        assert stack.f == runs.outcomes[step].report.f == max(0.4 * (5 + step), theirs)
         assert theirs <= 0.4 * (5 + step)
 
 

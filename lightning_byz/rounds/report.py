@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import nan
 
 import torch
 from jaxtyping import Float64
@@ -28,6 +29,7 @@ class Report:
             such row; ``None`` unless diagnosing. Without attackers all rows count, and it says how far the rule is from the mean.
         variance: Weighted mean of these rows' squared distances from that mean, likewise.
         kappa: What the rules promise of ``error / variance``; ``None`` where they promise nothing, and unless diagnosing.
+        f: The weight that may be Byzantine, as the rules were told; NaN where they were not asked.
         reason: Why the step was not taken.
         kept: Whether what arrived is kept whether or not the step is taken, as under arrivals.
         fault: Whether the step was not taken because more weight was broken than f allows; ``None`` where any broken message of it says so.
@@ -46,6 +48,7 @@ class Report:
     error: float | None = None
     variance: float | None = None
     kappa: float | None = None
+    f: float = nan
     reason: str = ""
     kept: bool = False
     fault: bool | None = None

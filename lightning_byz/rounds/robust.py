@@ -130,6 +130,7 @@ class Robust(Round):
 
     def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
         """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""
+        report = replace(report, f=stack.f)
         try:
             vector, coefficients = self.defence.aggregate(stack, step=report.step)
         except ToleranceError as error:

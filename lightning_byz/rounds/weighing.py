@@ -66,5 +66,5 @@ class Weighing:
         words = f"weights: {kinds[self.counted, self.constant is None]}"
         words += f", times {self.decay:g} per step of age" if self.decay != 1 else ""
         if self.share is None:
-            return f"{words}; f = {f:g} are the heaviest workers, whoever they are"
-        return f"{words}; f = {self.share:g} of the weight, or what attackers have of it if that is more"
+            return f"{words}; f = {f:g} are the heaviest workers, whoever they are; no update while a rule does not tolerate them"
+        return f"{words}; f = {self.share:g} of the weight, or what attackers have of it if that is more; no update while a rule does not tolerate it"
