@@ -40,6 +40,7 @@ METRIC, GUESS, WORKERS, ATTACKERS = "val_accuracy", 0.1, 12, 3
 RULES: Mapping[str, Mapping[str, Any]] = {
     "CTMA(CoordinateMedian)": {"aggregator": {"class_path": "CTMA", "init_args": {"base": "CoordinateMedian"}}},
     "CoordinateMedian": {"aggregator": "CoordinateMedian"},
+    "MeanAroundMedian": {"aggregator": "MeanAroundMedian"},
     "TrimmedMean": {"aggregator": "TrimmedMean"},
     "NNM -> GeometricMedian": {"aggregator": "GeometricMedian", "preaggregators": ["NNM"]},
     "Mean": {"aggregator": "Mean"},
@@ -196,7 +197,7 @@ def _percent(spread: Spread) -> str:
 
 def main(
     *,
-    rules: Sequence[str] = ("CTMA(CoordinateMedian)", "CoordinateMedian", "TrimmedMean"),
+    rules: Sequence[str] = ("CTMA(CoordinateMedian)", "CoordinateMedian", "MeanAroundMedian"),
     seeds: Sequence[int] = (1, 2, 3),
     budget: int = 40,
     epochs: int = 5,
@@ -218,7 +219,7 @@ def main(
     start = time.perf_counter()
     lines = []
     for rule, seed in itertools.product(rules, seeds):
-        with printing_to(output / "log.txt"):
+        with printing_to(output / f"log-{rule}-{seed}.txt"):
             line = compared(rule, seed, budget=budget, epochs=epochs, fresh=fresh, processes=processes, output=output)
         console().print(" | ".join(line.cells()), markup=False, highlight=False)
         lines.append(line)

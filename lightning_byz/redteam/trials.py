@@ -103,11 +103,13 @@ def worst(trials: Sequence[Trial], mode: str) -> Trial | None:
 
 
 def finalists(trials: Sequence[Trial], mode: str, count: int) -> list[Trial]:
-    """Return those that are to be tried again: the worst, among them the worst of the fixed."""
-    best = ranked(trials, mode)
-    fixed = [one for one in best if one.attempt.purpose == "fixed"]
-    chosen = best[:count]
-    return chosen if not fixed or fixed[0] in chosen else [*chosen[: count - 1], fixed[0]]
+    """Return those that are to be tried again: the worst that differ in more than numbers, among them the worst of the fixed."""
+    known, first = ranked(trials, mode), dict[str, Trial]()
+    for one in known:
+        first.setdefault(_unnumbered(one.attempt.attack), one)
+    chosen = list(first.values())[:count]
+    fixed = next((one for one in known if one.attempt.purpose == "fixed"), None)
+    return chosen if fixed is None or fixed in chosen else [*chosen[: count - 1], fixed]
 
 
 def of_fixed(trials: Sequence[Trial]) -> list[Trial]:
@@ -122,3 +124,10 @@ def beside(trials: Sequence[Trial], trial: Trial) -> Trial | None:
     seeds = [cell.seed for cell in trial.cells]
     honest = (one for one in trials if one.attempt.attack is None)
     return next((one for one in honest if [cell.seed for cell in one.cells] == seeds), None)
+
+
+def _unnumbered(value: Any) -> str:
+    """Return in words what is left without numbers."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_unnumbered(one)}" for name, one in value.items())
+    return "" if isinstance(value, int | float) else str(value)
