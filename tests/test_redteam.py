@@ -20,6 +20,7 @@ from lightning_byz.compare import answer, fit
 from lightning_byz.compare.fit import Job, perform
 from lightning_byz.compare.records import Evaluation, Folder, Record, write_whole
 from lightning_byz.redteam import command
+from lightning_byz.redteam.halving import halfway
 from lightning_byz.redteam.space import catalogue, fixed, ladder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +178,57 @@ def test_a_budget_may_grow(
     assert len(after) == len(set(after)) >= 12  # eleven attacks more, and at least one on a seed more
     assert not set(after) & set(before)
     assert trials_of() == trials_of("whole")
+
+
+@needs_optuna
+def test_a_budget_does_not_shrink(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    made = imagined(hill)
+    run("--budget", "26")
+    before, count = trials_of(), len(made)
+    said = "error: out holds a search with budget=26, not 20: a budget may grow, not shrink; give --budget 26 or more, or another"
+    assert said in run("--budget", "20", status=2)
+    assert (trials_of(), len(made)) == (before, count)
+
+
+@needs_optuna
+def test_luck_on_one_seed_is_not_the_worst(run: Run, imagined: Callable[[Score], list[str]]) -> None:
+    """Three that differ in more than numbers, the best of the fixed among them, are tried again on seeds that no search has seen."""
+
+    def score(name: str, arguments: Mapping[str, Any], count: int, seed: int) -> float:
+        if name == "none":
+            return 0.9 + 0.01 * seed
+        if name == "Replay":
+            return 0.3
+        if name == "BitFlip":
+            return 0.1 if seed < 3 else 0.8
+        return 0.2 if name == "MinSum" and arguments["deviation"] == "std" and seed < 3 else 0.7
+
+    imagined(score)
+    printed = run("--budget", "40", "--seeds", "1", "2")
+    trials = trials_of()
+    again = [trial for trial in trials if trial["purpose"] == "again"]
+    assert [trial["n"] for trial in again] == ["6"] * 3
+    assert {trial["attack"].partition("(")[0] for trial in again} == {"BitFlip", "MinSum", "Replay"}
+    assert "No attack that was searched hurts more than the fixed Replay(delay=10) by 2." in printed
+    assert "Replay" in (Path("out") / "worst.yaml").read_text().splitlines()[0]
+    replay = next(trial for trial in again if trial["attack"].startswith("Replay"))
+    assert float(replay["difference"]) == pytest.approx(0.3 - 0.9 - 0.01 * 5.5)  # the seeds 3 to 8
+
+
+def test_line_searches_about_the_best() -> None:
+    kinds = {kind.name: kind for kind in catalogue([0])}
+    known = [
+        ({"kind": "IPM", "IPM.epsilon": 1.0, "attackers": 2}, 5.0),
+        ({"kind": "IPM", "IPM.epsilon": 2.0, "attackers": 2}, 4.0),
+        ({"kind": "IPM", "IPM.epsilon": 1.1, "attackers": 1}, 1.0),
+        ({"kind": "Gaussian", "Gaussian.deviation": 1e3, "attackers": 2}, 3.0),
+        ({"kind": "SignFlip", "attackers": 2}, 9.0),
+    ]
+    found = [halfway(kinds, known, place=place) for place in range(4)]
+    assert found[0] == {"kind": "IPM", "IPM.epsilon": pytest.approx(0.5), "attackers": 2}  # half as strong; twice has been tried
+    assert found[1] == {"kind": "Gaussian", "Gaussian.deviation": pytest.approx(500), "attackers": 2}
+    assert found[3] is None
+    assert halfway(kinds, [*known, ({"kind": "IPM", "IPM.epsilon": 3.0, "attackers": 2}, math.inf)]) is None
 
 
 @needs_optuna
@@ -364,6 +416,19 @@ def test_without_optuna_it_says_what_to_install(run: Run, monkeypatch: pytest.Mo
     said = "error: redteam searches with optuna, which is not installed: pip install 'lightning-byz[redteam]'.\n"
     assert run("--budget", "20", status=2) == said
     assert not Path("out").exists()
+
+
+@pytest.mark.timeout(400)
+def test_a_run_on_two_ranks(run: Run) -> None:
+    """It is made in processes of its own, by the launcher of Lightning, and leaves one record."""
+    config = yaml.safe_load(Path("fit.yaml").read_text())
+    config["trainer"].update(devices=2, max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False, callbacks=[])
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["fit", "--config", "fit.yaml", "--trainer.enable_checkpointing=false"]
+    assert answer.answer(Job("two", arguments, "out")) == ""
+    (record,) = Folder(Path("out")).records().values()
+    assert (record.failure, [one.step for one in record.evaluations]) == ("", [2])
+    assert "val_accuracy" in record.evaluations[0].metrics
 
 
 OWN = """
