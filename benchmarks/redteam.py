@@ -5,9 +5,9 @@
 
 A module and data of the package's demos: 12 workers whose data are unlike, of whom any 3 may attack. The red team searches as its command does. The
 line searches are ``Optimized(ALIE)`` and ``Optimized(IPM)``, ByzFL's optimised attacks restated, each with several bounds and numbers of attackers;
-of these too the worst three are tried again on the seeds on which the red team tries its own again, and the one is taken that is worst there. Both are then
-judged by new runs with seeds that neither has seen, since the worst of many runs is partly bad luck. A fit under ``Optimized`` tries 20 strengths on
-the defence at each step; only fits are counted, so the line searches work more. Killed, the same command goes on.
+of these too the worst three are tried again, on the seeds of the red team's last three, and the one is taken that is worst there. Both are then judged
+by new runs with seeds that neither has seen, since the worst of many runs is partly bad luck. A fit under ``Optimized`` tries 20 strengths on the
+defence at each step; only fits are counted, so the line searches work more. Killed, the same command goes on.
 """
 
 import itertools

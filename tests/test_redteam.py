@@ -225,7 +225,11 @@ def test_line_searches_about_the_best() -> None:
         ({"kind": "SignFlip", "attackers": 2}, 9.0),
     ]
     found = [halfway(kinds, known, place=place) for place in range(4)]
-    assert found[0] == {"kind": "IPM", "IPM.epsilon": pytest.approx(0.5), "attackers": 2}  # half as strong; twice has been tried
+    assert found[0] == {
+        "kind": "IPM",
+        "IPM.epsilon": pytest.approx(0.5),
+        "attackers": 2,
+    }  # half as strong; twice has been tried
     assert found[1] == {"kind": "Gaussian", "Gaussian.deviation": pytest.approx(500), "attackers": 2}
     assert found[3] is None
     assert halfway(kinds, [*known, ({"kind": "IPM", "IPM.epsilon": 3.0, "attackers": 2}, math.inf)]) is None
@@ -422,7 +426,9 @@ def test_without_optuna_it_says_what_to_install(run: Run, monkeypatch: pytest.Mo
 def test_a_run_on_two_ranks(run: Run) -> None:
     """It is made in processes of its own, by the launcher of Lightning, and leaves one record."""
     config = yaml.safe_load(Path("fit.yaml").read_text())
-    config["trainer"].update(devices=2, max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False, callbacks=[])
+    config["trainer"].update(
+        devices=2, max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False, callbacks=[]
+    )
     Path("fit.yaml").write_text(yaml.safe_dump(config))
     arguments = ["fit", "--config", "fit.yaml", "--trainer.enable_checkpointing=false"]
     assert answer.answer(Job("two", arguments, "out")) == ""

@@ -11,7 +11,7 @@ from lightning_byz.redteam.space import Choice, Kind, Parameters, Strength, ladd
 
 SEED = 0
 TURNS = (0, 1, 0, None)
-"""Whose turn it is after the ladder, again and again: a line search about the best strength so far, or about the best of another line; else the estimators'."""
+"""Whose turn it is after the ladder, in a circle: a line search about the best so far, or about the best of the next line; else the estimators'."""
 REPEATS = 20
 """How often what was tried already may be chosen again before a strength is drawn by chance."""
 Question = Trial

@@ -17,7 +17,6 @@ from lightning_byz.redteam.sampler import Question, Sampler
 from lightning_byz.redteam.space import Parameters, fixed
 from lightning_byz.redteam.trials import Attempt, Trial, finalists, trial_of
 
-
 TOLD = ("config", "attackers", "metric", "mode", "seeds")
 
 
@@ -85,9 +84,7 @@ def searched(plan: Plan, folder: Folder) -> Iterator[Trial]:
             yield trial
         last = plan.budget - FINALISTS * plan.rounds
         while (number := len(trials)) <= last:
-            asked = [
-                _asked(sampler, plan, seen, place) for place in range(number, min(number + plan.ahead, last + 1))
-            ]
+            asked = [_asked(sampler, plan, seen, place) for place in range(number, min(number + plan.ahead, last + 1))]
             for (question, _), trial in zip(asked, room.tried([one for _, one in asked]), strict=True):
                 sampler.tell(question, trial.harm(plan.mode))
                 trials.append(trial)
