@@ -4,10 +4,11 @@
     python benchmarks/redteam.py --rules='[TrimmedMean]' --budget=18 --fresh=2 --output=part
 
 A module and data of the package's demos: 12 workers whose data are unlike, of whom any 3 may attack. The red team searches as its command does. The
-line searches are ``Optimized(ALIE)`` and ``Optimized(IPM)``, ByzFL's optimised attacks restated, each with several bounds and numbers of attackers;
-of these too the worst three are tried again, on the seeds of the red team's last three, and the one is taken that is worst there. Both are then judged
-by new runs with seeds that neither has seen, since the worst of many runs is partly bad luck. A fit under ``Optimized`` tries 20 strengths on the
-defence at each step; only fits are counted, so the line searches work more. Killed, the same command goes on.
+line searches are ``Optimized(ALIE)`` and ``Optimized(IPM)``, ByzFL's optimised attacks restated, with their own bounds, and once more with many
+bounds and numbers of attackers to choose from by how the runs end, as the red team chooses: these have as many fits, and of these too the worst three
+are tried again on new seeds. What was found is then judged by new runs with seeds that no search has seen, since the worst of many runs is partly
+bad luck. A fit under ``Optimized`` tries 20 strengths on the defence at each step; only fits are counted, so the line searches work more. Killed, the
+same command goes on.
 """
 
 import itertools
@@ -70,27 +71,26 @@ class Line:
         rule: Its name.
         seed: Of the runs by which the searches choose.
         honest: Accuracies without attack, one per new seed.
-        found: What the red team found, and the line searches.
+        found: What the red team found, the line searches with bounds to choose from, and with their own bounds.
         again: Accuracies under these, one per new seed.
     """
 
     rule: str
     seed: int
     honest: Sequence[float]
-    found: tuple[Choice, Choice]
-    again: tuple[Sequence[float], Sequence[float]]
+    found: Sequence[Choice]
+    again: Sequence[Sequence[float]]
 
     @property
-    def parts(self) -> tuple[float, float, float, float]:
-        """Mean accuracies in percent without attack, under the red team, under the line search, and the difference of these two."""
-        honest, mine, its = (100 * statistics.fmean(one) for one in (self.honest, *self.again))
-        return honest, mine, its, mine - its
+    def parts(self) -> Sequence[float]:
+        """Mean accuracies in percent without attack and under what was found, and how far the red team's is above the two others."""
+        honest, mine, *its = (100 * statistics.fmean(one) for one in (self.honest, *self.again))
+        return [honest, mine, *its, *(mine - one for one in its)]
 
     def cells(self) -> list[str]:
         """Return its line of the table."""
-        honest, mine, its, apart = self.parts
-        red, other = (f"`{name_of(one.attack)}` by {one.attackers}" for one in self.found)
-        return [self.rule, f"{self.seed}", f"{honest:.1f}", f"{mine:.1f}", f"{its:.1f}", f"{apart:+.1f}", red, other]
+        red, other, _ = (f"`{name_of(one.attack)}` by {one.attackers}" for one in self.found)
+        return [self.rule, f"{self.seed}", *(f"{one:.1f}" for one in self.parts), red, other]
 
 
 def base(rule: str, *, epochs: int) -> dict[str, Any]:
@@ -134,6 +134,12 @@ def red_team(plan: Plan) -> Choice:
     return Choice(found.attempt.attack, found.attempt.attackers)
 
 
+def own_bounds(plan: Plan) -> Choice:
+    """Return which of the two line searches with their own bounds ends worse."""
+    folder = plan.output.with_name(f"{plan.output.name}-lines")
+    return Choice(*_worst(replace(plan, output=folder), line_searches(2))[0])
+
+
 def line_search(plan: Plan) -> Choice:
     """Return the line search that is worst on new seeds, among those whose runs end worst."""
     folder = plan.output.with_name(f"{plan.output.name}-lines")
@@ -165,22 +171,21 @@ def compared(rule: str, seed: int, *, budget: int, epochs: int, fresh: int, proc
     config.write_text(yaml.safe_dump(base(rule, epochs=epochs), sort_keys=False))
     asked = Plan(config, budget, folder, METRIC, "max", (seed,), processes)
     plan = planned(asked, None)
-    found = (red_team(plan), line_search(plan))
+    found = (red_team(plan), line_search(plan), own_bounds(plan))
     new = replace(plan, seeds=tuple(range(100 * seed, 100 * seed + fresh)), output=output / f"{folder.name}-fresh")
     honest, *again = fitted(new, [(None, 0), *((one.attack, one.attackers) for one in found)])
-    return Line(rule, seed, honest, found, (again[0], again[1]))
+    return Line(rule, seed, honest, found, again)
 
 
 def page(lines: Sequence[Line]) -> str:
     """Return the tables: what was found, and per rule how the two compare."""
-    header = ["rule", "seed", "no attack", "red team", "line search", "difference", "red team's", "line search's"]
-    text = markdown(header, [line.cells() for line in lines]) + "\n"
+    numbers = ["no attack", "red team", "line search", "with its own bounds", "difference", "from its own bounds"]
+    text = markdown(["rule", "seed", *numbers, "red team's", "line search's"], [line.cells() for line in lines]) + "\n"
     summary = []
     for rule in dict.fromkeys(line.rule for line in lines):
         parts = zip(*(line.parts for line in lines if line.rule == rule), strict=True)
-        *scores, apart = (Spread.of(part) for part in parts)
-        summary.append([rule, *map(_percent, scores), f"{'+' * (apart.mean > 0)}{_percent(apart)}"])
-    return text + markdown(["rule", "no attack", "red team", "line search", "difference"], summary)
+        summary.append([rule, *(_percent(Spread.of(part)) for part in parts)])
+    return text + markdown(["rule", *numbers], summary)
 
 
 def _accuracy(record: Record) -> float:
