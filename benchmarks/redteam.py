@@ -1,13 +1,14 @@
 """Who hurts a run more with equally many fits: ``lightning-byz redteam``, or line searches of the catalogue's strengths at each step.
 
     python benchmarks/redteam.py
-    python benchmarks/redteam.py --rules='[TrimmedMean]' --budget=15 --fresh=2 --output=part
+    python benchmarks/redteam.py --rules='[TrimmedMean]' --budget=18 --fresh=2 --output=part
 
-A module and data of the package's demos: 8 workers whose data are mildly unlike, of whom any 2 may attack. The red team searches as its command
-does. The line searches are ``Optimized(ALIE)`` and ``Optimized(IPM)``, ByzFL's optimised attacks restated, each with several bounds and numbers
-of attackers; of these too the one is taken whose run ends worst. Both are then judged by new runs with seeds that neither has seen, since the worst
-of many runs is partly bad luck. A fit under ``Optimized`` tries 20 strengths on the defence at each step; only fits are counted, so the line
-searches work more. Killed, the same command goes on.
+A module and data of the package's demos: 12 workers whose data are unlike, of whom any 3 may attack. The red team searches as its command does. The
+line searches are ``Optimized(ALIE)`` and ``Optimized(IPM)``, ByzFL's optimised attacks restated, with their own bounds, and once more with many
+bounds and numbers of attackers to choose from by how the runs end, as the red team chooses: these have as many fits, and of these too the worst three
+are tried again on new seeds. What was found is then judged by new runs with seeds that no search has seen, since the worst of many runs is partly
+bad luck. A fit under ``Optimized`` tries 20 strengths on the defence at each step; only fits are counted, so the line searches work more. Killed, the
+same command goes on.
 """
 
 import itertools
@@ -27,18 +28,21 @@ from tables import console, markdown
 from lightning_byz import TooManyFaults
 from lightning_byz.attacks import ALIE, IPM, Optimized
 from lightning_byz.compare.command import complete
+from lightning_byz.compare.isolation import printing_to
 from lightning_byz.compare.names import name_of
 from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.records import Folder, Record
 from lightning_byz.compare.summaries import Spread
-from lightning_byz.redteam.plan import Attack, Plan, planned
+from lightning_byz.redteam.plan import FINALISTS, Attack, Plan, planned
 from lightning_byz.redteam.search import claimed, searched
 from lightning_byz.redteam.space import written
 from lightning_byz.redteam.trials import worst
 
-METRIC, GUESS, WORKERS, ATTACKERS = "val_accuracy", 0.1, 8, 2
+METRIC, GUESS, WORKERS, ATTACKERS = "val_accuracy", 0.1, 12, 3
 RULES: Mapping[str, Mapping[str, Any]] = {
     "CTMA(CoordinateMedian)": {"aggregator": {"class_path": "CTMA", "init_args": {"base": "CoordinateMedian"}}},
+    "CoordinateMedian": {"aggregator": "CoordinateMedian"},
+    "MeanAroundMedian": {"aggregator": "MeanAroundMedian"},
     "TrimmedMean": {"aggregator": "TrimmedMean"},
     "NNM -> GeometricMedian": {"aggregator": "GeometricMedian", "preaggregators": ["NNM"]},
     "Mean": {"aggregator": "Mean"},
@@ -68,27 +72,26 @@ class Line:
         rule: Its name.
         seed: Of the runs by which the searches choose.
         honest: Accuracies without attack, one per new seed.
-        found: What the red team found, and the line searches.
+        found: What the red team found, the line searches with bounds to choose from, and with their own bounds.
         again: Accuracies under these, one per new seed.
     """
 
     rule: str
     seed: int
     honest: Sequence[float]
-    found: tuple[Choice, Choice]
-    again: tuple[Sequence[float], Sequence[float]]
+    found: Sequence[Choice]
+    again: Sequence[Sequence[float]]
 
     @property
-    def parts(self) -> tuple[float, float, float, float]:
-        """Mean accuracies in percent without attack, under the red team, under the line search, and the difference of these two."""
-        honest, mine, its = (100 * statistics.fmean(one) for one in (self.honest, *self.again))
-        return honest, mine, its, mine - its
+    def parts(self) -> Sequence[float]:
+        """Mean accuracies in percent without attack and under what was found, and how far the red team's is above the two others."""
+        honest, mine, *its = (100 * statistics.fmean(one) for one in (self.honest, *self.again))
+        return [honest, mine, *its, *(mine - one for one in its)]
 
     def cells(self) -> list[str]:
         """Return its line of the table."""
-        honest, mine, its, apart = self.parts
-        red, other = (f"`{name_of(one.attack)}` by {one.attackers}" for one in self.found)
-        return [self.rule, f"{self.seed}", f"{honest:.1f}", f"{mine:.1f}", f"{its:.1f}", f"{apart:+.1f}", red, other]
+        red, other, _ = (f"`{name_of(one.attack)}` by {one.attackers}" for one in self.found)
+        return [self.rule, f"{self.seed}", *(f"{one:.1f}" for one in self.parts), red, other]
 
 
 def base(rule: str, *, epochs: int) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def base(rule: str, *, epochs: int) -> dict[str, Any]:
         "workers": WORKERS,
         "f": ATTACKERS,
         "estimator": {"class_path": "WorkerMomentum", "init_args": {"beta": 0.9}},
-        "partition": {"class_path": "GammaSimilarity", "init_args": {"gamma": 0.8}},
+        "partition": {"class_path": "Dirichlet", "init_args": {"alpha": 0.5}},
         **RULES[rule],
     }
     return {
@@ -108,8 +111,8 @@ def base(rule: str, *, epochs: int) -> dict[str, Any]:
             "max_epochs": epochs,
             "strategy": {"class_path": "RobustStrategy", "init_args": strategy},
         },
-        "model": {"class_path": "DigitsClassifier", "init_args": {"hidden": 64, "learning_rate": 1.0}},
-        "data": {"class_path": "DigitsData", "init_args": {"batch_size": 32}},
+        "model": {"class_path": "DigitsClassifier", "init_args": {"hidden": 32, "learning_rate": 1.0}},
+        "data": {"class_path": "DigitsData", "init_args": {"batch_size": 24}},
     }
 
 
@@ -132,11 +135,24 @@ def red_team(plan: Plan) -> Choice:
     return Choice(found.attempt.attack, found.attempt.attackers)
 
 
-def line_search(plan: Plan, budget: int) -> Choice:
-    """Return the line search whose run ends worst."""
-    attacks = line_searches(budget)
-    scores = fitted(replace(plan, output=plan.output.with_name(f"{plan.output.name}-lines")), attacks)
-    return Choice(*min(zip(scores, attacks, strict=True), key=lambda one: one[0])[1])
+def own_bounds(plan: Plan) -> Choice:
+    """Return which of the two line searches with their own bounds ends worse."""
+    folder = plan.output.with_name(f"{plan.output.name}-lines")
+    return Choice(*_worst(replace(plan, output=folder), line_searches(2))[0])
+
+
+def line_search(plan: Plan) -> Choice:
+    """Return the line search that is worst on new seeds, among those whose runs end worst."""
+    folder = plan.output.with_name(f"{plan.output.name}-lines")
+    attacks = line_searches(plan.budget - FINALISTS * plan.rounds)
+    best = _worst(replace(plan, output=folder), attacks)
+    again = replace(plan.again, output=folder.with_name(f"{folder.name}-again"))
+    return Choice(*(_worst(again, best[:FINALISTS]) if plan.rounds else best)[0])
+
+
+def _worst(plan: Plan, attacks: Sequence[tuple[Attack, int]]) -> list[tuple[Attack, int]]:
+    means = [statistics.fmean(scores) for scores in fitted(plan, attacks)]
+    return [one for _, one in sorted(zip(means, attacks, strict=True), key=lambda pair: pair[0])]
 
 
 def fitted(plan: Plan, attacks: Iterable[tuple[Attack | None, int]]) -> list[list[float]]:
@@ -156,22 +172,21 @@ def compared(rule: str, seed: int, *, budget: int, epochs: int, fresh: int, proc
     config.write_text(yaml.safe_dump(base(rule, epochs=epochs), sort_keys=False))
     asked = Plan(config, budget, folder, METRIC, "max", (seed,), processes)
     plan = planned(asked, None)
-    found = (red_team(plan), line_search(plan, budget))
+    found = (red_team(plan), line_search(plan), own_bounds(plan))
     new = replace(plan, seeds=tuple(range(100 * seed, 100 * seed + fresh)), output=output / f"{folder.name}-fresh")
     honest, *again = fitted(new, [(None, 0), *((one.attack, one.attackers) for one in found)])
-    return Line(rule, seed, honest, found, (again[0], again[1]))
+    return Line(rule, seed, honest, found, again)
 
 
 def page(lines: Sequence[Line]) -> str:
     """Return the tables: what was found, and per rule how the two compare."""
-    header = ["rule", "seed", "no attack", "red team", "line search", "difference", "red team's", "line search's"]
-    text = markdown(header, [line.cells() for line in lines]) + "\n"
+    numbers = ["no attack", "red team", "line search", "with its own bounds", "difference", "from its own bounds"]
+    text = markdown(["rule", "seed", *numbers, "red team's", "line search's"], [line.cells() for line in lines]) + "\n"
     summary = []
     for rule in dict.fromkeys(line.rule for line in lines):
         parts = zip(*(line.parts for line in lines if line.rule == rule), strict=True)
-        *scores, apart = (Spread.of(part) for part in parts)
-        summary.append([rule, *map(_percent, scores), f"{'+' * (apart.mean > 0)}{_percent(apart)}"])
-    return text + markdown(["rule", "no attack", "red team", "line search", "difference"], summary)
+        summary.append([rule, *(_percent(Spread.of(part)) for part in parts)])
+    return text + markdown(["rule", *numbers], summary)
 
 
 def _accuracy(record: Record) -> float:
@@ -188,12 +203,12 @@ def _percent(spread: Spread) -> str:
 
 def main(
     *,
-    rules: Sequence[str] = ("CTMA(CoordinateMedian)", "TrimmedMean", "NNM -> GeometricMedian"),
+    rules: Sequence[str] = ("CTMA(CoordinateMedian)", "CoordinateMedian", "MeanAroundMedian"),
     seeds: Sequence[int] = (1, 2, 3),
-    budget: int = 36,
-    epochs: int = 4,
+    budget: int = 40,
+    epochs: int = 5,
     fresh: int = 5,
-    processes: int = 1,
+    processes: int = 0,
     output: Path = Path("runs/redteam-benchmark"),
 ) -> None:
     """Search, judge, and print the tables.
@@ -204,17 +219,18 @@ def main(
         budget: Fits of each search.
         epochs: Of each fit.
         fresh: New seeds by which each search is judged.
-        processes: Fits at the same time.
+        processes: Fits at the same time; 0 for this process, whose time is printed.
         output: The folder of the results.
     """
     start = time.perf_counter()
-    lines = [
-        compared(rule, seed, budget=budget, epochs=epochs, fresh=fresh, processes=processes, output=output)
-        for rule in rules
-        for seed in seeds
-    ]
+    lines = []
+    for rule, seed in itertools.product(rules, seeds):
+        with printing_to(output / f"log-{rule}-{seed}.txt"):
+            line = compared(rule, seed, budget=budget, epochs=epochs, fresh=fresh, processes=processes, output=output)
+        console().print(" | ".join(line.cells()), markup=False, highlight=False)
+        lines.append(line)
     console().print(page(lines), markup=False, highlight=False)
-    console().print(f"{time.perf_counter() - start:.0f} s")
+    console().print(f"{time.perf_counter() - start:.0f} s, {time.process_time():.0f} s of processor time")
 
 
 if __name__ == "__main__":

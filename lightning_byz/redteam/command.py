@@ -89,7 +89,7 @@ def _run(told: argparse.Namespace) -> None:
             "redteam searches with optuna, which is not installed: pip install 'lightning-byz[redteam]'."
         ) from None
     folder, trials = Folder(plan.output), list[Trial]()
-    with folder.locked(), kept(folder, (1 + plan.budget) * len(plan.seeds)):
+    with folder.locked(), kept(folder, plan.runs):
         plan = claimed(plan, folder)
         if told.retry:
             folder.forget(one.id for one in folder.records().values() if one.failure and one.error != STOPPED)
@@ -105,6 +105,6 @@ def _run(told: argparse.Namespace) -> None:
             f"{plan.output / 'logs'}, and give the same command with --retry when this is mended."
         )
     say(plan, trials, Console())
-    if all(trial.failures for trial in trials[1:]):
+    if all(trial.failures for trial in trials if trial.attempt.attack):
         sys.exit(f"error: no attack has finished; {plan.output / 'trials.csv'} says why.")
     print(f"{plan.output}: trials.csv, worst.yaml")

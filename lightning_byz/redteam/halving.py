@@ -1,4 +1,4 @@
-"""A line search about the best strength so far."""
+"""Line searches about the best strengths so far."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,26 +8,39 @@ from lightning_byz.redteam.space import Kind, Parameters, Strength
 
 CLOSE = 1.05
 """The ratio of neighbouring strengths between which there is nothing left to look for."""
+REACH = 4.0
+"""How many times as strong or weak a neighbour is taken to be where none so near has been tried."""
 
 
-def halfway(kinds: Mapping[str, Kind], known: Sequence[tuple[Parameters, float]]) -> Parameters | None:
-    """Return what hurt most so far among kinds with a strength, at the geometric middle of the wider gap beside it; ``None`` without such a gap.
+def halfway(
+    kinds: Mapping[str, Kind], known: Sequence[tuple[Parameters, float]], *, place: int = 0
+) -> Parameters | None:
+    """Return what hurts most in one line so far, at the geometric middle of the wider gap beside it; ``None`` without such a gap.
+
+    A line is a kind with a strength, all else about it being chosen.
 
     Args:
         kinds: By their names.
         known: What was tried, and its harm; where that is infinite there is nothing left to look for.
+        place: Of the line, 0 being that which hurts most.
     """
-    graded = [(harm, parameters) for parameters, harm in known if _strength(kinds, parameters)[0] in parameters]
-    if not graded:
+    lines: dict[Any, tuple[float, Parameters]] = {}
+    for parameters, harm in known:
+        key, _ = _strength(kinds, parameters)
+        line = frozenset(_without(parameters, key).items())
+        if key in parameters and (line not in lines or harm > lines[line][0]):
+            lines[line] = (harm, parameters)
+    ranked = sorted(lines.values(), key=lambda one: -one[0])
+    if place >= len(ranked):
         return None
-    harm, best = max(graded, key=lambda one: one[0])
+    harm, best = ranked[place]
     key, bounds = _strength(kinds, best)
     if math.isinf(harm) or bounds is None:
         return None
-    sizes = [float(other[key]) for _, other in graded if _without(other, key) == _without(best, key)]
+    sizes = [float(other[key]) for other, _ in known if key in other and _without(other, key) == _without(best, key)]
     here = float(best[key])
-    below = max([bounds.low, *(size for size in sizes if size < here)])
-    above = min([bounds.high, *(size for size in sizes if size > here)])
+    below = max([bounds.low, here / REACH, *(size for size in sizes if size < here)])
+    above = min([bounds.high, here * REACH, *(size for size in sizes if size > here)])
     far = below if here / below > above / here else above
     if max(far / here, here / far) < CLOSE:
         return None

@@ -17,11 +17,13 @@ from lightning_byz.compare.names import name_of
 from lightning_byz.compare.wandb_runs import refuse_without_wandb
 from lightning_byz.compare.yaml_file import GridMistake, read
 from lightning_byz.kinds import listed
-from lightning_byz.redteam.space import Kind, catalogue, optimized, spelt
+from lightning_byz.redteam.space import Kind, catalogue, fixed, spelt
 from lightning_byz.strategies import RobustStrategy
 
 Attack = Mapping[str, Any]
 """A class and its arguments, as a config writes them."""
+FINALISTS = 3
+"""How many are tried again."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,24 @@ class Plan:
     @property
     def fixed(self) -> list[Attack]:
         """The attacks that come first: the catalogue's with their defaults, its line searches, and the config's own."""
-        known = [*(kind.fixed for kind in self.kinds), *optimized()]
+        known = [attack for _, attack in fixed(self.kinds)]
         return known + ([self.own] if self.own and name_of(self.own) not in map(name_of, known) else [])
+
+    @property
+    def rounds(self) -> int:
+        """On how many times as many new seeds the best are tried again: a quarter of the budget, as far as the fixed attacks leave it."""
+        return min(self.budget // 4, self.budget - len(self.fixed)) // FINALISTS
+
+    @property
+    def again(self) -> "Plan":
+        """The same on the seeds that follow the largest of these."""
+        count = len(self.seeds) * self.rounds
+        return replace(self, seeds=tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + count)))
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are in all, those without attack included."""
+        return (1 + self.budget + self.rounds) * len(self.seeds)
 
     @property
     def told(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lightning_byz.compare.records import Folder, write_whole
 from lightning_byz.compare.summaries import Spread
 from lightning_byz.compare.tables import told
 from lightning_byz.redteam.plan import Plan
-from lightning_byz.redteam.trials import Trial, worst
+from lightning_byz.redteam.trials import Trial, beside, of_fixed, worst
 
 HEADER = [
     "trial",
@@ -50,14 +50,13 @@ def heading(plan: Plan, found: Trial) -> str:
 
 def table(plan: Plan, trials: Sequence[Trial]) -> str:
     """Return one line per attack, in the order of the search."""
-    honest = trials[0] if trials else None
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([plan.metric if name == "metric" else name for name in HEADER])
     for trial in trials:
         attempt, score = trial.attempt, trial.score
         attackers = " ".join(map(str, sorted(plan.attackers[: attempt.attackers])))
-        apart = difference(trial, honest)
+        apart = difference(trial, beside(trials, trial))
         found = (
             [score.n, *(_known(one) for one in (score.mean, score.error, apart.mean))] if score.n else [0, "", "", ""]
         )
@@ -78,14 +77,14 @@ def difference(trial: Trial, other: Trial | None) -> Spread:
 
 def say(plan: Plan, trials: Sequence[Trial], console: Console) -> None:
     """Print what was found."""
-    honest, fixed = trials[0], worst([one for one in trials if one.attempt.purpose == "fixed"], plan.mode)
-    found = worst(trials, plan.mode)
+    fixed, found = worst(of_fixed(trials), plan.mode), worst(trials, plan.mode)
     failed = [trial for trial in trials if trial.failures and not trial.stopped]
     if failed:
         first = f"{failed[0].attempt.title}: {failed[0].failures[0][:200]}"
         print(f"{len(failed)} of {len(trials)} trials failed, and are taken for no harm; {first}")
     if found is None:
         return
+    honest = beside(trials, found)
     shown = Table("", "attack", plan.metric, "difference", box=None, pad_edge=False)
     for name, trial in (("without", honest), ("best fixed", fixed), ("worst found", found)):
         if trial is not None:

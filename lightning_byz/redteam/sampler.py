@@ -1,4 +1,4 @@
-"""The search itself: a ladder of strengths, then optuna's tree of Parzen estimators in turn with halvings about the best strength so far."""
+"""The search itself: a ladder of strengths, then line searches about the best so far, in turn with optuna's tree of Parzen estimators."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial, TrialState, create_trial
 
 from lightning_byz.redteam.halving import halfway
-from lightning_byz.redteam.space import Choice, Kind, Parameters, Strength
+from lightning_byz.redteam.space import Choice, Kind, Parameters, Strength, ladder
 
 SEED = 0
-PARTS = (1 / 2, 1 / 4)
-"""Where the rungs of the ladder are between the bounds, on their logarithmic scale."""
+TURNS = (0, 1, 0, None)
+"""Whose turn it is after the ladder, in a circle: a line search about the best so far, or about the best of the next line; else the estimators'."""
 REPEATS = 20
 """How often what was tried already may be chosen again before a strength is drawn by chance."""
 Question = Trial
@@ -20,8 +20,8 @@ Question = Trial
 class Sampler:
     """Chooses what to try next; what it is told in one order it answers alike.
 
-    After the fixed attacks each kind that has a strength is tried with all attackers at two rungs between its bounds: at its default it may be
-    harmless, and estimators would not come back to it. From then on every other question is the estimators'.
+    After the fixed attacks the rungs of each kind are tried with all attackers: at its default it may be harmless, and nothing would come back to
+    it. From then on most trials go to the strengths of what hurts most.
 
     Args:
         kinds: What there is.
@@ -34,15 +34,15 @@ class Sampler:
         self._most = most
         self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=SEED))
         self._graded = [kind.name for kind in kinds if kind.graded]
-        self._ladder = [rung for part in PARTS for kind in kinds for rung in kind.rung(part)]
+        self._ladder = ladder(kinds)
         self._known: list[tuple[Parameters, float]] = []
-        self._estimated = False
+        self._turn = 0
 
-    def seen(self, kind: Kind, harm: float | None) -> None:
-        """Learn what the defaults of a kind did; ``None`` if that is not known."""
+    def seen(self, parameters: Parameters, harm: float | None) -> None:
+        """Learn what a fixed attack did; ``None`` if that is not known."""
         if harm is None:
             return
-        given = {**kind.parameters(), "attackers": self._most}
+        given = {**parameters, "attackers": self._most}
         known: dict[str, BaseDistribution] = {name: self._distribution(name) for name in given}
         self._study.add_trial(create_trial(params=given, distributions=known, value=harm))
         self._known.append((given, harm))
@@ -58,8 +58,8 @@ class Sampler:
         elif repeats > REPEATS:
             self._study.enqueue_trial({"kind": self._graded[len(self._study.trials) % len(self._graded)]})
         elif repeats == 0:
-            self._estimated = not self._estimated
-            if not self._estimated and (middle := halfway(self._kinds, self._known)):
+            place, self._turn = TURNS[self._turn % len(TURNS)], self._turn + 1
+            if place is not None and (middle := halfway(self._kinds, self._known, place=place)):
                 self._study.enqueue_trial(dict(middle))
         trial = self._study.ask()
         self._suggest(trial, "kind")
@@ -99,7 +99,7 @@ class Sampler:
             return CategoricalDistribution(["+", "-"])
         one = self._kinds[kind].arguments[argument]
         if isinstance(one, Choice):
-            return CategoricalDistribution(list(one.values))
+            return CategoricalDistribution(range(len(one.values)))
         if one.whole:
             return IntDistribution(int(one.low), int(one.high), log=True)
         return FloatDistribution(one.low, one.high, log=True)

@@ -12,10 +12,12 @@ from lightning_byz.compare.processes import Processes
 from lightning_byz.compare.progress import Meter, meter
 from lightning_byz.compare.records import Folder, write_whole
 from lightning_byz.compare.yaml_file import GridMistake
-from lightning_byz.redteam.plan import Plan
+from lightning_byz.redteam.plan import FINALISTS, Plan
 from lightning_byz.redteam.sampler import Question, Sampler
-from lightning_byz.redteam.space import Parameters
-from lightning_byz.redteam.trials import Attempt, Trial, trial_of
+from lightning_byz.redteam.space import Parameters, fixed
+from lightning_byz.redteam.trials import Attempt, Trial, finalists, trial_of
+
+TOLD = ("config", "attackers", "metric", "mode", "seeds")
 
 
 def claimed(plan: Plan, folder: Folder) -> Plan:
@@ -29,6 +31,11 @@ def claimed(plan: Plan, folder: Folder) -> Plan:
         begun = _begun(path)
         other = [key for key, mine in plan.told.items() if begun[key] != mine]
         judged = len(folder.records()) > len(plan.seeds)  # by its metric; the first runs are made without attack
+        if plan.budget < begun["budget"]:
+            raise GridMistake(
+                f"{folder.path} holds a search with budget={begun['budget']}, not {plan.budget}: a budget may grow, not shrink; "
+                f"give --budget {begun['budget']} or more, or another --output."
+            )
         for key in other if judged or set(other) - {"metric", "mode"} else ():
             mine, its = name_of(plan.told[key]), name_of(begun[key])
             what = "of another config" if key == "config" else f"with {key}={its}, not {mine}"
@@ -38,14 +45,14 @@ def claimed(plan: Plan, folder: Folder) -> Plan:
         plan = replace(plan, ahead=begun["ahead"])
     elif others := folder.records():
         raise GridMistake(f"{folder.path} holds {len(others)} runs of no search: give another --output.")
-    write_whole(path, json.dumps({**plan.told, "ahead": plan.ahead}, indent=1) + "\n")
+    write_whole(path, json.dumps({**plan.told, "ahead": plan.ahead, "budget": plan.budget}, indent=1) + "\n")
     return plan
 
 
 def _begun(path: Path) -> dict[str, Any]:
     try:
         begun = json.loads(path.read_text())
-        return {key: begun[key] for key in ("config", "attackers", "metric", "mode", "seeds", "ahead")}
+        return {key: begun[key] for key in (*TOLD, "ahead", "budget")}
     except (ValueError, KeyError, TypeError):
         raise GridMistake(
             f"{path} says nothing of a search that this command could go on with: give another --output."
@@ -60,28 +67,33 @@ def searched(plan: Plan, folder: Folder) -> Iterator[Trial]:
         FullDisk: If a run could not be kept.
     """
     most = len(plan.attackers)
-    total = (1 + plan.budget) * len(plan.seeds)
-    with meter(total, len(folder.records())) as progress, Processes(plan.processes, 1) as processes:
+    with meter(plan.runs, len(folder.records())) as progress, Processes(plan.processes, 1) as processes:
         room = _Room(plan, folder, processes, progress)
-        (honest,) = room.tried([Attempt(0, "none", None, 0)])
-        yield honest
-        if honest.failures:
+        trials = room.tried([Attempt(0, "none", None, 0)])
+        yield trials[0]
+        if trials[0].failures:
             return
-        fixed = [Attempt(number, "fixed", attack, most) for number, attack in enumerate(plan.fixed, 1)]
+        first = [Attempt(number, "fixed", attack, most) for number, attack in enumerate(plan.fixed, 1)]
         sampler, seen = Sampler(plan.kinds, most), set()
-        for kind, trial in zip([*plan.kinds, *([None] * len(fixed))], room.tried(fixed), strict=False):
-            if kind is not None:
-                sampler.seen(kind, trial.harm(plan.mode))
+        known = [parameters for parameters, _ in fixed(plan.kinds)]
+        for parameters, trial in zip([*known, *([None] * len(first))], room.tried(first), strict=False):
+            if parameters is not None:
+                sampler.seen(parameters, trial.harm(plan.mode))
             seen.add(trial.attempt.title)
+            trials.append(trial)
             yield trial
-        number = len(fixed)
-        while number < plan.budget:
-            places = range(number + 1, min(number + plan.ahead, plan.budget) + 1)
-            asked = [_asked(sampler, plan, seen, place) for place in places]
+        last = plan.budget - FINALISTS * plan.rounds
+        while (number := len(trials)) <= last:
+            asked = [_asked(sampler, plan, seen, place) for place in range(number, min(number + plan.ahead, last + 1))]
             for (question, _), trial in zip(asked, room.tried([one for _, one in asked]), strict=True):
                 sampler.tell(question, trial.harm(plan.mode))
+                trials.append(trial)
                 yield trial
-            number += len(asked)
+        best = finalists(trials, plan.mode, FINALISTS) if plan.rounds else []
+        if best:
+            again = [replace(one.attempt, number=last + 2 + place, purpose="again") for place, one in enumerate(best)]
+            room = _Room(plan.again, folder, processes, progress)
+            yield from room.tried([Attempt(last + 1, "none", None, 0), *again])
 
 
 class _Room:

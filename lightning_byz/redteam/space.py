@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from lightning_byz.attacks import (
@@ -45,7 +45,7 @@ class Strength:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values."""
+    """One of several values, as a config writes them; a search knows them by their places."""
 
     values: tuple[Any, ...]
 
@@ -57,10 +57,14 @@ class Kind:
     Args:
         attack: The class.
         arguments: How each argument is chosen; the others stay at their defaults.
+        given: The defaults of those for which the class has none.
+        rungs: Values of arguments that are tried once each, early on, because the defaults of this kind are often harmless where these are not.
     """
 
     attack: type[Attack]
     arguments: Mapping[str, Strength | Choice]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    rungs: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -75,7 +79,8 @@ class Kind:
     @property
     def defaults(self) -> Mapping[str, Any]:
         """The default of each argument."""
-        return {one.name: one.default for one in fields(self.attack) if one.default is not MISSING}  # pyright: ignore[reportArgumentType]
+        own = {one.name: one.default for one in fields(self.attack) if one.default is not MISSING}  # pyright: ignore[reportArgumentType]
+        return {**self.given, **own}
 
     @property
     def fixed(self) -> Mapping[str, Any]:
@@ -87,24 +92,13 @@ class Kind:
         given = {name: _value(one, f"{self.name}.{name}", parameters) for name, one in self.arguments.items()}
         return written(self.attack, {**self.defaults, **given})
 
-    def rung(self, part: float) -> list[Parameters]:
-        """Return what chooses the strengths at this part of their bounds, of either sign; arguments without one are left open."""
-        found: list[dict[str, Any]] = [{"kind": self.name}]
-        for name, one in self.arguments.items():
-            if isinstance(one, Strength):
-                key, size = f"{self.name}.{name}", one.low ** (1 - part) * one.high**part
-                found = [{**each, key: round(size) if one.whole else size} for each in found]
-                if one.signed:
-                    found = [{**each, f"{key}.sign": sign} for each in found for sign in "+-"]
-        return [each for each in found if len(each) > 1]
-
-    def parameters(self) -> Parameters:
-        """Return what would have chosen the defaults, as far as a choice can: None as a strength is none."""
+    def parameters(self, values: Mapping[str, Any] | None = None) -> Parameters:
+        """Return what chooses these values, and else the defaults, as far as a choice can: None as a strength is none."""
         found: dict[str, Any] = {"kind": self.name}
         for name, one in self.arguments.items():
-            key, value = f"{self.name}.{name}", self.defaults[name]
+            key, value = f"{self.name}.{name}", {**self.defaults, **(values or {})}[name]
             if isinstance(one, Choice):
-                found[key] = spelt(value)
+                found[key] = one.values.index(spelt(value))
             elif value is not None and one.low <= abs(value) <= one.high:
                 found |= {key: abs(value), **({f"{key}.sign": "-" if value < 0 else "+"} if one.signed else {})}
         return found
@@ -119,23 +113,37 @@ def catalogue(mimicked: Sequence[int]) -> list[Kind]:
     directions = Choice(("std", "unit", "sign"))
     return [
         Kind(SignFlip, {}),
-        Kind(ReverseGradient, {"factor": Strength(0.1, 1e3)}),
-        Kind(IPM, {"epsilon": Strength(0.01, 100)}),
-        Kind(ALIE, {"z": Strength(0.1, 30, signed=True)}),
-        Kind(MinMax, {"deviation": directions}),
+        Kind(ReverseGradient, {"factor": Strength(0.1, 1e3)}, rungs=({"factor": 3.0},)),
+        Kind(IPM, {"epsilon": Strength(0.01, 100)}, rungs=({"epsilon": 1.0},)),
+        Kind(ALIE, {"z": Strength(0.1, 30, signed=True)}, rungs=({"z": -1.0}, {"z": 1.0})),
+        Kind(MinMax, {"deviation": directions}, rungs=({"deviation": "unit"}, {"deviation": "sign"})),
         Kind(MinSum, {"deviation": directions}),
         Kind(Mimic, {"worker": Choice((None, *mimicked))}),
         Kind(Gaussian, {"deviation": Strength(1e-3, 1e3)}),
-        Kind(Constant, {"value": Strength(1e-3, 1e3, signed=True)}),
+        Kind(Constant, {"value": Strength(1e-3, 1e3, signed=True)}, rungs=({"value": 0.1},)),
         Kind(NonFinite, {"value": Choice((".nan", ".inf", "-.inf"))}),
         Kind(Replay, {"delay": Strength(1, 20, whole=True)}),
         Kind(BitFlip, {"flips": Choice((1, 2, 4, 8)), "coordinates": Strength(1, 1e4, whole=True)}),
+        Kind(
+            Optimized,
+            {"attack": Choice((_ALIE, _IPM, _REVERSED, _RAISED)), "high": Strength(0.5, 100)},
+            given={"attack": _ALIE},
+            rungs=({"attack": _REVERSED}, {"attack": _RAISED}),
+        ),
     ]
 
 
-def optimized() -> list[Mapping[str, Any]]:
-    """Return the catalogue's own line searches, at each step anew: fixed attacks too."""
-    return [written(Optimized, {"attack": written(kind, {})}) for kind in (ALIE, IPM)]
+def fixed(kinds: Sequence[Kind]) -> list[tuple[Parameters, Mapping[str, Any]]]:
+    """Return what comes first, as a search chooses it and as a config writes it: each kind with its defaults, and the line search of :class:`IPM`."""
+    lines = [(kind, kind.parameters({"attack": _IPM})) for kind in kinds if kind.attack is Optimized]
+    known = [(kind.parameters(), kind.fixed) for kind in kinds]
+    return known + [(parameters, kind.chosen(parameters)) for kind, parameters in lines]
+
+
+def ladder(kinds: Sequence[Kind]) -> list[Parameters]:
+    """Return what comes next: the first rung of each kind that has one, then the second of each."""
+    rungs = [(place, kind.parameters(rung)) for kind in kinds for place, rung in enumerate(kind.rungs)]
+    return [parameters for _, parameters in sorted(rungs, key=lambda one: one[0])]
 
 
 def written(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def written(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _value(one: Strength | Choice, key: str, parameters: Parameters) -> Any:
     given = parameters[key]
     if isinstance(one, Choice):
-        return given
+        return one.values[given]
     if one.whole:
         return int(given)
     size = float(f"{given:.4g}")
@@ -173,3 +181,7 @@ def spelt(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return value
+
+
+_ALIE, _IPM, _REVERSED = (written(kind, {}) for kind in (ALIE, IPM, ReverseGradient))
+_RAISED = written(ALIE, {"z": -1.0})

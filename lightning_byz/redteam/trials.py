@@ -12,7 +12,7 @@ from lightning_byz.compare.summaries import Spread
 from lightning_byz.compare.tables import told
 from lightning_byz.errors import TooManyFaults
 
-Purpose = Literal["none", "fixed", "search"]
+Purpose = Literal["none", "fixed", "search", "again"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Attempt:
     """An attack that is tried.
 
     Args:
-        number: Its place in the search; 0 for the run without attack.
-        purpose: Whether it is that one, a fixed attack, or was chosen by the search.
+        number: Its place in the search; 0 for the first without attack.
+        purpose: Whether it is without attack, a fixed one, chosen by the search, or one of the best again on new seeds.
         attack: As a config writes it; ``None`` for none.
         attackers: How many attack.
     """
@@ -90,7 +90,44 @@ def trial_of(attempt: Attempt, cells: Sequence[Cell], records: Mapping[str, Reco
     return Trial(attempt, cells, scores, failures, stopped)
 
 
+def ranked(trials: Sequence[Trial], mode: str) -> list[Trial]:
+    """Return the attacks of which the harm is known, the worst first."""
+    known = [(harm, one) for one in trials if one.attempt.attack and (harm := one.harm(mode)) is not None]
+    return [one for _, one in sorted(known, key=lambda pair: -pair[0])]
+
+
 def worst(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the first of those that hurt most; ``None`` where no attack has finished."""
-    known = [(harm, trial) for trial in trials if (harm := trial.harm(mode)) is not None and trial.attempt.attack]
-    return max(known, key=lambda one: one[0])[1] if known else None
+    """Return what hurt most, on new seeds where any was tried on them; ``None`` where no attack has finished."""
+    again = ranked([one for one in trials if one.attempt.purpose == "again"], mode)
+    return next(iter(again or ranked(trials, mode)), None)
+
+
+def finalists(trials: Sequence[Trial], mode: str, count: int) -> list[Trial]:
+    """Return those that are to be tried again: the worst that differ in more than numbers, among them the worst of the fixed."""
+    known, first = ranked(trials, mode), dict[str, Trial]()
+    for one in known:
+        first.setdefault(_unnumbered(one.attempt.attack), one)
+    chosen = list(first.values())[:count]
+    fixed = next((one for one in known if one.attempt.purpose == "fixed"), None)
+    return chosen if fixed is None or fixed in chosen else [*chosen[: count - 1], fixed]
+
+
+def of_fixed(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials of fixed attacks: those on new seeds, or all where there is none of these."""
+    titles = {one.attempt.title for one in trials if one.attempt.purpose == "fixed"}
+    again = [one for one in trials if one.attempt.purpose == "again"]
+    return [one for one in again or trials if one.attempt.title in titles]
+
+
+def beside(trials: Sequence[Trial], trial: Trial) -> Trial | None:
+    """Return the runs without attack that have the seeds of this trial."""
+    seeds = [cell.seed for cell in trial.cells]
+    honest = (one for one in trials if one.attempt.attack is None)
+    return next((one for one in honest if [cell.seed for cell in one.cells] == seeds), None)
+
+
+def _unnumbered(value: Any) -> str:
+    """Return in words what is left without numbers."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_unnumbered(one)}" for name, one in value.items())
+    return "" if isinstance(value, int | float) else str(value)
