@@ -18,6 +18,7 @@ from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.checks import share_memory
 from lightning_byz.rounds.ledger import Counts, Ledger
+from lightning_byz.rounds.overflow import FITS, OVERFLOWS, UNHEARD, overflowing
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
 from lightning_byz.rounds.round import Outcome, Sent, Turn
@@ -130,13 +131,18 @@ class Arriving(Robust):
         usage = Usage(parameters, self.workers)
         ledger = Ledger(memory.step, self.workers, self.points, usage)
         workers = self._waiting(memory, sent, scale)
+        over = overflowing({worker: workers[worker][PENDING]["message"] for worker in sent}, scale)  # type: ignore[misc]
+        for worker in over:
+            workers[worker] = memory.workers.get(worker, {})
         self._hand_over(workers, due, wire)
-        flags = torch.tensor([worker in sent for worker in range(self.workers)], dtype=torch.int64)
+        told_of = dict.fromkeys(sent, FITS) | dict.fromkeys(over, OVERFLOWS)
+        flags = torch.tensor([told_of.get(worker, UNHEARD) for worker in range(self.workers)], dtype=torch.int64)
         used = usage.told({worker: own.used for worker, own in sent.items()})
         delivered = wire.deliver(due, torch.cat([flags, used]))
         arrived = perf_counter()
         facts, told = delivered.facts.tolist(), len(due) + self.workers
-        fetched = ledger.fetched(memory.counts, self.computing(memory.step), facts[len(due) : told], facts[told:])
+        computing, heard_of = self.computing(memory.step), facts[len(due) : told]
+        fetched = ledger.fetched(memory.counts, computing, heard_of, facts[told:], scaled=scale is not None)
         arrival = ledger.arrival(fetched, dict(zip(due, facts, strict=False)))
         counts, before = ledger.accepted(fetched, arrival), rows_of(memory)
         table = updated(before, delivered.vectors, due, arrival)
@@ -146,11 +152,12 @@ class Arriving(Robust):
         if broken:
             arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(arrival)]
             counts = ledger.accepted(fetched, arrival)
-            table[broken] = 0.0 if before is None else before[broken]
         if attacked is not stack:
+            table[due] = attacked.vectors[due]
+            table[broken] = 0.0 if before is None else before[broken]
             stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         report = Report(memory.step, False, census, kept=True)
-        tried, report = self.judge.tolerated(stack, report, counts)
+        tried, report, counts = self.judge.tolerated(stack, report, counts)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
         name = type(self.defence.aggregator).__name__

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from lightning_byz.census import Arrival
 from lightning_byz.memory import NOWHERE
+from lightning_byz.rounds.overflow import FITS, heard
 from lightning_byz.rounds.usage import Usage
 
 Counts = Mapping[str, Sequence[int]]
+AT_SCALE = "at scale"
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Ledger:
 
     ``turns`` taken; deliveries ``accepted``; estimates ``adopted``, from which a worker that starts anew counts again; deliveries ``refused`` in a
     row; the step at which a waiting message was ``fetched`` and computed; that at which the ``row`` in use was; and, where the estimator asks for
-    two gradients, that of its ``point``.
+    two gradients, that of its ``point``. Under a gradient scaler, what each worker's last turn ``at scale`` has shown.
 
     Args:
         step: The number of the step.
@@ -32,23 +34,27 @@ class Ledger:
     usage: Usage
 
     def fetched(
-        self, known: Counts, computing: Container[int], sent: Sequence[int], used: Sequence[int]
+        self, known: Counts, computing: Container[int], told: Sequence[int], used: Sequence[int], *, scaled: bool = False
     ) -> dict[str, Sequence[int]]:
         """Return the counts once turns were taken: messages wait.
 
         Args:
             known: The counts before.
             computing: Who took a turn.
-            sent: For each worker whether it made a message.
+            told: For each worker whether it made a message, and whether that fits, as in :mod:`overflow`.
             used: What all ranks told of it.
+            scaled: Whether there is a gradient scaler.
 
         """
+        sent = [one == FITS for one in told]
         none, nowhere = [0] * self.workers, [NOWHERE] * self.workers
         counts = {kind: known.get(kind, none) for kind in ("turns", "accepted", "adopted", "refused")}
         counts |= {kind: known.get(kind, nowhere) for kind in ("row", "fetched", "point")[: self.points + 1]}
         counts["turns"] = [count + (worker in computing) for worker, count in enumerate(counts["turns"])]
         for kind in ("fetched", "point")[: self.points]:
             counts[kind] = _chosen(sent, [self.step] * self.workers, counts[kind])
+        if scaled:
+            counts[AT_SCALE] = heard(known.get(AT_SCALE, none), told)
         return counts | self.usage.waiting(known, sent, used)
 
     def arrival(self, counts: Counts, unusable: Mapping[int, int]) -> list[Arrival]:
