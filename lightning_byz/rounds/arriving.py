@@ -17,7 +17,7 @@ from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.checks import share_memory
-from lightning_byz.rounds.ledger import Counts, Ledger
+from lightning_byz.rounds.ledger import Counts, Ledger, replayed
 from lightning_byz.rounds.overflow import FITS, OVERFLOWS, UNHEARD, overflowing
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
@@ -107,11 +107,16 @@ class Arriving(Robust):
         return replace(memory, counts=Usage.forgotten(memory.counts))
 
     def refuse_foreign(self, step: int, counts: Counts) -> None:
-        """Refuse the memory of a run in lock-step."""
+        """Refuse the memory of a run in lock-step, or with other arrivals."""
         if step and "turns" not in counts:
             raise ValueError(
                 "The checkpoint is of a run without arrivals=, in which no message waits: resume with arrivals=Synchronous(), or start a new run from"
                 " the weights alone."
+            )
+        if replayed(self.computing, step, workers=self.workers) != list(counts.get("turns", [0] * self.workers)):
+            raise ValueError(
+                "The checkpoint is of a run in which workers came at other steps: resume with the same arrivals (and attackers, where a share is"
+                " stated), or start a new run from the weights alone."
             )
 
     # ------------------------------------------------------------------ the step
@@ -189,13 +194,12 @@ class Arriving(Robust):
 
     def _hand_over(self, workers: Mapping[int, Mapping[str, Vectors]], due: Sequence[int], wire: Wire) -> None:
         """Write the messages of the local workers that are due to their rows."""
-        for worker in due:
-            if worker in wire.local:
-                stages = workers.get(worker, {})
-                if PENDING in stages:
-                    wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
-                else:
-                    wire.row(worker).zero_()
+        for worker in [one for one in due if one in wire.local]:
+            stages = workers.get(worker, {})
+            if PENDING in stages:
+                wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
+            else:
+                wire.row(worker).zero_()
 
     def _seen(
         self, rows: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire

@@ -1,7 +1,8 @@
 """What is counted of each worker under arrivals: alike on all ranks, n whole numbers of each kind."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from lightning_byz.census import Arrival
 from lightning_byz.memory import NOWHERE
@@ -34,7 +35,13 @@ class Ledger:
     usage: Usage
 
     def fetched(
-        self, known: Counts, computing: Container[int], told: Sequence[int], used: Sequence[int], *, scaled: bool = False
+        self,
+        known: Counts,
+        computing: Container[int],
+        told: Sequence[int],
+        used: Sequence[int],
+        *,
+        scaled: bool = False,
     ) -> dict[str, Sequence[int]]:
         """Return the counts once turns were taken: messages wait.
 
@@ -92,6 +99,14 @@ class Ledger:
     def ages(self, counts: Counts) -> list[int]:
         """Return the steps since each row in use was computed; 0 where there is none."""
         return [0 if step == NOWHERE else self.step - step for step in counts["row"]]
+
+
+def replayed(computing: Callable[[int], Sequence[int]], steps: int, *, workers: int) -> list[int]:
+    """Return how many turns each worker has taken after some steps."""
+    turns = [0] * workers
+    for worker in chain.from_iterable(map(computing, range(steps))):
+        turns[worker] += 1
+    return turns
 
 
 def _chosen(flags: Sequence[int], yes: Sequence[int], no: Sequence[int]) -> list[int]:
