@@ -360,10 +360,9 @@ def test_a_scaler_that_scales_too_much_is_no_fault():
     for _ in range(3):
         assert runs.step(scale=4.0).report.fault
     assert runs.memory.faults == 0
-    assert runs.step(scale=4.0).report.fault is True, "worker 1 delivers what it made at step 1"
     outcomes = [runs.step(scale=4.0) for _ in range(3)]
     assert [outcome.report.taken for outcome in outcomes] == [False, True, True]
-    assert outcomes[0].report.fault is False, "nothing new is broken"
+    assert outcomes[0].report.fault is False, "what worker 0 made at step 2 was heard of then"
     assert outcomes[0].report.without_gradients
     assert outcomes[1].vector.tolist() == [0.25] * 3
 

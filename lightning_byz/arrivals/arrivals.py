@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from operator import index
 from typing import ClassVar
 
 TRIED = 1000
@@ -24,12 +25,15 @@ class Schedule(ABC):
 
     def per_step(self, workers: int) -> float:
         """Return how many workers deliver at a step after the first, on average; an epoch is as long as that makes it."""
-        return sum(len(self.due(step)) for step in range(1, TRIED + 1)) / TRIED
+        return sum(len(due_at(self, step, workers=workers)) for step in range(1, TRIED + 1)) / TRIED
 
     def byzantine_share(self, attackers: Sequence[int], steps: int) -> float:
         """Return which part of the deliveries of steps 0 to ``steps`` are those of ``attackers``."""
-        delivered = [worker for step in range(steps + 1) for worker in self.due(step)]
-        return sum(worker in attackers for worker in delivered) / len(delivered)
+        deliveries = theirs = 0
+        for due in map(self.due, range(steps + 1)):
+            deliveries += len(due)
+            theirs += sum(worker in attackers for worker in due)
+        return theirs / deliveries
 
 
 class Arrivals(ABC):
@@ -55,9 +59,10 @@ def due_at(schedule: Schedule, step: int, *, workers: int) -> list[int]:
 
     Raises:
         ValueError: If the schedule names nobody, or what is no worker, or not everyone at the start.
+        TypeError: If it returns what are no whole numbers.
 
     """
-    due = sorted(set(schedule.due(step)))
+    due = sorted(set(map(index, schedule.due(step))))
     if not due or due[0] < 0 or due[-1] >= workers:
         raise ValueError(
             f"{type(schedule).__name__}.due({step}) returned {due}: at each step one or more of the workers 0 to {workers - 1} deliver."

@@ -80,7 +80,7 @@ class _Drawn(Schedule):
         return 1.0
 
     def byzantine_share(self, attackers: Sequence[int], steps: int) -> float:
-        if self.share is None or not self.attackers:
+        if "byzantine" not in self._groups:
             return super().byzantine_share(attackers, steps)
         return self._byzantine(steps) / (self.workers + steps)
 

@@ -17,7 +17,8 @@ from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.checks import share_memory
-from lightning_byz.rounds.ledger import Counts, Ledger
+from lightning_byz.rounds.ledger import Counts, Ledger, replayed
+from lightning_byz.rounds.overflow import FITS, OVERFLOWS, UNHEARD, overflowing
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
 from lightning_byz.rounds.round import Outcome, Sent, Turn
@@ -106,11 +107,16 @@ class Arriving(Robust):
         return replace(memory, counts=Usage.forgotten(memory.counts))
 
     def refuse_foreign(self, step: int, counts: Counts) -> None:
-        """Refuse the memory of a run in lock-step."""
+        """Refuse the memory of a run in lock-step, or with other arrivals."""
         if step and "turns" not in counts:
             raise ValueError(
                 "The checkpoint is of a run without arrivals=, in which no message waits: resume with arrivals=Synchronous(), or start a new run from"
                 " the weights alone."
+            )
+        if replayed(self.computing, step, workers=self.workers) != list(counts.get("turns", [0] * self.workers)):
+            raise ValueError(
+                "The checkpoint is of a run in which workers came at other steps: resume with the same arrivals (and attackers, where a share is"
+                " stated), or start a new run from the weights alone."
             )
 
     # ------------------------------------------------------------------ the step
@@ -130,13 +136,18 @@ class Arriving(Robust):
         usage = Usage(parameters, self.workers)
         ledger = Ledger(memory.step, self.workers, self.points, usage)
         workers = self._waiting(memory, sent, scale)
+        over = overflowing({worker: workers[worker][PENDING]["message"] for worker in sent}, scale)  # type: ignore[misc]
+        for worker in over:
+            workers[worker] = memory.workers.get(worker, {})
         self._hand_over(workers, due, wire)
-        flags = torch.tensor([worker in sent for worker in range(self.workers)], dtype=torch.int64)
+        told_of = dict.fromkeys(sent, FITS) | dict.fromkeys(over, OVERFLOWS)
+        flags = torch.tensor([told_of.get(worker, UNHEARD) for worker in range(self.workers)], dtype=torch.int64)
         used = usage.told({worker: own.used for worker, own in sent.items()})
         delivered = wire.deliver(due, torch.cat([flags, used]))
         arrived = perf_counter()
         facts, told = delivered.facts.tolist(), len(due) + self.workers
-        fetched = ledger.fetched(memory.counts, self.computing(memory.step), facts[len(due) : told], facts[told:])
+        computing, heard_of = self.computing(memory.step), facts[len(due) : told]
+        fetched = ledger.fetched(memory.counts, computing, heard_of, facts[told:], scaled=scale is not None)
         arrival = ledger.arrival(fetched, dict(zip(due, facts, strict=False)))
         counts, before = ledger.accepted(fetched, arrival), rows_of(memory)
         table = updated(before, delivered.vectors, due, arrival)
@@ -146,11 +157,12 @@ class Arriving(Robust):
         if broken:
             arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(arrival)]
             counts = ledger.accepted(fetched, arrival)
-            table[broken] = 0.0 if before is None else before[broken]
         if attacked is not stack:
+            table[due] = attacked.vectors[due]
+            table[broken] = 0.0 if before is None else before[broken]
             stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         report = Report(memory.step, False, census, kept=True)
-        tried, report = self.judge.tolerated(stack, report, counts)
+        tried, report, counts = self.judge.tolerated(stack, report, counts)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
         name = type(self.defence.aggregator).__name__
@@ -182,13 +194,12 @@ class Arriving(Robust):
 
     def _hand_over(self, workers: Mapping[int, Mapping[str, Vectors]], due: Sequence[int], wire: Wire) -> None:
         """Write the messages of the local workers that are due to their rows."""
-        for worker in due:
-            if worker in wire.local:
-                stages = workers.get(worker, {})
-                if PENDING in stages:
-                    wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
-                else:
-                    wire.row(worker).zero_()
+        for worker in [one for one in due if one in wire.local]:
+            stages = workers.get(worker, {})
+            if PENDING in stages:
+                wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
+            else:
+                wire.row(worker).zero_()
 
     def _seen(
         self, rows: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire

@@ -1,13 +1,16 @@
 """What is counted of each worker under arrivals: alike on all ranks, n whole numbers of each kind."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from lightning_byz.census import Arrival
 from lightning_byz.memory import NOWHERE
+from lightning_byz.rounds.overflow import FITS, heard
 from lightning_byz.rounds.usage import Usage
 
 Counts = Mapping[str, Sequence[int]]
+AT_SCALE = "at scale"
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Ledger:
 
     ``turns`` taken; deliveries ``accepted``; estimates ``adopted``, from which a worker that starts anew counts again; deliveries ``refused`` in a
     row; the step at which a waiting message was ``fetched`` and computed; that at which the ``row`` in use was; and, where the estimator asks for
-    two gradients, that of its ``point``.
+    two gradients, that of its ``point``. Under a gradient scaler, what each worker's last turn ``at scale`` has shown.
 
     Args:
         step: The number of the step.
@@ -32,23 +35,33 @@ class Ledger:
     usage: Usage
 
     def fetched(
-        self, known: Counts, computing: Container[int], sent: Sequence[int], used: Sequence[int]
+        self,
+        known: Counts,
+        computing: Container[int],
+        told: Sequence[int],
+        used: Sequence[int],
+        *,
+        scaled: bool = False,
     ) -> dict[str, Sequence[int]]:
         """Return the counts once turns were taken: messages wait.
 
         Args:
             known: The counts before.
             computing: Who took a turn.
-            sent: For each worker whether it made a message.
+            told: For each worker whether it made a message, and whether that fits, as in :mod:`overflow`.
             used: What all ranks told of it.
+            scaled: Whether there is a gradient scaler.
 
         """
+        sent = [one == FITS for one in told]
         none, nowhere = [0] * self.workers, [NOWHERE] * self.workers
         counts = {kind: known.get(kind, none) for kind in ("turns", "accepted", "adopted", "refused")}
         counts |= {kind: known.get(kind, nowhere) for kind in ("row", "fetched", "point")[: self.points + 1]}
         counts["turns"] = [count + (worker in computing) for worker, count in enumerate(counts["turns"])]
         for kind in ("fetched", "point")[: self.points]:
             counts[kind] = _chosen(sent, [self.step] * self.workers, counts[kind])
+        if scaled:
+            counts[AT_SCALE] = heard(known.get(AT_SCALE, none), told)
         return counts | self.usage.waiting(known, sent, used)
 
     def arrival(self, counts: Counts, unusable: Mapping[int, int]) -> list[Arrival]:
@@ -86,6 +99,14 @@ class Ledger:
     def ages(self, counts: Counts) -> list[int]:
         """Return the steps since each row in use was computed; 0 where there is none."""
         return [0 if step == NOWHERE else self.step - step for step in counts["row"]]
+
+
+def replayed(computing: Callable[[int], Sequence[int]], steps: int, *, workers: int) -> list[int]:
+    """Return how many turns each worker has taken after some steps."""
+    turns = [0] * workers
+    for worker in chain.from_iterable(map(computing, range(steps))):
+        turns[worker] += 1
+    return turns
 
 
 def _chosen(flags: Sequence[int], yes: Sequence[int], no: Sequence[int]) -> list[int]:

@@ -13,6 +13,7 @@ from lightning_byz.rounds.attackers import Attackers
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.robust import Robust
 from lightning_byz.rounds.weighing import COUNTED, Weighing
+from lightning_byz.rounds.weights import capped
 
 NEAR, FAR = 100, 10_000
 """Steps up to which a schedule is looked at: at least, and where shares are counted of a run without an end."""
@@ -94,7 +95,8 @@ class Plan:
 
         Raises:
             ToleranceError: If a rule takes equal weights only.
-            ValueError: If the schedule leaves workers out, or attackers have more than the stated share.
+            ValueError: If the schedule leaves workers out, or is no function of the step; if attackers have more than the stated share; or if there
+                are too few workers for ``max_share``.
 
         """
         if self.in_lock_step:
@@ -102,7 +104,10 @@ class Plan:
         if self.weights in COUNTED or self.age_decay is not None:
             several = [2.0, *[1.0] * (defence.workers - 1)]
             replace(defence, weights=several, f=0.0, share=None).check()
+        if self.max_share is not None:
+            capped(defence.weights or [1.0] * defence.workers, self.max_share)
         schedule = self.schedule(defence)
+        _check_function(schedule, self.schedule(defence), defence.workers, NEAR if steps is None else min(steps, NEAR))
         self._check_share(schedule, steps)
         _check_schedule(schedule, defence.workers, steps)
 
@@ -116,6 +121,17 @@ class Plan:
             raise ValueError(
                 f"byzantine_share={self.share:g}: of the deliveries until step {last}, attackers {list(self.attackers.workers)} make {realised:.3g},"
                 f" as each delivers at step 0 already: give a share of at least {realised:.3g} and below 0.5, fewer attackers, or more steps."
+            )
+
+
+def _check_function(schedule: Schedule, again: Schedule, workers: int, steps: int) -> None:
+    """Refuse a schedule that says another thing when it is made and asked again, as other ranks and resumed runs do."""
+    for step in range(steps):
+        first, second = (due_at(one, step, workers=workers) for one in (schedule, again))
+        if first != second:
+            raise ValueError(
+                f"{type(schedule).__name__}.due({step}) returned {first}, and {second} when it was made and asked again: let it follow from the step"
+                " and the seed alone, e.g. by drawing from a generator that is seeded with both in each call."
             )
 
 

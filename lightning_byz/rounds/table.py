@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_byz.census import Arrival
 from lightning_byz.memory import Memory
-from lightning_byz.rounds.ledger import Counts, Ledger
+from lightning_byz.rounds.ledger import AT_SCALE, Counts, Ledger
+from lightning_byz.rounds.overflow import UNHEARD, too_large
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.weighing import Weighing
 from lightning_byz.rounds.weights import ROUNDING
@@ -79,8 +80,8 @@ class Judge:
         stack = stack.inspected(torch.zeros(len(rows), dtype=torch.int64))
         return Judged(stack.excluding(torch.tensor(hollow), faulty=True) if any(hollow) else stack, weights, used)
 
-    def tolerated(self, stack: Stack, report: Report, counts: Counts) -> tuple[Stack | None, Report]:
-        """Return the stack, if something new is in it and no more weight is broken than f allows; and a report that says why not."""
+    def tolerated(self, stack: Stack, report: Report, counts: Counts) -> tuple[Stack | None, Report, Counts]:
+        """Return the stack, if something new is in it and no more weight is broken than f allows; a report that says why not; and the counts."""
         census = report.census
         refused = [worker for worker, count in enumerate(counts["refused"]) if count]
         weights = self.weighing.weights([max(count, 1) for count in counts["accepted"]], census.ages)
@@ -90,10 +91,13 @@ class Judge:
                 f"the last messages of workers {refused} hold numbers that are not finite or not usable and weigh {weight:g} together, but at most"
                 f" f = {f:g} of the weight {sum(weights):g} may be faulty"
             )
-            return None, replace(report, reason=reason, fault=bool(census.workers(Arrival.BROKEN)))
+            return None, replace(report, reason=reason, fault=bool(census.workers(Arrival.BROKEN))), counts
+        if too_large(counts.get(AT_SCALE, ()), weights, f):
+            reason = "gradients overflow at the gradient scaler's scale"
+            return None, replace(report, reason=reason, fault=True), {**counts, AT_SCALE: [UNHEARD] * len(weights)}
         if not census.workers(Arrival.ARRIVED):
-            return None, replace(report, reason="no usable message has arrived", fault=False)
-        return stack, replace(report, fault=False)
+            return None, replace(report, reason="no usable message has arrived", fault=False), counts
+        return stack, replace(report, fault=False), counts
 
     def _f(self, weights: Sequence[float]) -> float:
         return self.weighing.f(weights, self.f, self.attackers)

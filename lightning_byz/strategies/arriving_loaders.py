@@ -13,7 +13,7 @@ from lightning_byz.exchange import Placement
 from lightning_byz.rounds.arriving import Arriving
 from lightning_byz.rounds.plan import Plan
 from lightning_byz.strategies.inside_lightning import with_sampler
-from lightning_byz.strategies.loaders import KeyedLoader, WorkerBatches, WorkerLoaders, splittable
+from lightning_byz.strategies.loaders import KeyedLoader, WorkerBatches, WorkerLoaders, refuse_small_dataset, splittable
 from lightning_byz.strategies.run import Run
 
 
@@ -115,7 +115,8 @@ def paced(
         ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
 
     """
-    whole = splittable(loader, partition, workers)
+    whole = splittable(loader, partition, workers, stale=True)
+    refuse_small_dataset(whole.dataset, workers)
     shuffles = bool(getattr(whole.sampler, "shuffle", False))
     samplers, samples = partition.endless(whole.dataset, workers=workers, shuffle=shuffles, seed=seed)  # type: ignore[arg-type]
     steps = samples / ((whole.batch_size or 1) * per_step)

@@ -172,12 +172,14 @@ def split_loader(
     return make, min(lengths)
 
 
-def splittable(loader: object, partition: Partition, workers: int) -> DataLoader:
+def splittable(loader: object, partition: Partition, workers: int, *, stale: bool = False) -> DataLoader:
     """Return the loader, or refuse it if splitting would change what the user asked for."""
     several = f"With several logical workers per rank ({workers} in all)"
     why = f"{several if type(partition) is IID else f'With partition={type(partition).__name__}(...)'} each worker needs a shard of its own"
     whole = "give split_batches=True or run one worker per rank"
     instead = whole if type(partition) is IID else "leave partition out, with one worker per rank or split_batches=True"
+    if stale:
+        why, instead = "Under arrivals= each worker needs a shard of its own", "give arrivals=Synchronous()"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             f"{why}, and {type(loader).__name__} over iterable data has none: {instead}, or give a map-style dataset."
@@ -213,13 +215,8 @@ def shard_size(loader: object) -> int | None:
     if isinstance(loader.sampler, ShardSampler):
         return len(loader.sampler.shard)
     batches = loader.batch_sampler
-    sampler = (
-        loader.sampler
-        if batches is None
-        else getattr(batches, "sampler", None)
-        if isinstance(batches, BatchSampler)
-        else None
-    )
+    inner = batches.sampler if isinstance(batches, BatchSampler) else None
+    sampler = loader.sampler if batches is None else inner
     return len(sampler) if isinstance(sampler, Sized) else None
 
 

@@ -126,7 +126,12 @@ def _check_passes(module: pl.LightningModule, estimator: Estimator) -> None:
 
 
 def check_optimizers(
-    module: pl.LightningModule, optimizers: Sequence[Optimizer], estimator: Estimator, *, has_memory: bool
+    module: pl.LightningModule,
+    optimizers: Sequence[Optimizer],
+    estimator: Estimator,
+    *,
+    has_memory: bool,
+    waits: bool = False,
 ) -> None:
     """Refuse optimizers that leave nothing to aggregate or would feed a memory several times a step; warn of a second average over time."""
     if not any(
@@ -139,7 +144,13 @@ def check_optimizers(
             f"{type(module).__name__} has no trainable parameter in its {len(optimizers)} optimizer(s): there is no gradient to aggregate."
             " Set requires_grad=True on what should train, and return an optimizer over it from configure_optimizers."
         )
-    if has_memory and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+    several = any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers)
+    if several and waits:
+        raise ValueError(
+            "LBFGS evaluates the gradient several times a step, and under arrivals= a worker computes once and its message waits: use another"
+            " optimizer, or arrivals=Synchronous()."
+        )
+    if has_memory and several:
         raise ValueError(
             "LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient()."
         )

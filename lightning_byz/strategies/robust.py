@@ -204,7 +204,7 @@ class RobustStrategy(WorkerStrategy):
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
-        check_optimizers(module, self.optimizers, self.estimator, has_memory=bool(blank))
+        check_optimizers(module, self.optimizers, self.estimator, has_memory=bool(blank), waits=not plan.in_lock_step)
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=BUFFER_RULES[self.buffers])
         self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)

@@ -53,6 +53,7 @@ class Run:
         self.steps = 0
         """Steps of all optimizers in this fit."""
         self._seed = seed
+        self._ended = False
         self._file = MemoryFile(exchange, placement, device=module.device)
         self._rounds: Callable[[int], Round] | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -137,8 +138,11 @@ class Run:
                 refuse_drifted(held, self.exchange, self.placement, steps=self.steps)
 
     def end(self) -> None:
-        """Leave the module alone; say which workers never came back."""
+        """Leave the module alone; say which workers never came back, once."""
         self.by_hand.remove()
+        if self._ended:
+            return
+        self._ended = True
         said = [said_at_the_end(aggregation.memory) for aggregation in self._aggregations.values()]
         for warning in filter(None, said):
             rank_zero_warn(warning)
