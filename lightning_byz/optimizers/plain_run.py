@@ -68,8 +68,8 @@ class PlainRun:
     @property
     def computing(self) -> list[int]:
         """The local workers that take a turn at this step."""
-        step = self.aggregation.memory.step
-        return [worker for worker in self.placement.local if worker in self.round.computing(step)]
+        computing = self.round.computing(self.aggregation.memory.step)
+        return [worker for worker in self.placement.local if worker in computing]
 
     def poisoned(self, worker: int, batch: Any, position: Position) -> Any:
         """Return what an attacker makes of its batch; the batch itself for others."""
@@ -155,7 +155,7 @@ class PlainRun:
         """Drop what was sent, with the buffers that it has changed, and an aggregate that nobody has stepped on."""
         self.turns.forget()
         self.aggregation.withdraw()
-        self._buffers.adopt([False] * self.placement.workers)
+        self._buffers.adopt([False] * self.placement.workers, waiting=self.round.waiting(self.aggregation.memory))
         self._waits = False
 
     # ------------------------------------------------------------------ buffers and files

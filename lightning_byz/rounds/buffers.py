@@ -93,6 +93,10 @@ class WorkerBuffers:
             elif changed:
                 self._resident = None
 
+    def drop(self, worker: int) -> None:
+        """Forget what a worker's turns have changed."""
+        self._proposed[worker], self._resident = {}, None
+
     def _share(self, *, limit: int = SMALL) -> None:
         """Give everybody what was written to the module between steps."""
         if not self.some or self._at_work is not None:
@@ -204,8 +208,8 @@ class WorkerBuffers:
 
     def _now(self) -> list[tuple[str, Tensor]]:
         """Return the module's buffers as they are; some may be ``None`` at times."""
-        present = [(name, getattr(owner, last)) for name, owner, last in self._places or ()]
-        return [(name, buffer) for name, buffer in present if buffer is not None]
+        places = self._places or ()
+        return [(name, now) for name, owner, last in places if (now := getattr(owner, last)) is not None]
 
     def _written(self, always: Container[str] = (), *, limit: int = SMALL) -> Values:
         """Return copies of what was written since the last look: by a new version, or, since ``.data`` counts none, by value up to ``limit``."""
@@ -239,8 +243,7 @@ class WorkerBuffers:
         for name, owner, last in self._places or ():
             if (value := values.get(name)) is None:
                 continue
-            present = getattr(owner, last)
-            if present is not None and present.shape == value.shape:
+            if (present := getattr(owner, last)) is not None and present.shape == value.shape:
                 present.copy_(value)
             else:
                 setattr(owner, last, value.clone())
