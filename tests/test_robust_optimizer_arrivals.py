@@ -240,3 +240,29 @@ def test_a_scaler_changes_nothing_but_its_scale(name, by_hand) -> None:
     assert same(scaled.left(), plain.left()), "a power of two costs no bit, whatever it is when a message is delivered"
     assert alike(scaled.memory, plain.memory)
     assert scaled.scaler.get_scale() == 1024.0 * 2**4
+
+
+def scaled(path: str, start: int, stop: int) -> tuple[dict, float, list[int]]:
+    loop = Scaled(**RULE, attack=SignFlip(), estimator=WorkerMomentum(0.9), arrivals=FixedDelays([0, 4, 9, 9]), f=0)
+    loop.scaler.scale(torch.zeros(()))  # as in a process whose workers do not compute at once
+    if start:
+        saved = torch.load(path, weights_only=True)
+        for name in ("module", "robust", "scaler"):
+            getattr(loop, name).load_state_dict(saved[name])
+    computing = list(loop.robust.computing)
+    loop.run(start, stop, by_hand=True)
+    state = {"robust": loop.robust.state_dict(), "module": loop.left(), "scaler": loop.scaler.state_dict()}
+    if dist.get_rank() == 0 and not start:
+        torch.save(state, path)
+    return loop.left(), loop.scaler.get_scale(), computing
+
+
+def test_a_process_where_nobody_computes_hears_the_scale_from_others(ranks, tmp_path) -> None:
+    path = str(tmp_path / "saved.pt")
+    whole, other = ranks(2).run(in_a_world, scaled, str(tmp_path / "whole.pt"), 0, 6)
+    ranks(2).run(in_a_world, scaled, path, 0, 3)
+    (left, scale, _), (apart, its, computing) = ranks(2).run(in_a_world, scaled, path, 3, 6)
+    assert computing == []
+    assert same(left, apart)
+    assert same(left, whole[0])
+    assert scale == its == whole[1] == other[1]

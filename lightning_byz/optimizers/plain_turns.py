@@ -49,6 +49,7 @@ class PlainTurns:
         device: torch.device,
     ) -> None:
         self.seed = seed
+        self.device = device
         self._optimizer = optimizer
         self._module = module
         self._aggregation = aggregation
