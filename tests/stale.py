@@ -73,6 +73,16 @@ class Stale(Loop):
 
             self.robust.backward(worker, closure)
 
+    def run(self, start: int = 0, stop: int = 12, *, absent: Sequence[tuple[int, int]] = ()) -> "Stale":
+        super().run(start, stop, absent=absent)
+        return self
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """What became of each worker's message at the last step."""
+        assert self.robust.report is not None
+        return self.robust.report.status
+
     def replay(self, batches: Batches) -> "Stale":
         """Take the steps that Lightning has taken."""
         for position, parts in batches.items():

@@ -1,14 +1,17 @@
 """Stale workers in a plain loop: what the strategy trains, in any number of processes, interrupted or not; turns are neither lost nor doubled."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from lightning_byz.aggregators import CTMA, CoordinateMedian
-from lightning_byz.arrivals import FixedDelays, RandomArrivals, Synchronous
+from lightning_byz.arrivals import Arrivals, FixedDelays, RandomArrivals, Schedule, Synchronous
 from lightning_byz.attacks import LabelFlip, SignFlip
 from lightning_byz.estimators import Storm, WorkerMomentum
 from lightning_byz.optimizers import Anytime
@@ -98,6 +101,19 @@ def test_a_state_goes_on_in_another_layout(ranks, tmp_path, name, before, after)
     assert all(same(left, whole) for left in results)
 
 
+@EACH
+def test_a_state_from_amid_a_step_holds_what_was_before_it(name) -> None:
+    """Nobody's gradients are saved, nor what their turns have done to buffers: they are taken again."""
+    whole, loop, later = (Stale(**CASES[name]) for _ in range(3))
+    loop.run(0, 5).backward(0, 5)
+    state = copy.deepcopy(loop.robust.state_dict())
+    later.module.load_state_dict(loop.left())
+    later.robust.load_state_dict(state)
+    assert same(later.run(5).left(), whole.run().left())
+    loop.robust.step()
+    assert same(loop.run(6).left(), whole.left()), "and looking changes nothing"
+
+
 # ---------------------------------------------------------------------- turns
 
 
@@ -108,9 +124,7 @@ def test_only_who_computes_is_asked() -> None:
         assert list(loop.robust.computing) == list(computing)
         loop.run(step, step + 1)
         assert [worker for at, worker in loop.called if at == step] == list(computing)
-        assert [word != "not due" for word in loop.robust.report.status] == [
-            one in schedule.due(step) for one in range(4)
-        ]
+        assert [word != "not due" for word in loop.status] == [one in schedule.due(step) for one in range(4)]
     module, robust = linear(workers=2, f=0, aggregator=CoordinateMedian(), arrivals=FixedDelays([0, 3]))
     for step in range(4):
         losses = [robust.backward(worker, lambda: module(torch.ones(5)).sum()) for worker in robust.local]
@@ -124,7 +138,7 @@ def test_a_worker_makes_one_message_at_a_time() -> None:
     (worker,) = loop.robust.computing
     sentence = f"worker {worker} has made its message of step 3, and under arrivals= a worker sends one batch"
     with pytest.raises(ValueError, match=sentence):
-        loop.robust.backward(worker, lambda: 1 / 0)
+        loop.robust.backward(worker, lambda: None)
     loop.robust.step()
     assert same(loop.left(), plain.left()), "a refused call changes nothing"
 
@@ -144,9 +158,7 @@ def test_a_turn_that_nobody_takes_is_over() -> None:
     for step in range(12):
         loop.run(step, step + 1, absent=[(1, 3)])
         table.append(loop.memory.rules["arrivals"].values["rows"][3].clone())
-        assert loop.robust.report.status[3] == (
-            "not due" if step not in due else "absent" if step == due[1] else "arrived"
-        )
+        assert loop.status[3] == ("not due" if step not in due else "absent" if step == due[1] else "arrived")
         assert loop.memory.counts["turns"][3] == 1 + sum(one < step for one in due), "counted as if it had been taken"
     assert loop.called.count((1, 3)) == 0
     assert due[1] > 2
@@ -172,7 +184,7 @@ def test_what_is_dropped_before_the_step_is_made_again(name) -> None:
 def test_an_aggregate_that_is_dropped_keeps_what_has_arrived(name) -> None:
     """Only the update is missing: the step is over, and whoever delivered at it computes next, at the parameters that are there."""
     loop = Stale(**CASES[name])
-    schedule = loop.robust._run.round.schedule
+    schedule = CASES[name]["arrivals"].schedule(4, [2], 0)
     for step in range(12):
         loop.backward(0, step)
         before = {key: value.clone() for key, value in loop.module.named_parameters()}
@@ -206,63 +218,53 @@ def test_a_closure_that_raises_may_be_tried_again(arrivals, estimator) -> None:
     assert same(loop.left(), plain.left())
 
 
-# ---------------------------------------------------------------------- scalers
+# ---------------------------------------------------------------------- a user's own
 
 
-class Scaled(Stale):
-    """With a gradient scaler, and losses too large for it in some calls of a step."""
+@dataclass(frozen=True)
+class Own(Arrivals):
+    """What a function of the step says, of four workers."""
 
-    def __init__(self, *, too_large: Sequence[tuple[int, int]] = (), **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.scaler, self.too_large = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3), too_large
+    says: Any
 
-    def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.scaler.scale(
-            super().loss(inputs, labels) * (float("inf") if self.called[-1] in self.too_large else 1.0)
-        )
-
-    def run(self, start: int = 0, stop: int = 12, *, by_hand: bool = False) -> "Scaled":
-        for step in range(start, stop):
-            self.robust.zero_grad()
-            self.backward(*divmod(step, 6))
-            if by_hand:
-                self.robust.aggregate()
-                self.scaler.unscale_(self.robust)
-            self.scaler.step(self.robust)
-            self.scaler.update()
-        return self
+    def schedule(self, workers: int, attackers: Sequence[int], seed: int) -> Schedule:
+        return Says(self.says)
 
 
-@EACH
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_a_scaler_changes_nothing_but_its_scale(name, by_hand) -> None:
-    scaled, plain = Scaled(**CASES[name]).run(by_hand=by_hand), Stale(**CASES[name]).run()
-    assert same(scaled.left(), plain.left()), "a power of two costs no bit, whatever it is when a message is delivered"
-    assert alike(scaled.memory, plain.memory)
-    assert scaled.scaler.get_scale() == 1024.0 * 2**4
+@dataclass(frozen=True)
+class Says(Schedule):
+    says: Any
+
+    def due(self, step: int) -> Sequence[int]:
+        return self.says(step) if step else range(4)
 
 
-def scaled(path: str, start: int, stop: int) -> tuple[dict, float, list[int]]:
-    loop = Scaled(**RULE, attack=SignFlip(), estimator=WorkerMomentum(0.9), arrivals=FixedDelays([0, 4, 9, 9]), f=0)
-    loop.scaler.scale(torch.zeros(()))  # as in a process whose workers do not compute at once
-    if start:
-        saved = torch.load(path, weights_only=True)
-        for name in ("module", "robust", "scaler"):
-            getattr(loop, name).load_state_dict(saved[name])
-    computing = list(loop.robust.computing)
-    loop.run(start, stop, by_hand=True)
-    state = {"robust": loop.robust.state_dict(), "module": loop.left(), "scaler": loop.scaler.state_dict()}
-    if dist.get_rank() == 0 and not start:
-        torch.save(state, path)
-    return loop.left(), loop.scaler.get_scale(), computing
+def test_a_schedule_of_ones_own() -> None:
+    estimator = Storm(0.25)
+    for says in (lambda step: (2, 0, 2), lambda step: {step % 4}, lambda step: np.array([1, 3])[step % 2 :]):
+        loop = Stale(**RULE, attack=SignFlip(), arrivals=Own(says), estimator=estimator).run()
+        assert list(loop.robust.computing) == sorted({int(worker) for worker in says(11)})
 
 
-def test_a_process_where_nobody_computes_hears_the_scale_from_others(ranks, tmp_path) -> None:
-    path = str(tmp_path / "saved.pt")
-    whole, other = ranks(2).run(in_a_world, scaled, str(tmp_path / "whole.pt"), 0, 6)
-    ranks(2).run(in_a_world, scaled, path, 0, 3)
-    (left, scale, _), (apart, its, computing) = ranks(2).run(in_a_world, scaled, path, 3, 6)
-    assert computing == []
-    assert same(left, apart)
-    assert same(left, whole[0])
-    assert scale == its == whole[1] == other[1]
+@pytest.mark.parametrize("told", [1, None, [1.0], ["1"], [None]])
+def test_what_is_no_schedule(told) -> None:
+    with pytest.raises(TypeError, match=r"Says\.due\(1\) returned .*: return the ids of the workers that deliver"):
+        Stale(**RULE, attack=SignFlip(), arrivals=Own(lambda step: told))
+
+    class Function(Own):
+        def schedule(self, workers, attackers, seed):
+            return self.says
+
+    with pytest.raises(TypeError, match=r"Function\.schedule\(\.\.\.\) returned .*: return a Schedule"):
+        Stale(**RULE, attack=SignFlip(), arrivals=Function(told))
+
+
+def test_what_is_trained_may_change_while_messages_wait() -> None:
+    """Also where a batch is asked for before the first turn of a step."""
+    loop = Stale(**{**CASES["storm and averaging"], "attack": LabelFlip(classes=3)})
+    for step in range(12):
+        bias = loop.module.layers[4].bias.requires_grad_(step not in (3, 4, 7))
+        before = bias.detach().clone()
+        loop.run(step, step + 1)
+        assert loop.robust.report.taken
+        assert torch.equal(bias, before) == (step in (3, 4, 7))

@@ -184,7 +184,7 @@ class PlainRun:
         self._restore_buffers()
         opened = {0: self.aggregation} if self.aggregation.opened else {}
         with self.aggregation.withdrawn():
-            return self._file.collect(opened, self._buffers, seed=self.round.defence.seed)
+            return self._file.collect(opened, self._buffers.decided(), seed=self.round.defence.seed)
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
         """Go on from a file; without memories in it, the workers start anew."""

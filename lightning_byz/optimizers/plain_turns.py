@@ -111,6 +111,7 @@ class PlainTurns:
             raise ValueError(
                 f"worker {worker!r} is not one of this process, which has {list(self._placement.local)}: call it for the workers in robust.local."
             )
+        self.ready()
         call = self._aggregation.memory.step, self._calls[worker]
         place = call if position is None else check_position(position)
         if place not in self._turns:
