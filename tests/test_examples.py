@@ -23,6 +23,7 @@ def losses(printed: str) -> tuple[float, float]:
 def test_every_example_is_tested_here() -> None:
     files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
     assert files == {
+        "arrivals_loop.py",
         "fabric_loop.py",
         "forecasting.py",
         "own_cli/train.py",
@@ -159,6 +160,17 @@ def test_torchrun_loop() -> None:
     alone = launched("torchrun_loop.py")
     assert accuracy_of(alone) > 0.85
     assert launched("-m", "torch.distributed.run", "--nproc-per-node=2", "torchrun_loop.py") == alone
+
+
+@pytest.mark.filterwarnings("ignore:Mean tolerates no Byzantine worker")
+def test_arrivals_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    from lightning_byz.aggregators import Mean
+
+    alone = launched("arrivals_loop.py")
+    assert accuracy_of(alone) > 0.8
+    assert launched("-m", "torch.distributed.run", "--nproc-per-node=2", "arrivals_loop.py") == alone
+    runpy.run_path(str(EXAMPLES / "arrivals_loop.py"))["main"](aggregator=Mean())
+    assert accuracy_of(capsys.readouterr().out) < 0.6  # the attackers have the better of it
 
 
 def test_fabric_loop() -> None:

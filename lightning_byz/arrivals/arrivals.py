@@ -58,11 +58,17 @@ def due_at(schedule: Schedule, step: int, *, workers: int) -> list[int]:
     """Return who delivers at a step, in order.
 
     Raises:
+        TypeError: If the schedule does not return whole numbers.
         ValueError: If the schedule names nobody, or what is no worker, or not everyone at the start.
-        TypeError: If it returns what are no whole numbers.
 
     """
-    due = sorted(set(map(index, schedule.due(step))))
+    told = schedule.due(step)
+    try:
+        due = sorted({index(worker) for worker in told})
+    except TypeError:
+        raise TypeError(
+            f"{type(schedule).__name__}.due({step}) returned {told!r}: return the ids of the workers that deliver, such as [0, 3]."
+        ) from None
     if not due or due[0] < 0 or due[-1] >= workers:
         raise ValueError(
             f"{type(schedule).__name__}.due({step}) returned {due}: at each step one or more of the workers 0 to {workers - 1} deliver."

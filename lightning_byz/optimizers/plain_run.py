@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from struct import pack, unpack
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class PlainRun:
         self._file = MemoryFile(exchange, placement, device=device)
         self._digest_every = digest_every
         self._steps = 0
-        self._waits = self._asked = False
+        self._waits = self._asked = self._agreed = False
         self._saved_buffers: Mapping[str, Any] | None = None
 
     # ------------------------------------------------------------------ steps
@@ -68,8 +69,8 @@ class PlainRun:
     @property
     def computing(self) -> list[int]:
         """The local workers that take a turn at this step."""
-        step = self.aggregation.memory.step
-        return [worker for worker in self.placement.local if worker in self.round.computing(step)]
+        computing = self.round.computing(self.aggregation.memory.step)
+        return [worker for worker in self.placement.local if worker in computing]
 
     def poisoned(self, worker: int, batch: Any, position: Position) -> Any:
         """Return what an attacker makes of its batch; the batch itself for others."""
@@ -109,9 +110,10 @@ class PlainRun:
             return self.report
         self._restore_buffers()
         self.turns.ready()
-        scale = self.turns.scale
         try:
-            report = self.aggregation.step(self.turns.sent(), scale=scale, diagnose=diagnose)
+            sent = self.turns.sent()
+            scale = self._agreed_scale(bool(sent))
+            report = self.aggregation.step(sent, scale=scale, diagnose=diagnose)
         except Exception:
             self.forget()
             raise
@@ -125,6 +127,17 @@ class PlainRun:
         if scale is not None:
             self.show_scalers()
         return report
+
+    def _agreed_scale(self, sent: bool) -> float | None:
+        """Return the gradient scaler's scale, which a rank where nobody has computed yet hears from others. Every rank must call it."""
+        scale, ranks = self.turns.scale, self.placement.ranks
+        if self._agreed or ranks == 1:
+            return scale
+        facts = [sent, scale is not None, 0 if scale is None else unpack("i", pack("f", scale))[0]]
+        told = self.exchange.all_reduce(torch.tensor(facts, dtype=torch.int64, device=self.turns.device))
+        senders, hearers, bits = told.tolist()
+        self._agreed = hearers == ranks or (senders > 0 and hearers == 0)
+        return scale if scale is not None or not hearers else unpack("f", pack("i", bits // hearers))[0]
 
     def step(self) -> Report:
         """Let the optimizer step on the aggregate, unless it was not to be taken."""
@@ -155,7 +168,7 @@ class PlainRun:
         """Drop what was sent, with the buffers that it has changed, and an aggregate that nobody has stepped on."""
         self.turns.forget()
         self.aggregation.withdraw()
-        self._buffers.adopt([False] * self.placement.workers)
+        self._buffers.adopt([False] * self.placement.workers, waiting=self.round.waiting(self.aggregation.memory))
         self._waits = False
 
     # ------------------------------------------------------------------ buffers and files
@@ -171,7 +184,7 @@ class PlainRun:
         self._restore_buffers()
         opened = {0: self.aggregation} if self.aggregation.opened else {}
         with self.aggregation.withdrawn():
-            return self._file.collect(opened, self._buffers, seed=self.round.defence.seed)
+            return self._file.collect(opened, self._buffers.decided(), seed=self.round.defence.seed)
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
         """Go on from a file; without memories in it, the workers start anew."""
@@ -190,7 +203,7 @@ class PlainRun:
             self.round = self.aggregation.round = seeded
             self._saved_buffers = saved
         self.turns.restart(self.round.defence.seed)
-        self._waits = False
+        self._waits = self._agreed = False
 
     def _restore_buffers(self) -> None:
         """Give the workers their buffers of a file once the module is in place, whichever was loaded first."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_byz.exchange import Placement
 from lightning_byz.inside_torch import scalers_heard
-from lightning_byz.optimizers.refusals import check_loss, check_position, refuse_own_backward
+from lightning_byz.optimizers.refusals import check_loss, check_position, refuse_own_backward, refuse_second_message
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, EarlierGradients, Sent, Turn, WorkerBuffers
 from lightning_byz.rounds.trained import named, trained_by
@@ -49,6 +49,7 @@ class PlainTurns:
         device: torch.device,
     ) -> None:
         self.seed = seed
+        self.device = device
         self._optimizer = optimizer
         self._module = module
         self._aggregation = aggregation
@@ -80,6 +81,7 @@ class PlainTurns:
         """Drop what was sent."""
         self._sent.clear()
         self._apart.clear()
+        self._calls.clear()
         self._turns.clear()
         self._earlier.forget()
 
@@ -109,6 +111,7 @@ class PlainTurns:
             raise ValueError(
                 f"worker {worker!r} is not one of this process, which has {list(self._placement.local)}: call it for the workers in robust.local."
             )
+        self.ready()
         call = self._aggregation.memory.step, self._calls[worker]
         place = call if position is None else check_position(position)
         if place not in self._turns:
@@ -118,6 +121,8 @@ class PlainTurns:
 
     def take(self, worker: int, closure: Closure, backward: Backward, position: Position) -> Tensor | None:
         """Take a worker's turns on one batch; return the loss of the visible one."""
+        if worker in self._sent and not self._aggregation.round.adds_up:
+            refuse_second_message(worker, self._aggregation.memory.step)
         trained = self.ready()
         *earlier, turn = self.of(worker, position)
         self._calls[worker] += 1
@@ -160,6 +165,8 @@ class PlainTurns:
         except BaseException:
             self._earlier.take(worker, ())
             self._apart.discard(worker)
+            self._buffers.drop(worker)
+            del self._calls[worker]
             raise
 
     def _reached(self, trained: Sequence[Tensor]) -> list[Tensor]:

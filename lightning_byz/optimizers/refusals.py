@@ -1,7 +1,7 @@
 """What a plain loop cannot do is refused: what was given, what is allowed, what to change."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
@@ -75,6 +75,14 @@ def refuse_own_backward(before: Sequence[Tensor | None], after: Sequence[Tensor 
             "The closure has run a backward pass or zero_grad() itself: return the loss, and robust.backward runs the backward pass, by backward= if"
             " it is another than Tensor.backward."
         )
+
+
+def refuse_second_message(worker: int, step: int) -> NoReturn:
+    """Refuse a second batch where messages wait."""
+    raise ValueError(
+        f"worker {worker} has made its message of step {step}, and under arrivals= a worker sends one batch's gradient at a time: give it a larger"
+        " batch, or robust.zero_grad() before, to drop what was sent at this step."
+    )
 
 
 def refuse_closure(closure: object) -> None:

@@ -137,7 +137,11 @@ class RobustOptimizer(AroundOptimizer):
 
     @property
     def computing(self) -> Sequence[int]:
-        """The workers of this process that compute at the present step: all of them, unless ``arrivals`` says less."""
+        """The workers of this process that compute at the present step: all of them, unless ``arrivals`` says less; under it often none.
+
+        Such a worker is to call :meth:`backward` before the step. One that does not, or that sends nothing, has nothing to deliver when it is due
+        next: it is absent then, its last message goes on counting, and it computes again at the step after.
+        """
         return self._run.computing
 
     @property
@@ -153,7 +157,7 @@ class RobustOptimizer(AroundOptimizer):
     def backward(
         self, worker: int, closure: Closure, *, backward: Backward = Tensor.backward, position: Position = None
     ) -> Tensor | None:
-        """Compute a local worker's gradients on one batch; several calls before a step add up.
+        """Compute a local worker's gradients on one batch; several calls before a step add up, and are refused under ``arrivals``.
 
         Args:
             worker: Whose batch it is.
@@ -165,8 +169,11 @@ class RobustOptimizer(AroundOptimizer):
                 for the number of the step and of the worker's calls in it.
 
         Returns:
-            What the closure returned, detached; under an estimator with two points the second time. ``None``, without a call, for a worker that
-            does not compute at this step under ``arrivals``.
+            What the closure returned, detached; under an estimator with two points the second time. ``None``, without a call of the closure, for a
+            worker that does not compute at this step under ``arrivals``.
+
+        Raises:
+            ValueError: For a worker of another process, and under ``arrivals`` for one that has made its message of this step.
 
         """
         return self._run.backward(worker, closure, backward, position)
@@ -178,7 +185,8 @@ class RobustOptimizer(AroundOptimizer):
     def aggregate(self, *, diagnose: bool = False) -> Report:
         """Write the aggregate to ``.grad``, for those who look at it before the step. Every process must call it.
 
-        Workers without a call of :meth:`backward` since the last step are absent. A second call before the step changes nothing.
+        Workers without a call of :meth:`backward` since the last step are absent; under ``arrivals`` those that are due and have no message waiting.
+        A second call before the step changes nothing.
 
         Args:
             diagnose: Whether the report carries norms and distances.
@@ -203,7 +211,10 @@ class RobustOptimizer(AroundOptimizer):
         return self._run.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop what workers have sent, and an aggregate without a step on it."""
+        """Drop what workers have computed since the last step, and an aggregate without a step on it.
+
+        Under ``arrivals``, messages that wait from earlier steps stay, and those that were delivered for a dropped aggregate are delivered.
+        """
         self._run.forget()
         self._run.optimizer.zero_grad(set_to_none)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from time import perf_counter
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Arriving(Robust):
         weighing: How much each row of the table counts, and what part of that may be Byzantine.
 
     """
+
+    adds_up: ClassVar[bool] = False
 
     arrivals: Arrivals = field(default_factory=Synchronous)
     weighing: Weighing = field(default_factory=Weighing)

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from zlib import crc32
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.inside_torch import buffers_of, running_statistics, version
+from lightning_byz.rounds.checks import refuse_new_shape
 from lightning_byz.rounds.consensus import agreed
 from lightning_byz.rounds.same import same
 
@@ -93,6 +95,10 @@ class WorkerBuffers:
             elif changed:
                 self._resident = None
 
+    def drop(self, worker: int) -> None:
+        """Forget what a worker's turns have changed."""
+        self._proposed[worker], self._resident = {}, None
+
     def _share(self, *, limit: int = SMALL) -> None:
         """Give everybody what was written to the module between steps."""
         if not self.some or self._at_work is not None:
@@ -119,7 +125,8 @@ class WorkerBuffers:
     def _propose(self, worker: int) -> None:
         """Propose what has changed since the last look."""
         changed = self._written(self._unversioned)
-        self._refuse_new_shapes(changed)
+        for name, value in changed.items() if len(self._adopted) > 1 else ():
+            refuse_new_shape(name, self._initial[name], value)
         self._changing.update(changed)
         self._proposed[worker] = {**self._proposed.get(worker, {}), **changed}
         self._note(changed)
@@ -178,6 +185,12 @@ class WorkerBuffers:
         """Whether it is not known yet if what a worker's last step has changed will be adopted."""
         return worker in self._waiting
 
+    def decided(self) -> "WorkerBuffers":
+        """Return what has been adopted or waits, without what turns have changed of which nothing is known yet."""
+        result = copy(self)
+        result._proposed = {worker: self._proposed[worker] for worker in self._waiting}
+        return result
+
     def restore(self, states: Mapping[int, Values], waiting: Mapping[int, Values]) -> None:
         """Take over the workers' values from a checkpoint, whose module is in place, and those that messages which wait would leave."""
         self._begin()
@@ -204,8 +217,8 @@ class WorkerBuffers:
 
     def _now(self) -> list[tuple[str, Tensor]]:
         """Return the module's buffers as they are; some may be ``None`` at times."""
-        present = [(name, getattr(owner, last)) for name, owner, last in self._places or ()]
-        return [(name, buffer) for name, buffer in present if buffer is not None]
+        places = self._places or ()
+        return [(name, now) for name, owner, last in places if (now := getattr(owner, last)) is not None]
 
     def _written(self, always: Container[str] = (), *, limit: int = SMALL) -> Values:
         """Return copies of what was written since the last look: by a new version, or, since ``.data`` counts none, by value up to ``limit``."""
@@ -216,16 +229,6 @@ class WorkerBuffers:
             or name in always
             or (buffer.numel() <= limit and not same(buffer, self._held[name]))
         }
-
-    def _refuse_new_shapes(self, changed: Values) -> None:
-        """Refuse buffers of several workers that are not comparable by coordinate any more."""
-        for name, value in changed.items():
-            if value.shape != self._initial[name].shape and len(self._adopted) > 1:
-                raise ValueError(
-                    f"The buffer '{name}' went from shape {tuple(self._initial[name].shape)} to {tuple(value.shape)} in a training step:"
-                    " with several workers on a rank buffers are compared by coordinate, so keep its shape, hold it in a plain attribute, or run"
-                    " one worker per rank."
-                )
 
     @property
     def _device(self) -> torch.device:
@@ -239,8 +242,7 @@ class WorkerBuffers:
         for name, owner, last in self._places or ():
             if (value := values.get(name)) is None:
                 continue
-            present = getattr(owner, last)
-            if present is not None and present.shape == value.shape:
+            if (present := getattr(owner, last)) is not None and present.shape == value.shape:
                 present.copy_(value)
             else:
                 setattr(owner, last, value.clone())

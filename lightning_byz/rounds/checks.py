@@ -118,3 +118,12 @@ def _kind(value: object) -> object:
         if isinstance(value, bool)
         else next((own for own in (int, float) if isinstance(value, _NUMBERS[own])), type(value))
     )
+
+
+def refuse_new_shape(name: str, before: Tensor, after: Tensor) -> None:
+    """Refuse a buffer of several workers that is not comparable by coordinate any more."""
+    if after.shape != before.shape:
+        raise ValueError(
+            f"The buffer '{name}' went from shape {tuple(before.shape)} to {tuple(after.shape)} in a training step: with several workers on a rank"
+            " buffers are compared by coordinate, so keep its shape, hold it in a plain attribute, or run one worker per rank."
+        )

@@ -78,7 +78,10 @@ class Plan:
 
     def schedule(self, defence: Defence) -> Schedule:
         """Return who delivers when."""
-        return self.arrivals.schedule(defence.workers, self.attackers.workers, defence.seed)
+        schedule = self.arrivals.schedule(defence.workers, self.attackers.workers, defence.seed)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"{type(self.arrivals).__name__}.schedule(...) returned {schedule!r}: return a Schedule.")
+        return schedule
 
     def described(self, defence: Defence) -> str:
         """Return who delivers when, and what weights and f mean then, for the start-up line; nothing in lock-step."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -76,6 +76,9 @@ class Round(ABC):
 
     points: int
     """How many gradients each worker's batch is asked for; with 2, where its adopted estimate was made too."""
+
+    adds_up: ClassVar[bool] = True
+    """Whether the gradients of several batches of a worker may add up to its message."""
 
     @abstractmethod
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
