@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from time import perf_counter
 
 import torch
@@ -18,15 +18,14 @@ from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.checks import share_memory
 from lightning_byz.rounds.ledger import Counts, Ledger
+from lightning_byz.rounds.pending import PENDING, PROPOSED, adopted, hand_over
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
 from lightning_byz.rounds.round import Outcome, Sent, Turn
-from lightning_byz.rounds.table import TABLE, Judge, rows_of, updated
+from lightning_byz.rounds.table import TABLE, Judge, kept_rows, rows_of, updated
 from lightning_byz.rounds.usage import Usage
 from lightning_byz.rounds.weighing import Weighing
 from lightning_byz.stack import Stack
-
-PENDING, PROPOSED = "pending", "proposed"
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,17 @@ class Arriving(Robust):
 
     def due(self, step: int) -> list[int]:
         """Return who delivers at a step."""
-        return due_at(self.schedule, step, workers=self.workers)
+        return self._due(step)
+
+    @cached_property
+    def _due(self) -> Callable[[int], list[int]]:
+        """A step is asked for several times."""
+        return lru_cache(maxsize=4)(partial(due_at, self.schedule, workers=self.workers))
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return the turns of the local workers that compute at this step."""
         computing = self.computing(memory.step)
-        return [turn for turn in super().turns(memory, placement, position) if turn.worker in computing]
+        return self._turns([worker for worker in computing if worker in placement.local], memory, position)
 
     def taken(self, memory: Memory, worker: int) -> int:
         """Return how many turns a worker has taken."""
@@ -125,12 +129,30 @@ class Arriving(Robust):
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
-        """Estimate, let messages wait, deliver those that are due, sanitise, attack, sanitise; aggregate the table, assemble."""
+        """Estimate, let messages wait, deliver those that are due, sanitise, attack, sanitise; aggregate the table, assemble.
+
+        The table of the memory is written in place; it is as it was if this raises.
+        """
+        with kept_rows(memory, self.due(memory.step)) as before:
+            return self._taken(memory, sent, wire, parameters, scale, before=before, diagnose=diagnose)
+
+    def _taken(
+        self,
+        memory: Memory,
+        sent: Mapping[int, Sent],
+        wire: Wire,
+        parameters: int,
+        scale: float | None,
+        *,
+        before: Tensor | None,
+        diagnose: bool,
+    ) -> Outcome:
+        """The step; ``before`` are the rows of those that are due."""
         started, received, due = perf_counter(), wire.received, self.due(memory.step)
         usage = Usage(parameters, self.workers)
         ledger = Ledger(memory.step, self.workers, self.points, usage)
         workers = self._waiting(memory, sent, scale)
-        self._hand_over(workers, due, wire)
+        hand_over(workers, due, wire)
         flags = torch.tensor([worker in sent for worker in range(self.workers)], dtype=torch.int64)
         used = usage.told({worker: own.used for worker, own in sent.items()})
         delivered = wire.deliver(due, torch.cat([flags, used]))
@@ -138,15 +160,17 @@ class Arriving(Robust):
         facts, told = delivered.facts.tolist(), len(due) + self.workers
         fetched = ledger.fetched(memory.counts, self.computing(memory.step), facts[len(due) : told], facts[told:])
         arrival = ledger.arrival(fetched, dict(zip(due, facts, strict=False)))
-        counts, before = ledger.accepted(fetched, arrival), rows_of(memory)
-        table = updated(before, delivered.vectors, due, arrival)
+        counts = ledger.accepted(fetched, arrival)
+        table = updated(rows_of(memory), delivered.vectors, due, arrival)
         stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         past = self.attackers.remembered(memory, stack, census)
         attacked, broken = self.attackers.replaced(stack, census, memory, self.defence)
+        if not share_memory(attacked.vectors, table):  # rules see a copy while somebody has sent nothing usable yet
+            table[due] = attacked.vectors[due]
         if broken:
             arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(arrival)]
             counts = ledger.accepted(fetched, arrival)
-            table[broken] = 0.0 if before is None else before[broken]
+            table[broken] = 0.0 if before is None else before[[due.index(worker) for worker in broken]]
         if attacked is not stack:
             stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         report = Report(memory.step, False, census, kept=True)
@@ -180,16 +204,6 @@ class Arriving(Robust):
             workers[worker] = {**known, PENDING: {"message": message}, PROPOSED: left}
         return workers
 
-    def _hand_over(self, workers: Mapping[int, Mapping[str, Vectors]], due: Sequence[int], wire: Wire) -> None:
-        """Write the messages of the local workers that are due to their rows."""
-        for worker in due:
-            if worker in wire.local:
-                stages = workers.get(worker, {})
-                if PENDING in stages:
-                    wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
-                else:
-                    wire.row(worker).zero_()
-
     def _seen(
         self, rows: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire
     ) -> tuple[Stack, Census]:
@@ -212,12 +226,6 @@ class Arriving(Robust):
         past: Mapping[str, Tensor],
     ) -> Memory:
         """What is remembered whether or not an update is made."""
-        after = dict(workers)
-        for worker in [one for one in due if one in wire.local and PENDING in workers.get(one, {})]:
-            stages = dict(workers[worker])
-            proposed = stages.pop(PROPOSED)
-            del stages[PENDING]
-            after[worker] = {**stages, "estimator": proposed} if census.arrival[worker] is Arrival.ARRIVED else stages
         points: Mapping[int, Tensor] = {}
         if self.points > 1:
             known = dict(memory.points)
@@ -227,6 +235,7 @@ class Arriving(Robust):
         rules = {stage: values for stage, values in rules.items() if stage != ATTACK_STAGE}
         if past:
             rules[ATTACK_STAGE] = Sliced(past, wire.slice)
+        after = adopted(workers, due, census, wire)
         return replace(memory, workers=after, rules=rules, counts=counts, points=points)
 
     def _after_refusal(self, kept: Memory, report: Report, *, counts: bool) -> Memory:
