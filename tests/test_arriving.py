@@ -262,13 +262,13 @@ def test_a_broken_delivery_keeps_the_row_and_its_count():
     runs = Runs(arriving(3, Told(((1,), (1,), (0,))), f=1, estimator=WorkerMomentum(0.5)), gradient)
     for _ in range(2):
         runs.step()
-    before = runs.memory
+    before, rows = runs.memory, runs.memory.rules["arrivals"].values["rows"].clone()
     outcome = runs.step()  # worker 1 delivers what it made at step 2
     assert outcome.report.status == ("not due", "broken", "not due")
     assert not outcome.report.taken
     assert outcome.report.without_gradients, "one worker's nonsense is no overflow"
     assert outcome.report.reason == "no usable message has arrived"
-    assert torch.equal(runs.memory.rules["arrivals"].values["rows"], before.rules["arrivals"].values["rows"])
+    assert torch.equal(runs.memory.rules["arrivals"].values["rows"], rows)
     assert runs.memory.counts["accepted"] == before.counts["accepted"] == [1, 2, 1]
     assert runs.memory.counts["refused"] == [0, 1, 0]
     assert runs.memory.faults == 0
@@ -315,6 +315,37 @@ def test_attackers_see_the_table_and_change_their_row_when_due():
     )
     assert [step for step, *_ in attack.seen] == [0, 1, 2, 4], "nobody attacks where no attacker is due"
     assert attack.seen[2] == (2, [1, 2], [1.0, -2.0, 2.0], [2, 1, 1])
+
+
+def test_an_attacked_row_lasts_while_somebody_has_sent_nothing_usable():
+    """Rules see a copy of the table then, without that worker's row."""
+    runs = Runs(
+        arriving(5, Told(((1,), (2,))), f=2, attackers=(1,), attack=SignFlip()),
+        lambda step, worker: [float("nan") if worker == 4 else worker + 1.0] * 3,
+    )
+    for _ in range(3):
+        runs.step()
+        assert runs.memory.rules["arrivals"].values["rows"][:, 0].tolist() == [1.0, -2.0, 3.0, 4.0, 0.0]
+
+
+def test_a_step_that_raises_leaves_the_table_as_it_was():
+    @dataclass(frozen=True)
+    class Fails(Noting):
+        def __call__(self, stack, *, generator=None):
+            if len(self.seen) == 2:
+                raise RuntimeError("no memory left")
+            return super().__call__(stack, generator=generator)
+
+    runs = Runs(
+        arriving(3, Told(((1, 2), (0,))), f=1, aggregator=Fails(), attackers=(2,), attack=SignFlip()),
+        lambda step, worker: [10.0 * step + worker + 1] * 3,
+    )
+    runs.step()
+    runs.step()
+    rows = runs.memory.rules["arrivals"].values["rows"].clone()
+    with pytest.raises(RuntimeError, match="no memory left"):
+        runs.step()
+    assert torch.equal(runs.memory.rules["arrivals"].values["rows"], rows)
 
 
 def test_replay_counts_deliveries():

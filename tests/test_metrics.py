@@ -12,7 +12,7 @@ from lightning_byz.attacks import Attack, ReverseGradient
 from lightning_byz.blocks import block_size
 from lightning_byz.census import Arrival, Census
 from lightning_byz.memory import Memory
-from lightning_byz.metrics import AggregationError, Exclusion, Staleness, Traffic, WorkerMeans
+from lightning_byz.metrics import AggregationError, Deliveries, Exclusion, Staleness, Traffic, WorkerMeans
 from lightning_byz.preaggregators import NNM, Bucketing
 from lightning_byz.rounds import Report
 from lightning_byz.rounds.report import diagnosed
@@ -83,7 +83,7 @@ def test_what_is_not_known_is_nan() -> None:
 def test_a_round_measures_the_honest_rows(weights: list[float] | None) -> None:
     rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
     attacked = robust(5, 1, CoordinateMedian(), attackers=[4], attack=ReverseGradient(factor=10), weights=weights)
-    vector, _, seen = take(attacked, Memory(), rows, diagnose=True)
+    vector, _, seen, _ = take(attacked, Memory(), rows, diagnose=True)
     assert vector is not None
     masses = doubles(*(weights or [1.0] * 5))[:4]
     error, variance = realised(vector.double(), rows[:4].double(), masses)
@@ -208,7 +208,9 @@ def test_two_ranks_see_the_same_steps_and_each_its_own_bytes(ranks: dict[str, An
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("metric", [WorkerMeans(2), Traffic(), AggregationError(), Exclusion([1]), Staleness()])
+@pytest.mark.parametrize(
+    "metric", [WorkerMeans(2), Deliveries(2), Traffic(), AggregationError(), Exclusion([1]), Staleness()]
+)
 def test_forward_adds_as_update_does(metric: Any) -> None:
     steps = [
         report("aa", coefficients=doubles(1.0, 0.0), norms=doubles(2.0, 3.0), distances=doubles(1.0, far), error=far,

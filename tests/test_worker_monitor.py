@@ -16,12 +16,13 @@ from rich.console import Console
 
 from lightning_byz import RobustStrategy, WorkerMonitor, stack
 from lightning_byz.aggregators import CTMA, Aggregator, CoordinateMedian, Mean
+from lightning_byz.arrivals import FixedDelays, Synchronous
 from lightning_byz.attacks import ReverseGradient
 from lightning_byz.callbacks import summary
-from lightning_byz.callbacks.table import table
+from lightning_byz.callbacks.table import delivered_table, table
 from lightning_byz.callbacks.worker_monitor import _attacking
 from lightning_byz.census import Arrival, Census
-from lightning_byz.metrics import WorkerMeans
+from lightning_byz.metrics import Deliveries, WorkerMeans
 from lightning_byz.rounds import Report
 from tests.scenarios import Classifier, Options
 
@@ -457,3 +458,73 @@ def test_unequal_weights_are_a_column(capsys: pytest.CaptureFixture[str]) -> Non
     train(False, aggregator=Mean(), weights=[1, 2, 0.5, 0])
     rows = [row[:3] for row in printed_rows(capsys.readouterr().out)]
     assert rows == [["0", "1", "0.2857"], ["1", "2", "0.5714"], ["2", "0.5", "0.1429"], ["3", "0", "0.0000"]]
+
+
+def stale(logger: Any, **rest: Any) -> WorkerMonitor:
+    """Fit six steps with stale workers, of which the last one attacks; interval 3."""
+    monitor = WorkerMonitor(per_worker=True)
+    strategy = RobustStrategy(
+        workers=4,
+        f=1,
+        aggregator=CTMA(CoordinateMedian()),
+        attackers=[3],
+        attack=ReverseGradient(factor=10),
+        **{"arrivals": FixedDelays([0, 0, 1, 3]), "weights": "counts", **rest},
+    )
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, logger=logger, callbacks=[monitor], max_steps=6, **quiet,
+        log_every_n_steps=3,
+    )  # fmt: skip
+    trainer.fit(Classifier(Options()))
+    return monitor
+
+
+def test_ages_deliveries_and_weights_of_stale_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Worker 3 delivers at steps 0 and 4, the second time what it made at step 1; worker 2 every other step what it made one before."""
+    logger = Tables()
+    stale(logger)
+    told = {name: logger.values_of(f"attackers/{name}") for name in ("delivered", "age_mean", "age_max", "weight")}
+    assert told["delivered"] == [1.0, 1.0]
+    assert told["age_mean"] == pytest.approx([1.0, 10 / 3])
+    assert told["age_max"] == [2.0, 4.0]
+    assert told["weight"] == pytest.approx([1 / 9, 2 / 17])
+    assert logger.values_of("honest/delivered") == [8.0, 7.0]
+    assert logger.values_of("honest/age_max") == [1.0, 2.0]
+    assert logger.values_of("honest/weight") == pytest.approx([8 / 9, 15 / 17])
+    assert logger.values_of("worker_age/2") == pytest.approx([2 / 3, 5 / 3])
+    assert logger.values_of("worker_delivered/2") == [2.0, 1.0]
+    assert logger.values_of("worker_oldest/3") == [2.0, 4.0]
+    assert logger.values_of("worker_weight/0") == pytest.approx([1 / 3, 6 / 17])
+    _, columns, data, _ = logger.tables[1]
+    assert columns[8:] == ["delivered", "age", "oldest", "weight"]
+    assert data[3][8:] == pytest.approx([1.0, 10 / 3, 4.0, 2 / 17])
+    first, second = capsys.readouterr().out.split("What they delivered")
+    assert "Workers over 6 steps" in first
+    assert printed_rows(second) == [
+        ["0", "6", "0.3529", "0.00", "0"],
+        ["1", "6", "0.3529", "0.00", "0"],
+        ["2", "3", "0.1765", "1.17", "2"],
+        ["3 (attacks)", "2", "0.1176", "2.17", "4"],
+    ]
+    merged = {name: value for params in logger.hyperparameters for name, value in params.items()}
+    assert merged["lightning_byz/arrivals"].startswith("FixedDelays(delays=[0, 0, 1, 3]")
+
+
+def test_in_lock_step_nothing_is_said_of_deliveries(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = Tables()
+    monitor = stale(logger, arrivals=Synchronous(), weights=None)
+    assert "What they delivered" not in capsys.readouterr().out
+    assert not [key for _, row in logger.rows for key in row if "age_" in key or "delivered" in key]
+    assert logger.tables[0][1][-1] == "distance"
+    assert "lightning_byz/arrivals" not in logger.hyperparameters[0]
+    assert "deliveries" not in monitor.state_dict()["fit"]
+
+
+def test_a_worker_that_has_delivered_nothing_has_no_age() -> None:
+    seen = Deliveries(2)
+    seen.update(Report(0, True, Census([Arrival.ARRIVED, Arrival.BROKEN], [1.0, 0.0], [0, 7], []), kept=True))
+    assert cells(delivered_table(seen, attackers=[1])) == [
+        ["0", "1", "1.0000", "0.00", "0"],
+        ["1 (attacks)", "0", "0.0000", "-", "-"],
+    ]

@@ -28,6 +28,8 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
         "seed": int(strategy.seed),
         **{f"version/{name}": _version(name) for name in VERSIONS},
     }
+    if not strategy.plan.in_lock_step:
+        told |= {"arrivals": _named(strategy.arrivals), "age_decay": strategy.age_decay or "none"}
     return {f"lightning_byz/{name}": value for name, value in told.items()}
 
 

@@ -8,6 +8,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 COLUMNS = ("worker", "attacks", "coefficient", "left_out", "broken", "absent", "norm", "distance")
+ARRIVING = ("delivered", "age", "oldest", "weight")
+"""Columns that stale workers have beside these."""
 COUNTS = ("left_out", "broken", "absent")
 
 Means = Mapping[str, Tensor]
@@ -26,7 +28,7 @@ def groups(workers: int, attackers: Sequence[int]) -> dict[str, list[int]]:
 
 
 def of_groups(means: Means, attackers: Sequence[int]) -> dict[str, float]:
-    """Return mean and largest norm and distance of each group, its share in the aggregate, and its counts."""
+    """Return mean and largest norm, distance and age of each group, its share in the aggregate and of the weight, and its counts."""
     told = {}
     for group, ids in groups(len(means["left_out"]), attackers).items():
         for name in ("norm", "distance"):
@@ -36,6 +38,10 @@ def of_groups(means: Means, attackers: Sequence[int]) -> dict[str, float]:
                 told[f"{group}/{name}_mean"], told[f"{group}/{name}_max"] = float(values.mean()), float(values.max())
         told[f"{group}/share"] = float(means["coefficient"][ids].sum())
         told |= {f"{group}/{name}": float(means[name][ids].sum()) for name in COUNTS}
+        if "age" in means:
+            told |= {f"{group}/{name}": float(means[name][ids].sum()) for name in ("delivered", "weight")}
+            told[f"{group}/age_mean"] = float(means["age"][ids].nanmean())
+            told[f"{group}/age_max"] = float(means["oldest"][ids].nan_to_num(-1.0).max())
     return told
 
 
@@ -49,20 +55,25 @@ def known(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: number for name, value in values.items() if (number := float(value)) == number}
 
 
+def columns(means: Means) -> tuple[str, ...]:
+    """Return the names of what a line says."""
+    return (*COLUMNS, *(name for name in ARRIVING if name in means))
+
+
 def rows(means: Means, attackers: Sequence[int]) -> list[list[Any]]:
-    """Return one line per worker, under ``COLUMNS``."""
-    lines = torch.stack([means[name] for name in COLUMNS[2:]], 1).tolist()
+    """Return one line per worker, under :func:`columns`."""
+    lines = torch.stack([means[name] for name in columns(means)[2:]], 1).tolist()
     return [[worker, worker in attackers, *line] for worker, line in enumerate(lines)]
 
 
 def log_table(logger: Logger, means: Means, attackers: Sequence[int], *, step: int) -> None:
     """Give a logger that has tables one of the workers: ``log_table``, as that of W&B, or TensorBoard's text."""
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_text("workers", _markdown(rows(means, attackers)), global_step=step)
+        logger.experiment.add_text("workers", _markdown(columns(means), rows(means, attackers)), global_step=step)
     elif callable(log := getattr(logger, "log_table", None)):
-        log(key="workers", columns=list(COLUMNS), data=rows(means, attackers), step=step)
+        log(key="workers", columns=list(columns(means)), data=rows(means, attackers), step=step)
 
 
-def _markdown(lines: Sequence[Sequence[Any]]) -> str:
+def _markdown(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     told = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (COLUMNS, ["---:"] * len(COLUMNS), *told))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---:"] * len(names), *told))

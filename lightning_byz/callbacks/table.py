@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from lightning_byz.metrics import WorkerMeans
+from lightning_byz.metrics import Deliveries, WorkerMeans
 
 
 def table(totals: WorkerMeans, *, attackers: Sequence[int], weights: Sequence[float | int] | None = None) -> Table:
@@ -16,12 +16,30 @@ def table(totals: WorkerMeans, *, attackers: Sequence[int], weights: Sequence[fl
     for column in (*(["weight"] if weights else []), "mean share", "left out", *happened, "distance"):
         result.add_column(column, justify="right", no_wrap=True)
     for worker in range(totals.workers):
-        name = f"{worker} (attacks)" if worker in attackers else str(worker)
         weight = [f"{weights[worker]:.4g}"] if weights else []
         times = [f"{means[count][worker]:.0f}" for count in ("left_out", *happened)]
         share, distance = float(means["coefficient"][worker]), float(means["distance"][worker])
-        result.add_row(name, *weight, _told(share, ".4f"), *times, _told(distance, ".4g"))
+        result.add_row(_name(worker, attackers), *weight, _told(share, ".4f"), *times, _told(distance, ".4g"))
     return result
+
+
+def delivered_table(totals: Deliveries, *, attackers: Sequence[int]) -> Table:
+    """Return one line per stale worker: what was accepted of it, what part of the weight that has in the end, and how old it was."""
+    means = totals.means()
+    caption = "weight: part of all weight at the last step\nage: steps since the message in use was computed"
+    result = Table(title="What they delivered", caption=caption, title_justify="left")
+    result.add_column("worker", no_wrap=True)
+    for column in ("delivered", "weight", "mean age", "oldest"):
+        result.add_column(column, justify="right", no_wrap=True)
+    for worker in range(totals.workers):
+        delivered, weight, age, oldest = (float(means[one][worker]) for one in ("delivered", "weight", "age", "oldest"))
+        cells = _told(delivered, ".0f"), _told(weight, ".4f"), _told(age, ".2f"), _told(oldest, ".0f")
+        result.add_row(_name(worker, attackers), *cells)
+    return result
+
+
+def _name(worker: int, attackers: Sequence[int]) -> str:
+    return f"{worker} (attacks)" if worker in attackers else str(worker)
 
 
 def _caption(totals: WorkerMeans) -> str:

@@ -12,8 +12,8 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_byz.callbacks import summary
 from lightning_byz.callbacks.hyperparameters import log_hyperparameters
-from lightning_byz.callbacks.table import table
-from lightning_byz.metrics import AggregationError, Exclusion, Traffic, WorkerMeans
+from lightning_byz.callbacks.table import delivered_table, table
+from lightning_byz.metrics import AggregationError, Deliveries, Exclusion, Traffic, WorkerMeans
 from lightning_byz.strategies import RobustStrategy
 from lightning_byz.strategies.inside_lightning import logged_step
 
@@ -42,18 +42,21 @@ class WorkerMonitor(Callback):
       ``honest/left_out`` (no share in the aggregate, broken ones among them), ``honest/broken`` and ``honest/absent``;
     * where somebody attacks, ``rule/error``, ``rule/worst_error`` and ``rule/kappa`` (:class:`~lightning_byz.metrics.AggregationError`) and
       ``left_out/precision`` and ``left_out/recall`` (:class:`~lightning_byz.metrics.Exclusion`);
+    * under arrivals (:class:`~lightning_byz.metrics.Deliveries`) ``honest/delivered``, the messages accepted since the last time, ``honest/weight``,
+      the group's part of all weight at the last step, and ``honest/age_mean`` and ``honest/age_max`` of the messages in use;
     * for rank 0, means per step ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``, and ``exchange/bytes_total`` of the fit.
 
     What is not known is not logged. Loggers with tables (W&B, TensorBoard) get one of the workers as ``workers``. The table at the end counts every
     step, and shows weights where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the
-    aggregate of a step is *left out* of it; that says nothing about why.
+    aggregate of a step is *left out* of it; that says nothing about why. Under arrivals a second table follows, of deliveries, weights and ages.
 
     Norms, distances and errors are measured at the logged steps, and at the first one. Cost: there, four readings of the n rows, :math:`O(n d)`;
     at other steps, none.
 
     Args:
         per_worker: Whether to log each worker's numbers too: ``worker_coefficient/i``, ``worker_norm/i``, ``worker_distance/i``,
-            ``worker_left_out/i``, ``worker_broken/i`` and ``worker_absent/i``, means and counts over the same steps.
+            ``worker_left_out/i``, ``worker_broken/i`` and ``worker_absent/i``, means and counts over the same steps; under arrivals also
+            ``worker_delivered/i``, ``worker_age/i``, ``worker_oldest/i`` and ``worker_weight/i``.
 
     Raises:
         MisconfigurationException: At the start of a fit whose strategy is no :class:`~lightning_byz.RobustStrategy`.
@@ -82,8 +85,7 @@ class WorkerMonitor(Callback):
         """Tell the loggers what runs, and go on counting where a checkpoint stopped."""
         strategy = _robust(trainer)
         assert strategy.workers is not None
-        self._interval = _collection(strategy.workers, _attacking(strategy))
-        self._fit = _collection(strategy.workers, _attacking(strategy))
+        self._interval, self._fit = (_collection(strategy.workers, strategy) for _ in range(2))
         for name, collection in (("interval", self._interval), ("fit", self._fit)):
             _restore(collection, self._saved.get(name, {}))
         if trainer.is_global_zero:
@@ -119,9 +121,12 @@ class WorkerMonitor(Callback):
         if not trainer.is_global_zero or self._fit is None or not _totals(self._fit).update_called:
             return
         console = Console()
-        shown = table(_totals(self._fit), attackers=_attacking(strategy), weights=strategy.worker_weights)
+        attackers = _attacking(strategy)
+        shown = [table(_totals(self._fit), attackers=attackers, weights=strategy.worker_weights)]
+        stale = [metric for metric in self._fit.values() if isinstance(metric, Deliveries)]
+        shown += [delivered_table(deliveries, attackers=attackers) for deliveries in stale]
         with console.capture() as text:
-            console.print(shown)
+            console.print(*shown)
         print(text.get(), end="")  # through sys.stdout, which a progress bar that is still up redirects to above itself
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +141,7 @@ class WorkerMonitor(Callback):
 
     def _log(self, trainer: Trainer, interval: MetricCollection, attackers: Sequence[int]) -> None:
         assert self._fit is not None
-        means = _totals(interval).means()
+        means = {name: row for part in _by_worker(interval) for name, row in part.means().items()}
         told = {_NAMES[name]: value for metric in _others(interval) for name, value in metric.compute().items()}
         told["exchange/bytes_total"] = self._fit["traffic"].compute()["bytes_total"]
         workers = summary.of_workers(means) if self.per_worker else {}
@@ -167,8 +172,9 @@ def _due(trainer: Trainer) -> bool:
     return every > 0 and (logged_step(trainer) + 1) % every == 0
 
 
-def _collection(workers: int, attackers: Sequence[int]) -> MetricCollection:
-    """Return the metrics of one rank's steps; those that need to know who attacks where somebody does."""
+def _collection(workers: int, strategy: RobustStrategy) -> MetricCollection:
+    """Return the metrics of one rank's steps; those that need to know who attacks where somebody does, and of stale workers where they are."""
+    attackers = _attacking(strategy)
     alone: dict[str, Any] = {"sync_on_compute": False}
     metrics: dict[str, Metric | MetricCollection] = {
         "workers": WorkerMeans(workers, **alone),
@@ -176,6 +182,8 @@ def _collection(workers: int, attackers: Sequence[int]) -> MetricCollection:
     }
     if attackers:
         metrics |= {"error": AggregationError(**alone), "exclusion": Exclusion(attackers, **alone)}
+    if not strategy.plan.in_lock_step:
+        metrics["deliveries"] = Deliveries(workers, **alone)
     return MetricCollection(metrics, compute_groups=False)
 
 
@@ -186,7 +194,11 @@ def _totals(collection: MetricCollection) -> WorkerMeans:
 
 
 def _others(collection: MetricCollection) -> list[Metric]:
-    return [metric for name, metric in collection.items() if name != "workers"]
+    return [metric for name, metric in collection.items() if name not in ("workers", "deliveries")]
+
+
+def _by_worker(collection: MetricCollection) -> list[WorkerMeans | Deliveries]:
+    return [metric for metric in collection.values() if isinstance(metric, WorkerMeans | Deliveries)]
 
 
 def _states(collection: MetricCollection) -> dict[str, dict[str, torch.Tensor]]:

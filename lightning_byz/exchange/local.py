@@ -74,7 +74,8 @@ class _LocalWire(Wire):
         return self._each[worker]
 
     def deliver(self, due: Sequence[int], facts: Int64[Tensor, " k"]) -> Delivered:
-        vectors = self._rows if list(due) == list(range(len(self._rows))) else self._rows[list(due)]
+        run = range(due[0], due[-1] + 1) if due else range(0)
+        vectors = self._rows[run.start : run.stop] if list(due) == list(run) else self._rows[list(due)]
         return Delivered(vectors, torch.cat([unusable(vectors), facts.to(vectors.device)]))
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from time import perf_counter
 from typing import ClassVar
 
@@ -18,17 +18,16 @@ from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.checks import share_memory
-from lightning_byz.rounds.ledger import Counts, Ledger, replayed
-from lightning_byz.rounds.overflow import FITS, OVERFLOWS, UNHEARD, overflowing
+from lightning_byz.rounds.ledger import Counts, Ledger, refuse_foreign
+from lightning_byz.rounds.overflow import overflowing, telling
+from lightning_byz.rounds.pending import PENDING, PROPOSED, adopted, hand_over, points_of
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
 from lightning_byz.rounds.round import Outcome, Sent, Turn
-from lightning_byz.rounds.table import TABLE, Judge, rows_of, updated
+from lightning_byz.rounds.table import TABLE, Judge, kept_rows, rows_of, updated
 from lightning_byz.rounds.usage import Usage
 from lightning_byz.rounds.weighing import Weighing
 from lightning_byz.stack import Stack
-
-PENDING, PROPOSED = "pending", "proposed"
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,17 @@ class Arriving(Robust):
 
     def due(self, step: int) -> list[int]:
         """Return who delivers at a step."""
-        return due_at(self.schedule, step, workers=self.workers)
+        return self._due(step)
+
+    @cached_property
+    def _due(self) -> Callable[[int], list[int]]:
+        """A step is asked for several times."""
+        return lru_cache(maxsize=4)(partial(due_at, self.schedule, workers=self.workers))
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return the turns of the local workers that compute at this step."""
         computing = self.computing(memory.step)
-        return [turn for turn in super().turns(memory, placement, position) if turn.worker in computing]
+        return self._turns([worker for worker in computing if worker in placement.local], memory, position)
 
     def taken(self, memory: Memory, worker: int) -> int:
         """Return how many turns a worker has taken."""
@@ -111,16 +115,7 @@ class Arriving(Robust):
 
     def refuse_foreign(self, step: int, counts: Counts) -> None:
         """Refuse the memory of a run in lock-step, or with other arrivals."""
-        if step and "turns" not in counts:
-            raise ValueError(
-                "The checkpoint is of a run without arrivals=, in which no message waits: resume with arrivals=Synchronous(), or start a new run from"
-                " the weights alone."
-            )
-        if replayed(self.computing, step, workers=self.workers) != list(counts.get("turns", [0] * self.workers)):
-            raise ValueError(
-                "The checkpoint is of a run in which workers came at other steps: resume with the same arrivals (and attackers, where a share is"
-                " stated), or start a new run from the weights alone."
-            )
+        refuse_foreign(step, counts, self.computing, workers=self.workers)
 
     # ------------------------------------------------------------------ the step
 
@@ -134,35 +129,51 @@ class Arriving(Robust):
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
-        """Estimate, let messages wait, deliver those that are due, sanitise, attack, sanitise; aggregate the table, assemble."""
+        """Estimate, let messages wait, deliver those that are due, sanitise, attack, sanitise; aggregate the table, assemble.
+
+        The table of the memory is written in place; it is as it was if this raises.
+        """
+        with kept_rows(memory, self.due(memory.step)) as before:
+            return self._taken(memory, sent, wire, parameters, scale, before=before, diagnose=diagnose)
+
+    def _taken(
+        self,
+        memory: Memory,
+        sent: Mapping[int, Sent],
+        wire: Wire,
+        parameters: int,
+        scale: float | None,
+        *,
+        before: Tensor | None,
+        diagnose: bool,
+    ) -> Outcome:
+        """The step; ``before`` are the rows of those that are due."""
         started, received, due = perf_counter(), wire.received, self.due(memory.step)
         usage = Usage(parameters, self.workers)
         ledger = Ledger(memory.step, self.workers, self.points, usage)
         workers = self._waiting(memory, sent, scale)
         over = overflowing({worker: workers[worker][PENDING]["message"] for worker in sent}, scale)  # type: ignore[misc]
-        for worker in over:
-            workers[worker] = memory.workers.get(worker, {})
-        self._hand_over(workers, due, wire)
-        told_of = dict.fromkeys(sent, FITS) | dict.fromkeys(over, OVERFLOWS)
-        flags = torch.tensor([told_of.get(worker, UNHEARD) for worker in range(self.workers)], dtype=torch.int64)
+        workers |= {worker: memory.workers.get(worker, {}) for worker in over}
+        hand_over(workers, due, wire)
         used = usage.told({worker: own.used for worker, own in sent.items()})
-        delivered = wire.deliver(due, torch.cat([flags, used]))
+        delivered = wire.deliver(due, torch.cat([telling(sent, over, workers=self.workers), used]))
         arrived = perf_counter()
         facts, told = delivered.facts.tolist(), len(due) + self.workers
         computing, heard_of = self.computing(memory.step), facts[len(due) : told]
         fetched = ledger.fetched(memory.counts, computing, heard_of, facts[told:], scaled=scale is not None)
         arrival = ledger.arrival(fetched, dict(zip(due, facts, strict=False)))
-        counts, before = ledger.accepted(fetched, arrival), rows_of(memory)
-        table = updated(before, delivered.vectors, due, arrival)
+        counts = ledger.accepted(fetched, arrival)
+        table = updated(rows_of(memory), delivered.vectors, due, arrival)
         stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         past = self.attackers.remembered(memory, stack, census)
         attacked, broken = self.attackers.replaced(stack, census, memory, self.defence)
+        if not share_memory(attacked.vectors, table):  # rules see a copy while somebody has sent nothing usable yet
+            table[due] = attacked.vectors[due]
         if broken:
             arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(arrival)]
             counts = ledger.accepted(fetched, arrival)
+            table[broken] = 0.0 if before is None else before[[due.index(worker) for worker in broken]]
         if attacked is not stack:
-            table[due] = attacked.vectors[due]
-            table[broken] = 0.0 if before is None else before[broken]
             stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         report = Report(memory.step, False, census, kept=True)
         tried, report, counts = self.judge.tolerated(stack, report, counts)
@@ -195,15 +206,6 @@ class Arriving(Robust):
             workers[worker] = {**known, PENDING: {"message": message}, PROPOSED: left}
         return workers
 
-    def _hand_over(self, workers: Mapping[int, Mapping[str, Vectors]], due: Sequence[int], wire: Wire) -> None:
-        """Write the messages of the local workers that are due to their rows."""
-        for worker in [one for one in due if one in wire.local]:
-            stages = workers.get(worker, {})
-            if PENDING in stages:
-                wire.row(worker).copy_(stages[PENDING]["message"])  # type: ignore[arg-type]
-            else:
-                wire.row(worker).zero_()
-
     def _seen(
         self, rows: Tensor, ledger: Ledger, counts: Counts, arrival: Sequence[Arrival], memory: Memory, wire: Wire
     ) -> tuple[Stack, Census]:
@@ -226,21 +228,12 @@ class Arriving(Robust):
         past: Mapping[str, Tensor],
     ) -> Memory:
         """What is remembered whether or not an update is made."""
-        after = dict(workers)
-        for worker in [one for one in due if one in wire.local and PENDING in workers.get(one, {})]:
-            stages = dict(workers[worker])
-            proposed = stages.pop(PROPOSED)
-            del stages[PENDING]
-            after[worker] = {**stages, "estimator": proposed} if census.arrival[worker] is Arrival.ARRIVED else stages
-        points: Mapping[int, Tensor] = {}
-        if self.points > 1:
-            known = dict(memory.points)
-            known.update((memory.step, own.point) for own in sent.values() if own.point is not None)
-            points = {step: known[step] for step in sorted({counts["point"][one] for one in wire.local} - {NOWHERE})}
         rules = {**memory.rules, TABLE: Sliced({"rows": table}, wire.slice)}
         rules = {stage: values for stage, values in rules.items() if stage != ATTACK_STAGE}
         if past:
             rules[ATTACK_STAGE] = Sliced(past, wire.slice)
+        points = points_of(memory, sent, counts, wire) if self.points > 1 else {}
+        after = adopted(workers, due, census, wire)
         return replace(memory, workers=after, rules=rules, counts=counts, points=points)
 
     def _after_refusal(self, kept: Memory, report: Report, *, counts: bool) -> Memory:

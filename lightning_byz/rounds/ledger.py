@@ -111,3 +111,28 @@ def replayed(computing: Callable[[int], Sequence[int]], steps: int, *, workers: 
 
 def _chosen(flags: Sequence[int], yes: Sequence[int], no: Sequence[int]) -> list[int]:
     return [one if flag else other for flag, one, other in zip(flags, yes, no, strict=True)]
+
+
+def refuse_foreign(step: int, counts: Counts, computing: Callable[[int], Sequence[int]], *, workers: int) -> None:
+    """Refuse to go on from the counts of a run in lock-step, or with other arrivals.
+
+    Args:
+        step: The step that was reached.
+        counts: What was counted until then.
+        computing: Returns who takes a turn at a step.
+        workers: Number of logical workers.
+
+    Raises:
+        ValueError: If they are of another run.
+
+    """
+    if step and "turns" not in counts:
+        raise ValueError(
+            "The checkpoint is of a run without arrivals=, in which no message waits: resume with arrivals=Synchronous(), or start a new run from"
+            " the weights alone."
+        )
+    if replayed(computing, step, workers=workers) != list(counts.get("turns", [0] * workers)):
+        raise ValueError(
+            "The checkpoint is of a run in which workers came at other steps: resume with the same arrivals (and attackers, where a share is"
+            " stated), or start a new run from the weights alone."
+        )

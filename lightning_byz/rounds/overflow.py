@@ -1,6 +1,6 @@
 """Gradients that overflow under a scaler: heard of when they are made, as their messages would say so too late."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ def overflowing(messages: Mapping[int, Tensor], scale: float | None) -> list[int
         return []
     finite = torch.stack([message.isfinite().all() for message in messages.values()]).tolist()
     return [worker for worker, fits in zip(messages, finite, strict=True) if not fits]
+
+
+def telling(sent: Container[int], over: Container[int], *, workers: int) -> Tensor:
+    """Return what this rank tells the others of each worker's turn at this step."""
+    words = [OVERFLOWS if one in over else FITS if one in sent else UNHEARD for one in range(workers)]
+    return torch.tensor(words, dtype=torch.int64)
 
 
 def heard(known: Sequence[int], told: Sequence[int]) -> list[int]:

@@ -64,8 +64,11 @@ class Robust(Round):
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return each local worker's turn, after the one at its own earlier point if the estimator asks for that."""
+        return self._turns(placement.local, memory, position)
+
+    def _turns(self, workers: Sequence[int], memory: Memory, position: tuple[int, ...]) -> Sequence[Turn]:
         turns, acting = [], self.attackers.acting
-        for worker in placement.local:
+        for worker in workers:
             visible = Turn(worker, ("step", *position, worker), attacks=worker in acting)
             if self.points > 1:
                 turns.append(replace(visible, point=memory.point(worker), visible=False))

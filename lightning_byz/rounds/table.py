@@ -1,6 +1,7 @@
 """The table of last messages, and what rules may see of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,11 +27,24 @@ def rows_of(memory: Memory) -> Float[Tensor, "n s"] | None:
     return memory.rules[TABLE].values["rows"] if TABLE in memory.rules else None
 
 
+@contextmanager
+def kept_rows(memory: Memory, due: Sequence[int]) -> Iterator[Float[Tensor, "k s"] | None]:
+    """Yield a copy of the rows of those that are due, ``None`` before the first step; put it back into the table if the block raises."""
+    table = rows_of(memory)
+    before = None if table is None else table[list(due)]
+    try:
+        yield before
+    except BaseException:
+        if table is not None and before is not None:
+            table[list(due)] = before
+        raise
+
+
 def updated(
     before: Float[Tensor, "n s"] | None, vectors: Float[Tensor, "k s"], due: Sequence[int], arrival: Sequence[Arrival]
 ) -> Float[Tensor, "n s"]:
-    """Return the table with the usable ones of the messages that were due; zero where a worker has sent none."""
-    table = vectors.new_zeros(len(arrival), vectors.shape[1]) if before is None else before.clone()
+    """Write the usable ones of the messages that were due to the table, and return it; zero where a worker has sent none."""
+    table = vectors.new_zeros(len(arrival), vectors.shape[1]) if before is None else before
     usable = [place for place, worker in enumerate(due) if arrival[worker] is Arrival.ARRIVED]
     if usable:
         table[[due[place] for place in usable]] = vectors if len(usable) == len(due) else vectors[usable]
