@@ -261,7 +261,7 @@ def test_what_is_no_schedule(told) -> None:
 
 def test_what_is_trained_may_change_while_messages_wait() -> None:
     """Also where a batch is asked for before the first turn of a step."""
-    loop = Stale(**{**CASES["storm and averaging"], "attack": LabelFlip(classes=3)})
+    loop: Any = Stale(**{**CASES["storm and averaging"], "attack": LabelFlip(classes=3)})
     for step in range(12):
         bias = loop.module.layers[4].bias.requires_grad_(step not in (3, 4, 7))
         before = bias.detach().clone()
