@@ -166,3 +166,13 @@ def test_who_never_came_back_is_named_once():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "workers .* have delivered")
         trainer.validate(module, verbose=False)
+
+
+def test_a_run_without_updates_says_so_at_the_end():
+    """f in heads and counts under id-squared: soon one worker has half of the weight, and a median does not run."""
+    strategy = {"workers": 4, "f": 1, "aggregator": CoordinateMedian(), "weights": "counts"}
+    stale = {**strategy, "arrivals": RandomArrivals("squared")}
+    with pytest.warns(
+        UserWarning, match=r"\d+ of 48 steps of this fit made no update; .* CoordinateMedian cannot tolerate f = "
+    ):
+        fit(Fit(Options(samples=64), stale, {"max_epochs": 3}), 1)

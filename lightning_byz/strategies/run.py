@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_byz.census import Arrival
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Aggregation, MemoryFile, Report, Round, WorkerBuffers
@@ -52,6 +53,8 @@ class Run:
         self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed, values=values)
         self.steps = 0
         """Steps of all optimizers in this fit."""
+        self._tally = [0, 0]
+        self._last: str | None = None
         self._seed = seed
         self._ended = False
         self._file = MemoryFile(exchange, placement, device=module.device)
@@ -113,6 +116,7 @@ class Run:
             if id(parameter) not in aggregated:
                 parameter.grad = None  # nobody else has seen it
         if report is not None:
+            self._count(report)
             self.buffers.adopt(report.adopted, waiting=aggregation.round.waiting(aggregation.memory))
         return report
 
@@ -137,12 +141,25 @@ class Run:
             if held:
                 refuse_drifted(held, self.exchange, self.placement, steps=self.steps)
 
+    def _count(self, report: Report) -> None:
+        """Note a step that made no update although something usable had arrived, and why."""
+        refused = not report.taken and not report.fault and bool(report.census.workers(Arrival.ARRIVED))
+        self._tally[refused] += 1
+        self._last = report.reason if refused else self._last
+
     def end(self) -> None:
         """Leave the module alone; say which workers never came back, once."""
         self.by_hand.remove()
         if self._ended:
             return
         self._ended = True
+        taken, untaken = self._tally
+        if untaken > taken and self._last is not None:
+            rank_zero_warn(
+                f"{untaken} of {taken + untaken} steps of this fit made no update; the last of them because: {self._last}. Lower f, change weights,"
+                " or choose a rule that tolerates more."
+            )
+        self._tally, self._last = [0, 0], None
         said = [said_at_the_end(aggregation.memory) for aggregation in self._aggregations.values()]
         for warning in filter(None, said):
             rank_zero_warn(warning)
