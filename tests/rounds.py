@@ -9,7 +9,7 @@ from lightning_byz.aggregators import Aggregator
 from lightning_byz.attacks import Attack
 from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
-from lightning_byz.rounds import Attackers, Defence, Outcome, Robust, Round, Sent
+from lightning_byz.rounds import Attackers, Defence, Report, Robust, Round, Sent
 
 
 def robust(
