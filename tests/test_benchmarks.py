@@ -201,3 +201,25 @@ def test_against_byzfl(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["ByzFL's loop", "Trainer.fit with RobustStrategy", "the gradients alone"]
     assert all(is_spread(*row[2:4]) and is_spread(*row[5:7]) for row in rows)
     assert rows[0][2] == rows[0][5] == "1.00"
+
+
+def test_arrivals(tmp_path: Path) -> None:
+    """Ratios of a fit with arrivals to each of the others."""
+    small = ("--workers=5", "--f=2", "--attackers=2", "--batch=2", "--pairs=1", "--steps=6")
+    rows = rows_of("arrivals", *small, folder=tmp_path)
+    assert len(rows) == 3
+    assert rows[0][2] == rows[0][5] == ""
+    for row in rows[1:]:
+        assert is_spread(*row[2:4])
+        assert is_spread(*row[5:7])
+
+
+def test_staleness(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install lightning-byz[plots]")
+    names = [f"worker_{name}/{worker}" for name in ("age", "delivered", "weight") for worker in range(2)]
+    (tmp_path / "log.csv").write_text(f"{','.join(names)}\n0,3,1,0,0.5,0.5\n\n1,4,1,1,0.6,0.4\n")
+    done = run("staleness", "log.csv", "--attackers=[1]", folder=tmp_path)
+    assert done.stdout == "2 workers: staleness.png\n", done.stderr
+    assert (tmp_path / "staleness.png").stat().st_size > 5000
+    (tmp_path / "log.csv").write_text("step\n1\n")
+    assert "has no worker_age/0" in run("staleness", "log.csv", folder=tmp_path).stderr

@@ -49,3 +49,9 @@ def test_citation_is_of_this_version() -> None:
     told = yaml.safe_load((DOCS.parent / "CITATION.cff").read_text())
     assert told["version"] == lightning_byz.__version__
     assert {"cff-version", "message", "title", "authors", "license"} <= told.keys()
+
+
+def test_the_schedule_of_ones_own_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "arrivals.md").read_text(), re.DOTALL)[0]
+    exec(compile(code, "arrivals.md", "exec"), {"__name__": "arrivals"})
+    assert capsys.readouterr().out.strip() == re.search(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)[1]  # type: ignore[index]

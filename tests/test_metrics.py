@@ -83,7 +83,7 @@ def test_what_is_not_known_is_nan() -> None:
 def test_a_round_measures_the_honest_rows(weights: list[float] | None) -> None:
     rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
     attacked = robust(5, 1, CoordinateMedian(), attackers=[4], attack=ReverseGradient(factor=10), weights=weights)
-    vector, _, seen, _ = take(attacked, Memory(), rows, diagnose=True)
+    vector, _, seen = take(attacked, Memory(), rows, diagnose=True)
     assert vector is not None
     masses = doubles(*(weights or [1.0] * 5))[:4]
     error, variance = realised(vector.double(), rows[:4].double(), masses)

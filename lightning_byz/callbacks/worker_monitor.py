@@ -126,7 +126,8 @@ class WorkerMonitor(Callback):
         stale = [metric for metric in self._fit.values() if isinstance(metric, Deliveries)]
         shown += [delivered_table(deliveries, attackers=attackers) for deliveries in stale]
         with console.capture() as text:
-            console.print(*shown)
+            for each in shown:
+                console.print(each)
         print(text.get(), end="")  # through sys.stdout, which a progress bar that is still up redirects to above itself
 
     def state_dict(self) -> dict[str, Any]:
