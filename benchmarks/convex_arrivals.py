@@ -105,7 +105,7 @@ def run(
 
 def slopes(
     *,
-    lengths: Sequence[int] = (250, 500, 1000, 2000, 4000, 8000),
+    lengths: Sequence[int] = (500, 1000, 2000, 4000),
     seeds: int = 3,
     attacks: Sequence[str] = tuple(ATTACKS),
     share: float = 0.4,
@@ -138,7 +138,7 @@ def slopes(
 def floors(
     *,
     shares: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4),
-    length: int = 2000,
+    length: int = 1500,
     seeds: int = 3,
     attacks: Sequence[str] = ("SignFlip", "ALIE"),
     rate: float = 0.05,

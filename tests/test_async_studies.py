@@ -16,6 +16,7 @@ from lightning_byz.compare.grid import read_grid
 from lightning_byz.optimizers import RobustOptimizer
 
 from .test_benchmarks import ROOT, run
+from .test_studies import results
 
 STUDIES = ROOT / "configs" / "studies"
 
@@ -93,3 +94,14 @@ def test_convex_arrivals_prints_its_tables(tmp_path) -> None:
     floors = ("floors", "--shares=[0, 0.4]", "--seeds=1", "--length=16", "--attacks=[SignFlip]")
     done = run("convex_arrivals", *floors, folder=tmp_path)
     assert "| `median, SignFlip, root of kappa` | 1.00 | " in done.stdout, done.stderr
+
+
+def test_paired(tmp_path) -> None:
+    """Each variant is compared with the first on equal seeds; a missing run is in no pair."""
+    lines = [
+        ["median", "ALIE", weights, seed, "compare", "fit", one / 100]
+        for weights, seed, one in [("equal", 1, 80), ("equal", 2, 70), ("counts", 2, 95), ("counts", 3, 20)]
+    ]
+    done = run("paired", str(results(tmp_path, ["rule", "attack", "weights"], lines)), folder=tmp_path)
+    assert "| rule, attack | equal | counts | counts - equal | pairs |" in done.stdout, done.stderr
+    assert "| `median, ALIE` | 75.0 ± 5.0 | 57.5 ± 37.5 | +25.0 ± nan | 1 |" in done.stdout
