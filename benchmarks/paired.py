@@ -24,9 +24,8 @@ def main(results: Path, *, axes: Sequence[str] = ("rule", "attack"), across: str
         across: The axis whose variants are compared.
     """
     scores = read_scores(results, [*axes, across])
-    lines, variants = (
-        list(dict.fromkeys(found)) for found in ((one[:-1] for one in scores), (one[-1] for one in scores))
-    )
+    lines = list(dict.fromkeys(names[:-1] for names in scores))
+    variants = list(dict.fromkeys(names[-1] for names in scores))
     first, *others = variants
     header = [", ".join(axes), *variants, *(f"{other} - {first}" for other in others), "pairs"]
     table = []
