@@ -12,13 +12,22 @@ from lightning_byz.compare.cells import Cells
 from lightning_byz.compare.command import check_paths, settings
 from lightning_byz.compare.grid import read_grid
 from lightning_byz.compare.yaml_file import GridMistake
-from lightning_byz.demos import MnistClassifier, MnistData
+from lightning_byz.demos import AsynchronousMnistClassifier, MnistClassifier, MnistData
 
 from .test_benchmarks import ROOT, rows_of, run
 
 STUDIES = ROOT / "configs" / "studies"
 GRIDS = sorted(path.stem for path in STUDIES.glob("*.yaml") if "grid:" in path.read_text())
-COUNTS = {"ctma": 108, "ctma_nightly": 2310, "window": 54}
+COUNTS = {
+    "async": 216,
+    "async_momenta": 36,
+    "async_rules": 160,
+    "async_third": 36,
+    "async_weights": 60,
+    "ctma": 108,
+    "ctma_nightly": 2310,
+    "window": 54,
+}
 
 
 def test_there_is_a_count_for_each_grid() -> None:
@@ -68,7 +77,9 @@ def test_set_is_refused(given: str, said: str) -> None:
 
 
 def test_the_demo_has_the_authors_network_and_splits_in_the_order_of_the_file(tmp_path: Path) -> None:
-    assert sum(one.numel() for one in MnistClassifier().layers.parameters()) == 29_034
+    networks = (MnistClassifier(), AsynchronousMnistClassifier())
+    assert [sum(one.numel() for one in module.layers.parameters()) for module in networks] == [29_034, 66_230]
+    assert networks[1](torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     data = MnistData()
     data.setup("fit")
     assert (len(data.train), len(data.validation)) == (1437, 360)
