@@ -20,7 +20,9 @@ from lightning_byz.strategies import RobustStrategy
 from tests.scenarios import Classifier, Fit, Options, Points, attempt, fit, same_bits
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:workers .* have delivered at the first step only", "ignore:Checkpoint directory"
+    "ignore:workers .* have delivered at the first step only",
+    "ignore:Checkpoint directory",
+    "ignore:.* steps of this fit made no update",
 )
 
 FIVE = {"workers": 5, "f": 2, "aggregator": CoordinateMedian(), "arrivals": RandomArrivals("squared")}
