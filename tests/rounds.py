@@ -1,7 +1,6 @@
 """Single steps of a round in this process, without Lightning, on rows written by hand."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -9,7 +8,7 @@ from lightning_byz.aggregators import Aggregator
 from lightning_byz.attacks import Attack
 from lightning_byz.exchange import Local
 from lightning_byz.memory import Memory
-from lightning_byz.rounds import Attackers, Defence, Report, Robust, Round, Sent
+from lightning_byz.rounds import Attackers, Defence, Outcome, Robust, Round, Sent
 
 
 def robust(
@@ -19,15 +18,7 @@ def robust(
     return Robust(Defence(n, f, aggregator, **rest), attackers=Attackers(attackers, attack))
 
 
-class Taken(NamedTuple):
-    """What came of a step."""
-
-    vector: Tensor | None
-    memory: Memory
-    report: Report
-
-
-def take(round: Round, memory: Memory, rows: Tensor, *, absent: Sequence[int] = (), **rest) -> Taken:
+def take(round: Round, memory: Memory, rows: Tensor, *, absent: Sequence[int] = (), **rest) -> Outcome:
     """Take one step on these rows; those of absent workers are not sent."""
     local = Local()
     wire = local.open(rows.shape[1], dtype=rows.dtype, device=rows.device, placement=local.place(len(rows)))
@@ -38,4 +29,4 @@ def take(round: Round, memory: Memory, rows: Tensor, *, absent: Sequence[int] = 
     vector = None if outcome.vector is None else outcome.vector.clone()
     for worker in range(len(rows)):
         wire.row(worker).fill_(-1.0)  # the next step writes over these rows
-    return Taken(vector, outcome.memory, outcome.report)
+    return outcome._replace(vector=vector)

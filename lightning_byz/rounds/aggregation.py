@@ -140,11 +140,10 @@ class Aggregation:
             if self.round.points > 1 and sent:
                 here = self._flat([parameter.detach() for parameter in parameters], layout)
                 sent = {worker: Sent(own.gradients, own.used, here) for worker, own in sent.items()}
-            vector, self.memory, report, unstepped = self.round.take(
+            vector, self.memory, report = self.round.take(
                 before, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
             )
-        known = replace(before, step=self.memory.step, faults=self.memory.faults)
-        self._before = known if unstepped is None else unstepped
+        self._before = self.round.unstepped(before, self.memory)
         if vector is not None:
             layout.write(vector, parameters, used=report.census.used, scale=scale)
             return report

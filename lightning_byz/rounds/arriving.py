@@ -109,6 +109,11 @@ class Arriving(Robust):
             for stage, values in remembered.items()
         }
 
+    def unstepped(self, before: Memory, after: Memory) -> Memory:
+        """Return what is remembered without a step on the aggregate: what has arrived, and the last aggregate with one."""
+        known = {stage: values for stage, values in before.rules.items() if stage == "reference"}
+        return replace(after, rules={**{one: own for one, own in after.rules.items() if one != "reference"}, **known})
+
     def relaid(self, memory: Memory) -> Memory:
         """Take all parameters as used by the rows that were made for others."""
         return replace(memory, counts=Usage.forgotten(memory.counts))
@@ -185,13 +190,13 @@ class Arriving(Robust):
         kept = self._kept(memory, workers, due, census, counts, wire, sent=sent, table=table, past=past)
         if whole is None or vector is None:
             report = replace(report, taken=False, reason=report.reason or "a rule refused this step on another rank")
-            left = unstepped = self._after_refusal(kept, report, counts=scale is None or scale <= 1.0)
+            left = self._after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
-            unstepped = replace(kept, step=memory.step + 1, faults=0)
             made = Sliced({"aggregate": vector.clone()} if self.defence.uses_reference else {}, wire.slice)
-            left = replace(unstepped, rules={**kept.rules, "reference": made}) if made.values else unstepped
+            rules = {**kept.rules, "reference": made} if made.values else kept.rules
+            left = replace(kept, step=memory.step + 1, faults=0, rules=rules)
         traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
-        return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic), unstepped)
+        return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic))
 
     def _waiting(
         self, memory: Memory, sent: Mapping[int, Sent], scale: float | None

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Float
@@ -58,14 +58,12 @@ class Outcome(NamedTuple):
         vector: The whole aggregate, valid until the next step; ``None`` for a step that must not be taken.
         memory: What the next step remembers.
         report: What the step did with each worker; its ``census`` says what became of their messages.
-        unstepped: What the next step remembers if the optimizer does not step on the aggregate; ``None`` for what was remembered before this step.
 
     """
 
     vector: Float[Tensor, " d"] | None
     memory: Memory
     report: Report
-    unstepped: Memory | None = None
 
 
 class Round(ABC):
@@ -89,6 +87,16 @@ class Round(ABC):
         self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
     ) -> Mapping[str, Vectors]:
         """Return what a worker remembers by stage for other parameters; ``realign`` carries a vector over and fills what is new with a number."""
+
+    def unstepped(self, before: Memory, after: Memory) -> Memory:
+        """Return what is remembered of a step whose aggregate the optimizer has not stepped on.
+
+        Args:
+            before: What was remembered before it.
+            after: What is remembered if the optimizer has stepped.
+
+        """
+        return replace(before, step=after.step, faults=after.faults)
 
     def relaid(self, memory: Memory) -> Memory:
         """Return the memory for other parameters, once its vectors are realigned: what refers to parameters by their places is forgotten."""
