@@ -65,13 +65,9 @@ class Arriving(Robust):
         """Return who computes at a step: who delivered at the one before, and everyone at the first."""
         return self.due(step - 1) if step else range(self.workers)
 
-    def due(self, step: int) -> list[int]:
-        """Return who delivers at a step."""
-        return self._due(step)
-
     @cached_property
-    def _due(self) -> Callable[[int], list[int]]:
-        """A step is asked for several times."""
+    def due(self) -> Callable[[int], list[int]]:
+        """Who delivers at a step; asked several times of each."""
         return lru_cache(maxsize=4)(partial(due_at, self.schedule, workers=self.workers))
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
@@ -111,8 +107,8 @@ class Arriving(Robust):
 
     def unstepped(self, before: Memory, after: Memory) -> Memory:
         """Return what is remembered without a step on the aggregate: what has arrived, and the last aggregate with one."""
-        known = {stage: values for stage, values in before.rules.items() if stage == "reference"}
-        return replace(after, rules={**{one: own for one, own in after.rules.items() if one != "reference"}, **known})
+        kept = {one: own for one, own in after.rules.items() if one != "reference" or one in before.rules}
+        return replace(after, rules=kept | {one: own for one, own in before.rules.items() if one == "reference"})
 
     def relaid(self, memory: Memory) -> Memory:
         """Take all parameters as used by the rows that were made for others."""
