@@ -470,3 +470,22 @@ def test_fixed_delays():
     )
     assert slow.due(3) == [0], "asked again, or out of order"
     assert slow.due(0) == [0, 1]
+
+
+class Alternating(Arrivals):
+    """A user's class that is its own schedule."""
+
+    def schedule(self, workers, attackers, seed) -> Any:
+        self.workers = workers
+        return self
+
+    def due(self, step):
+        return range(self.workers) if step == 0 else [step % self.workers]
+
+
+def test_any_object_that_says_who_is_due_is_a_schedule():
+    runs = Runs(arriving(3, Alternating()), names_itself)
+    for _ in range(5):
+        runs.step()
+    assert runs.memory.counts["accepted"] == [2, 3, 2]
+    assert type(runs.round.schedule).__name__ == "Alternating"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from operator import index
-from typing import ClassVar
+from typing import Any, ClassVar
 
 TRIED = 1000
 """Steps over which a schedule that does not know its own mean is averaged."""
@@ -52,6 +52,31 @@ class Arrivals(ABC):
             seed: The run's seed, the only source of randomness.
 
         """
+
+
+def schedule_of(arrivals: Arrivals, workers: int, attackers: Sequence[int], seed: int) -> Schedule:
+    """Return the schedule of a run; any object that says who is due is one.
+
+    Raises:
+        TypeError: If there is none.
+
+    """
+    schedule: Any = arrivals.schedule(workers, attackers, seed)
+    if isinstance(schedule, Schedule):
+        return schedule
+    if not callable(getattr(schedule, "due", None)):
+        raise TypeError(f"{type(arrivals).__name__}.schedule(...) returned {schedule!r}: return a Schedule.")
+    return type(type(schedule).__name__, (_Own,), {})(schedule)
+
+
+class _Own(Schedule):
+    """What says who is due without being a :class:`Schedule`, under its own name."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def due(self, step: int) -> Sequence[int]:
+        return self._own.due(step)
 
 
 def due_at(schedule: Schedule, step: int, *, workers: int) -> list[int]:

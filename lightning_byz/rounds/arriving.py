@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
-from lightning_byz.arrivals.arrivals import due_at
+from lightning_byz.arrivals.arrivals import due_at, schedule_of
 from lightning_byz.census import Arrival, Census
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.exchange import Placement, Wire
@@ -59,7 +59,7 @@ class Arriving(Robust):
     @cached_property
     def schedule(self) -> Schedule:
         """Who delivers when in this run."""
-        return self.arrivals.schedule(self.workers, self.attackers.workers, self.defence.seed)
+        return schedule_of(self.arrivals, self.workers, self.attackers.workers, self.defence.seed)
 
     def computing(self, step: int) -> Sequence[int]:
         """Return who computes at a step: who delivered at the one before, and everyone at the first."""

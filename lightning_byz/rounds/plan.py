@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
-from lightning_byz.arrivals.arrivals import due_at
+from lightning_byz.arrivals.arrivals import due_at, schedule_of
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.memory import Memory
 from lightning_byz.rounds.arriving import Arriving
@@ -78,10 +78,7 @@ class Plan:
 
     def schedule(self, defence: Defence) -> Schedule:
         """Return who delivers when."""
-        schedule = self.arrivals.schedule(defence.workers, self.attackers.workers, defence.seed)
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"{type(self.arrivals).__name__}.schedule(...) returned {schedule!r}: return a Schedule.")
-        return schedule
+        return schedule_of(self.arrivals, defence.workers, self.attackers.workers, defence.seed)
 
     def described(self, defence: Defence) -> str:
         """Return who delivers when, and what weights and f mean then, for the start-up line; nothing in lock-step."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from lightning_byz.arrivals.arrivals import schedule_of
 from lightning_byz.data import Partition
 from lightning_byz.data.shard_sampler import EndlessSampler
 from lightning_byz.exchange import Placement
@@ -38,7 +39,7 @@ class Pace:
     def per_step(self) -> float:
         """How many workers compute at a step on average."""
         workers = self.placement.workers
-        schedule = self.plan.arrivals.schedule(workers, self.plan.attackers.workers, self.seed)
+        schedule = schedule_of(self.plan.arrivals, workers, self.plan.attackers.workers, self.seed)
         return schedule.per_step(workers)
 
     def turns(self) -> dict[int, int]:
