@@ -67,10 +67,12 @@ class Diana(Link):
 
     def after(self, state: Tensor | None, outgoing: Tensor, decoded: Tensor) -> Tensor:
         """Return the shift that the rules will have."""
-        assert state is not None and self.alpha is not None
+        assert state is not None
+        assert self.alpha is not None
         return torch.add(state, decoded, alpha=self.alpha)
 
     def receive(self, state: Tensor | None, decoded: Tensor) -> Received:
         """Return the shifted message, and the next shift."""
-        assert state is not None and self.alpha is not None
+        assert state is not None
+        assert self.alpha is not None
         return Received(torch.add(state, decoded), torch.add(state, decoded, alpha=self.alpha))

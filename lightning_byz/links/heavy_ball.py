@@ -42,7 +42,9 @@ class HeavyBall(Link):
         """Refuse a weight outside [0, 1)."""
         number = isinstance(self.beta, int | float) and not isinstance(self.beta, bool) and 0.0 <= self.beta < 1.0
         if not number:
-            raise ValueError(f"HeavyBall(beta={self.beta!r}): beta must be in [0, 1); 0.9 averages over about ten steps.")
+            raise ValueError(
+                f"HeavyBall(beta={self.beta!r}): beta must be in [0, 1); 0.9 averages over about ten steps."
+            )
 
     def receive(self, state: Tensor | None, decoded: Tensor) -> Received:
         """Return the new average."""

@@ -36,6 +36,11 @@ class Link(ABC):
     at_rules: ClassVar[bool] = False
     """Whether the rules' end does; where both do, they remember the same, and one is kept in a file."""
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether both ends remember a vector, the same one."""
+        return self.at_worker and self.at_rules
+
     def fitted(self, compressor: Compressor, coordinates: Coordinates) -> "Link":
         """Return the link with what it takes from its compressor.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -98,6 +99,19 @@ class Round(ABC):
         """
         return replace(before, step=after.step, faults=after.faults)
 
+    def saved(self, memory: Memory) -> Memory:
+        """Return what a file must hold of the memory."""
+        return memory
+
+    def loaded(self, memory: Memory, local: Sequence[int], device: torch.device) -> Memory:
+        """Return the memory from what :meth:`saved` returned, its rules' vectors and tables still whole.
+
+        Raises:
+            ValueError: If it is of a round of another kind.
+
+        """
+        return memory
+
     def relaid(self, memory: Memory) -> Memory:
         """Return the memory for other parameters, once its vectors are realigned: what refers to parameters by their places is forgotten."""
         return memory
@@ -134,6 +148,7 @@ class Round(ABC):
         wire: Wire,
         *,
         parameters: int,
+        shapes: Sequence[tuple[int, ...]] | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
@@ -144,6 +159,7 @@ class Round(ABC):
             sent: What each local worker that computed has left.
             wire: The exchange, open for vectors of this length.
             parameters: Number of parameters, alike on all ranks.
+            shapes: Their shapes, for messages that are compressed tensor by tensor; ``None`` for one tensor.
             scale: The gradient scaler's scale, by which the gradients are divided and the aggregate is not multiplied;
                 ``None`` without a scaler.
             diagnose: Whether to measure norms and distances.
