@@ -195,6 +195,7 @@ class Aggregation:
         return vector
 
     def _open(self, layout: Layout) -> None:
+        self.round.check(layout.shapes, sliced=self._exchange.slices and self._placement.ranks > 1)
         wire = self._exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=self._placement)
         rows = {worker: wire.row(worker) for worker in self._placement.local}
         self._opened = layout, wire, {worker: (row, layout.views(row)) for worker, row in rows.items()}

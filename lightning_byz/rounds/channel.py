@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_byz.compressors import Compressor, Coordinates, Entries, Identity
 from lightning_byz.exchange import Wire
 from lightning_byz.kernels import unusable
-from lightning_byz.links import Direct, Link
+from lightning_byz.links import Direct, Downlink, Link
 from lightning_byz.memory import Memory, Vectors
 from lightning_byz.random import generator
 from lightning_byz.rounds.checks import share_memory
@@ -49,6 +49,7 @@ class Channel:
     Args:
         link: What is compressed of a message, and how rules rebuild it.
         compressor: What makes bytes of it.
+        downlink: How the aggregate comes back; ``None`` for as it is.
         seed: Keys every draw.
         optimizer: Which optimizer's steps these are; keys every draw too.
 
@@ -56,6 +57,7 @@ class Channel:
 
     link: Link = field(default_factory=Direct)
     compressor: Compressor = field(default_factory=Identity)
+    downlink: Downlink | None = None
     seed: int = 0
     optimizer: int = 0
 
@@ -67,7 +69,30 @@ class Channel:
     @property
     def ends(self) -> Ends:
         """What both ends remember."""
-        return Ends(self.link)
+        return Ends(self.link, None if self.downlink is None else self.downlink.link)
+
+    def check(self, shapes: Shapes, *, sliced: bool) -> None:
+        """Refuse what cannot be compressed.
+
+        Args:
+            shapes: Those of the parameters.
+            sliced: Whether rules see slices of the coordinates.
+
+        Raises:
+            ValueError: If a link and its compressor do not go together, or the parameters do not suit a compressor.
+
+        """
+        ways = [("compressor", self.link, self.compressor)]
+        ways += [] if self.downlink is None else [("downlink", self.downlink.link, self.downlink.compressor)]
+        for name, link, compressor in ways:
+            where = Coordinates(tuple(map(tuple, shapes)))
+            compressor.check(where)
+            link.fitted(compressor, where)
+            if sliced and not compressor.splits:
+                raise ValueError(
+                    f"{name}={compressor!r}: its messages do not split by coordinates, and each of several ranks aggregates a slice of them: give"
+                    " exchange=AllGather(), one rank, or another compressor."
+                )
 
     def deliver(
         self, memory: Memory, due: Sequence[int], facts: Int64[Tensor, " k"], wire: Wire, *, shapes: Shapes | None
@@ -78,7 +103,7 @@ class Channel:
             return Carried(delivered.vectors, delivered.facts, {}, {})
         rows = {worker: wire.row(worker) for worker in due if worker in wire.local}
         like = wire.row(wire.local[0])
-        here = _coordinates(shapes, wire.slice, like.numel())
+        here = coordinates(shapes, wire.slice, like.numel())
         told, entries, workers = like.new_zeros(len(due), dtype=torch.int64), {}, {}
         for place, worker in enumerate(due):
             if worker in rows:
@@ -110,7 +135,7 @@ class Channel:
 
         """
         vectors, step = rows.vectors, memory.step
-        here = _coordinates(shapes, rows.slice, vectors.shape[1])
+        here = coordinates(shapes, rows.slice, vectors.shape[1])
         link = self.link.fitted(self.compressor, here.whole)
         states = [self.ends.played(memory, worker, row) for worker, row in zip(workers, vectors, strict=True)]
         outgoing = [link.outgoing(state, row) for state, row in zip(states, vectors, strict=True)]
@@ -180,6 +205,7 @@ def _own(state: Tensor | None, rows: Tensor) -> Tensor | None:
     return state.clone() if state is not None and share_memory(state, rows) else state
 
 
-def _coordinates(shapes: Shapes | None, slice: Slice | None, here: int) -> Coordinates:
+def coordinates(shapes: Shapes | None, slice: Slice | None, here: int) -> Coordinates:
+    """Return where the coordinates of this rank lie, ``here`` many, in tensors of these shapes; ``None`` for one tensor."""
     total = here if slice is None else slice.total
     return Coordinates(((total,),) if shapes is None else tuple(map(tuple, shapes)), slice)

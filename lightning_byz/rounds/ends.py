@@ -12,7 +12,7 @@ from lightning_byz.links import Link
 from lightning_byz.memory import Memory, Sliced, Vectors
 from lightning_byz.slice import Slice
 
-LINK_STAGE = "link"
+LINK_STAGE, DOWN_STAGE = "link", "downlink"
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class Ends:
 
     Args:
         link: Which of them there are.
+        down: The link of the way back; ``None`` for none.
 
     """
 
     link: Link
+    down: Link | None = None
 
     @property
     def name(self) -> str:
@@ -51,7 +53,7 @@ class Ends:
         slice: Slice | None,
     ) -> dict[str, Sliced]:
         """Return what the rules' end remembers once it is known whose rows are accepted; empty for nothing."""
-        values = dict(memory.rules[LINK_STAGE].values) if LINK_STAGE in memory.rules else {}
+        values = dict(_values(memory, LINK_STAGE))
         for name, states in ((self._of, received), (self._for, played)):
             accepted = [worker for worker in states if census.arrival[worker] is Arrival.ARRIVED]
             values.update((name(worker), states[worker]) for worker in accepted)
@@ -70,45 +72,38 @@ class Ends:
 
     def saved(self, memory: Memory) -> Memory:
         """Return what a file must hold: of what both ends remember, the rules' end."""
-        if not self.link.mirrored:
-            return memory
+        dropped = {DOWN_STAGE, LINK_STAGE} if self.link.mirrored else {DOWN_STAGE}
         workers = {
-            worker: {stage: values for stage, values in stages.items() if stage != LINK_STAGE}
+            worker: {stage: values for stage, values in stages.items() if stage not in dropped}
             for worker, stages in memory.workers.items()
         }
         return replace(memory, workers=workers)
 
     def loaded(self, memory: Memory, local: Sequence[int], device: torch.device) -> Memory:
-        """Return what is remembered of a file, with both ends of the local workers' links.
+        """Return what is remembered of a file, with both ends of the local workers' links, and the end of the way back that all ranks have.
 
         Raises:
             ValueError: If it was saved of another link.
 
         """
-        known = memory.rules[LINK_STAGE].values if LINK_STAGE in memory.rules else {}
-        if foreign := [name for name in known if not name.startswith(f"{self.name} ")]:
-            raise ValueError(
-                f"The checkpoint is of a run with link={foreign[0].split()[0]}(), and this one has link={self.name}(): resume with the same link, or"
-                " start a new run from the weights alone."
-            )
-        if not self.link.mirrored:
-            return memory
-        ends = {
-            worker: {LINK_STAGE: {self.name: known[self._of(worker)].to(device, copy=True)}}
-            for worker in local
-            if self._of(worker) in known
-        }
-        workers = {worker: {**memory.workers.get(worker, {}), **ends.get(worker, {})} for worker in local}
+        known, workers = _values(memory, LINK_STAGE), {worker: dict(memory.workers.get(worker, {})) for worker in local}
+        _refuse_other("link", [name.split()[0] for name in known], self.name)
+        _refuse_other("downlink", list(back := _values(memory, DOWN_STAGE)), type(self.down).__name__)
+        for worker in local if self.link.mirrored else ():
+            if self._of(worker) in known:
+                workers[worker][LINK_STAGE] = {self.name: known[self._of(worker)].to(device, copy=True)}
+        if back and self.down is not None and self.down.at_rules:
+            workers[local[0]][DOWN_STAGE] = {name: vector.to(device, copy=True) for name, vector in back.items()}
         return replace(memory, workers={worker: stages for worker, stages in workers.items() if stages})
 
     def state(self, memory: Memory, worker: int, like: Tensor) -> Tensor:
         """What the rules' end remembers of a worker."""
-        known = memory.rules[LINK_STAGE].values if LINK_STAGE in memory.rules else {}
+        known = _values(memory, LINK_STAGE)
         return known[self._of(worker)] if self._of(worker) in known else blank(like)
 
     def played(self, memory: Memory, worker: int, like: Tensor) -> Tensor:
         """What is played to be remembered of an attacker: until its first accepted row, what is of an honest worker."""
-        known = memory.rules[LINK_STAGE].values if LINK_STAGE in memory.rules else {}
+        known = _values(memory, LINK_STAGE)
         return known[self._for(worker)] if self._for(worker) in known else self.state(memory, worker, like)
 
     def _of(self, worker: int) -> str:
@@ -121,3 +116,17 @@ class Ends:
 def blank(like: Tensor) -> Tensor:
     """Return a vector of a link at the start, in float32 or wider."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _values(memory: Memory, stage: str) -> Mapping[str, Tensor]:
+    return memory.rules[stage].values if stage in memory.rules else {}
+
+
+def _refuse_other(stage: str, saved: Sequence[str], own: str) -> None:
+    """Refuse what another link has remembered."""
+    if foreign := [name for name in saved if name != own]:
+        here = "none" if own == "NoneType" else f"{own}()"
+        raise ValueError(
+            f"The checkpoint is of a run with the {stage} {foreign[0]}(), and this run has {here}: resume with the same {stage}, or start a new run"
+            " from the weights alone."
+        )

@@ -20,7 +20,7 @@ from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel, Shapes
 from lightning_byz.rounds.checks import estimated, plain
 from lightning_byz.rounds.defence import Defence
-from lightning_byz.rounds.ends import LINK_STAGE
+from lightning_byz.rounds.ends import DOWN_STAGE, LINK_STAGE
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
 from lightning_byz.rounds.rows import present, reference_of
@@ -55,6 +55,10 @@ class Robust(Round):
         """How many gradients the estimator asks for."""
         return self.estimator.points
 
+    def check(self, shapes: Shapes, *, sliced: bool) -> None:
+        """Refuse what the channel cannot compress."""
+        self.channel.check(shapes, sliced=sliced)
+
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
         """Return the estimator's blank memory, and that of the worker's end of the link."""
         return {"estimator": self.estimator.init(like), **self.channel.ends.remembered(like)}
@@ -65,7 +69,7 @@ class Robust(Round):
         """Return what a worker remembers for other parameters."""
         return {
             stage: map_vectors(values, lambda vector: realign(vector, 0.0))
-            if stage == LINK_STAGE
+            if stage in (LINK_STAGE, DOWN_STAGE)
             else self.estimator.realigned(values, realign)
             for stage, values in remembered.items()
         }
@@ -142,16 +146,17 @@ class Robust(Round):
         report = Report(memory.step, False, census, reason=reason)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
-        whole = None if tried is None else assembled(vector, tried, wire, name=type(self.defence.aggregator).__name__)
+        back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
         exchanged = perf_counter() - ruled + arrived - started
-        if whole is None or vector is None:
+        if back is None or back.whole is None:
             reason = report.reason or "a rule refused this step on another rank"
             report = replace(report, taken=False, reason=reason if tried is not None else report.reason)
             after = after_untaken(memory, report, self.defence, counts=scale is None or scale <= 1.0)
         else:
-            after = self._committed(memory, proposed, sent, census, wire, vector=vector, left=left)
+            adopted = {w: own for w, own in proposed.items() if census.arrival[w] is Arrival.ARRIVED}
+            after = self._committed(memory, [adopted, back.workers], sent, census, wire, vector=back.part, left={**left, **back.rules})
         traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
-        return Outcome(whole, after, replace(report, rule_seconds=ruled - arrived, **traffic))
+        return Outcome(None if back is None else back.whole, after, replace(report, rule_seconds=ruled - arrived, **traffic))
 
     def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
         """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""
@@ -215,12 +220,12 @@ class Robust(Round):
     def _committed(
         self,
         memory: Memory,
-        proposed: Mapping[int, Mapping[str, Vectors]],
+        proposed: Sequence[Mapping[int, Mapping[str, Vectors]]],
         sent: Mapping[int, Sent],
         census: Census,
         wire: Wire,
         *,
-        vector: Tensor,
+        vector: Tensor | None,
         left: Mapping[str, Sliced],
     ) -> Memory:
         """What is remembered after a step that was taken: only of workers whose message was accepted."""

@@ -79,6 +79,10 @@ class Round(ABC):
     adds_up: ClassVar[bool] = True
     """Whether the gradients of several batches of a worker may add up to its message."""
 
+    def check(self, shapes: Sequence[tuple[int, ...]], *, sliced: bool) -> None:
+        """Refuse parameters of these shapes; ``sliced`` where rules see slices of their coordinates."""
+        return
+
     @abstractmethod
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
         """Return what a worker remembers by stage, blank, for vectors as ``like``: names, shapes and dtypes are known on every rank."""
