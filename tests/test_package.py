@@ -53,7 +53,7 @@ FLOORS = {
     5: {"cli", "compare", "redteam", "kinds", "mistakes", "__main__", "__init__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-RULES = ("aggregators", "preaggregators", "attacks", "estimators")
+RULES = ("aggregators", "preaggregators", "attacks", "estimators", "compressors")
 
 
 def name_of(path: Path) -> str:
@@ -188,6 +188,7 @@ WITHOUT = (
     "from lightning_byz.preaggregators import *",
     "from lightning_byz.attacks import *",
     "from lightning_byz.estimators import *",
+    "from lightning_byz.compressors import *",
     "from lightning_byz.exchange import *",
     "from lightning_byz.optimizers import *",
     "from lightning_byz.data import *",

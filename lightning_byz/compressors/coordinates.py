@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor
 
 from lightning_byz.blocks import Blocks, block_size
-from lightning_byz.slice import Slice
+from lightning_byz.slice import Slice, whole_in_blocks
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Coordinates:
 
     @property
     def whole(self) -> "Coordinates":
-        """All coordinates."""
-        return Coordinates(self.shapes)
+        """All coordinates, in the same blocks."""
+        return Coordinates(self.shapes, None if self.slice is None else whole_in_blocks(self.total, self.slice.width))
 
-    @property
+    @cached_property
     def blocks(self) -> Blocks:
         """The blocks of coordinates, in which sums and draws are made."""
         return Blocks.of(self.total, block_size(self.total)) if self.slice is None else self.slice.blocks
