@@ -17,6 +17,7 @@ from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import AllToAll, Local, Placement
 from lightning_byz.preaggregators import NNM
 from lightning_byz.rounds import Attackers, Defence
+from lightning_byz.rounds.plan import Plan
 from lightning_byz.rounds.start_up import fitting_defence, start_up_line, warn_of_many, warn_of_none
 from lightning_byz.strategies import RobustStrategy
 from tests.ranks import RankFailure
@@ -338,12 +339,12 @@ def test_a_maximum_of_none_is_a_warning():
 
 def test_the_start_up_line_names_rules_f_attackers_and_attack():
     placement, defence = Placement(4, 2, 0), Defence(4, 1, CTMA(CoordinateMedian()), [NNM()])
-    line = start_up_line(defence, AllToAll(), placement, WorkerMomentum(), Attackers([3], SignFlip()))
+    line = start_up_line(defence, AllToAll(), placement, Plan(WorkerMomentum(), Attackers([3], SignFlip())))
     assert line.startswith("lightning_byz: 4 workers on 2 ranks, f = 1; ")
     assert "; WorkerMomentum(beta=0.9) -> NNM() -> CTMA(base=CoordinateMedian()); " in line
     assert "; worker 3 attacks with SignFlip(); exchange AllToAll trusts" in line
     assert "one broken machine exceeds f: workers [0, 1], [2, 3] share a rank" in line
-    two = start_up_line(defence, AllToAll(), placement, WorkerMomentum(), Attackers([2, 3], SignFlip()))
+    two = start_up_line(defence, AllToAll(), placement, Plan(WorkerMomentum(), Attackers([2, 3], SignFlip())))
     assert "; workers 2, 3 attack with SignFlip(); " in two
 
 

@@ -99,7 +99,7 @@ def _run(told: argparse.Namespace) -> None:
     if told.sweep and not sweep_of(cells, folder):
         raise GridMistake(f"sweep: runs of this grid do not log to W&B: give {TO_WANDB}.")
     with Processes(grid.processes, grid.threads) as processes:
-        if not told.sweep and (told.retry or _count(cells, folder.records()) < cells.count):
+        if not told.sweep and (told.retry or _count(cells, folder.records(known)) < cells.count):
             processes.warm()  # while the paths are checked
         check_paths(cells)
         with folder.locked():

@@ -153,5 +153,8 @@ def full_disk(error: BaseException | None) -> bool:
 
 
 def _read(path: Path) -> Record:
-    told = json.loads(path.read_text())
-    return Record(**{**told, "evaluations": [Evaluation(**one) for one in told["evaluations"]]})
+    try:
+        told = json.loads(path.read_text())
+        return Record(**{**told, "evaluations": [Evaluation(**one) for one in told["evaluations"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise GridMistake(f"{path} is no record of a run ({error!r}): remove it, and the run is made again.") from None

@@ -196,11 +196,15 @@ class PlainRun:
                 )
         else:
             refuse_other_run(saved, self.placement.workers)
-            self._file.restore(saved, dict.fromkeys(saved["optimizers"], self.aggregation), self._buffers)
+            known, seed = self.round, int(saved["seed"])
+            self.round = self.aggregation.round = replace(known, defence=replace(known.defence, seed=seed))
+            try:
+                self._file.restore(saved, dict.fromkeys(saved["optimizers"], self.aggregation), self._buffers)
+            except ValueError:
+                self.round = self.aggregation.round = known
+                raise
             if not saved["optimizers"]:
                 self.aggregation.memory = Memory()
-            seeded = replace(self.round, defence=replace(self.round.defence, seed=int(saved["seed"])))
-            self.round = self.aggregation.round = seeded
             self._saved_buffers = saved
         self.turns.restart(self.round.defence.seed)
         self._waits = self._agreed = False

@@ -142,8 +142,8 @@ class Run:
                 refuse_drifted(held, self.exchange, self.placement, steps=self.steps)
 
     def _count(self, report: Report) -> None:
-        """Note a step that made no update although something usable had arrived, and why."""
-        refused = not report.taken and not report.fault and bool(report.census.workers(Arrival.ARRIVED))
+        """Note a step under arrivals that made no update although something usable had arrived, and why; in lock-step three in a row are faults."""
+        refused = report.kept and not report.taken and not report.fault and bool(report.census.workers(Arrival.ARRIVED))
         self._tally[refused] += 1
         self._last = report.reason if refused else self._last
 
