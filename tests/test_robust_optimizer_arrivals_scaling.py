@@ -52,7 +52,7 @@ def test_a_scaler_changes_nothing_but_its_scale(name, by_hand) -> None:
 
 
 def test_an_overflow_is_heard_when_it_is_computed() -> None:
-    """Worker 3 overflows at step 1, and has nothing to deliver at step 3: alone it is its own; where that is more than f, the scaler hears at once."""
+    """Worker 3 overflows at step 1, and has nothing to deliver at step 3: alone it is its own; where that exceeds f, the scaler hears at once."""
     arguments = {"aggregator": CoordinateMedian(), "arrivals": FixedDelays([0, 0, 0, 2])}
     for f, scale in ((1, 1024.0), (0, 512.0)):
         loop = Scaled(**arguments, f=f, too_large=[(1, 3)]).train(0, 1)
