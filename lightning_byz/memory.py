@@ -63,6 +63,13 @@ class Memory:
         """Return the parameters at which a local worker's adopted estimate was made; ``None`` as long as there is none."""
         return self.points.get(self.counts["point"][worker]) if "point" in self.counts else None
 
+    def workers_after(self, *left: Mapping[int, Mapping[str, Vectors]]) -> dict[int, Mapping[str, Vectors]]:
+        """Return what local workers remember, by stage, once these stages of them are others."""
+        workers = dict(self.workers)
+        for stages in left:
+            workers.update((worker, {**workers.get(worker, {}), **own}) for worker, own in stages.items())
+        return workers
+
     def points_after(
         self, accepted: Sequence[bool], reached: Mapping[int, Tensor | None], local: Sequence[int]
     ) -> tuple[list[int], Mapping[int, Tensor]]:

@@ -46,6 +46,13 @@ class Wire(ABC):
     received: int = 0
     """Bytes that came from other ranks so far, of messages and aggregates."""
 
+    sent: int = 0
+    """Bytes that went to other ranks so far, likewise."""
+
+    def moved_since(self, before: tuple[int, int]) -> dict[str, int]:
+        """Return the bytes received and sent since they were ``before``."""
+        return {"bytes_received": self.received - before[0], "bytes_sent": self.sent - before[1]}
+
     @abstractmethod
     def row(self, worker: int) -> Float[Tensor, " d"]:
         """Return where a local worker's message is to be written; always the same memory."""
@@ -74,6 +81,21 @@ class Wire(ABC):
         """Return what the rules of all ranks have seen at their coordinates, and after it the ranks' facts, each added up."""
         raise NotImplementedError(
             f"{type(self).__name__} carries whole messages only: define deliver_parts and tell in it, or leave link and compressor out."
+        )
+
+    def spread(
+        self, part: UInt8[Tensor, " b"], size: Callable[[int, int], int], *, varies: bool
+    ) -> Sequence[tuple[int, int, UInt8[Tensor, " c"]]]:
+        """Return the bytes of every slice of the aggregate, with its first coordinate and one past the last.
+
+        Args:
+            part: Those of this rank's slice.
+            size: Returns how many bytes the part of a slice has; where that ``varies``, at most.
+            varies: Whether lengths travel first.
+
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} carries whole aggregates only: define spread in it, or leave downlink out."
         )
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """All workers in this process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -83,6 +83,11 @@ class _LocalWire(Wire):
 
     def tell(self, seen: Int64[Tensor, " k"], facts: Int64[Tensor, " j"]) -> Int64[Tensor, " i"]:
         return torch.cat([seen, facts.to(seen.device)])
+
+    def spread(
+        self, part: Tensor, size: Callable[[int, int], int], *, varies: bool
+    ) -> Sequence[tuple[int, int, Tensor]]:
+        return [(0, self._rows.shape[1], part)]
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
         return (self._each[0] if out is None else out).copy_(vector)

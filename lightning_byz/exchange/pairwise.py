@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from lightning_byz.exchange.exchange import Delivered, Exchange, Part, Wire
 from lightning_byz.exchange.placement import Placement
-from lightning_byz.inside_torch import present_timeout
+from lightning_byz.exchange.transfers import Bounds, added, alone, bytes_of, finish, others_of, transfer
 from lightning_byz.kernels import block_size, unusable
 from lightning_byz.slice import Slice, whole_in_blocks
-
-Bounds = Sequence[tuple[int, int]]
 
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 """The name that torch gives to a gathering into one tensor; where both exist, the older one is deprecated."""
@@ -48,27 +46,27 @@ class Pairwise(Exchange):
 
     def all_reduce(self, counts: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
         """Sum over ranks."""
-        return _sum(counts)
+        return added(counts)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Broadcast rank 0's values."""
         result = tensor.detach().clone(memory_format=torch.contiguous_format)
-        if _alone():
+        if alone():
             return result
-        dist.broadcast(_bytes(result), src=0)
+        dist.broadcast(bytes_of(result), src=0)
         return result
 
     def gather_to_first(self, tensor: Tensor | None, *, host: int, like: Tensor) -> Tensor | None:
         """Send the tensor from its rank to rank 0."""
-        rank = 0 if _alone() else dist.get_rank()
+        rank = 0 if alone() else dist.get_rank()
         if rank == host == 0:
             return None if tensor is None else tensor.detach().cpu()
         if rank == host and tensor is not None:
-            _finish(_transfer([(tensor.detach().contiguous(), 0)], []))
+            finish(transfer([(tensor.detach().contiguous(), 0)], []))
         if rank != 0:
             return None
         arrived = torch.empty_like(like, memory_format=torch.contiguous_format)
-        _finish(_transfer([], [(arrived, host)]))
+        finish(transfer([], [(arrived, host)]))
         return arrived.cpu()
 
 
@@ -93,64 +91,92 @@ class _PairwiseWire(Wire):
         """Post every receive before any send, and note which facts were added up while messages were on their way."""
         here, (start, stop) = self._placement.rank, self._own
         sent, received = [], []
-        for rank, (first, last) in _others(self._bounds, here):
+        for rank, (first, last) in others_of(self._bounds, here):
             for worker in due:
                 if worker in self._placement.of(rank) and start < stop:
                     received.append((self._vectors[worker], rank))
                 if worker in self._placement.local and first < last:
                     sent.append((self._each[worker][first:last], rank))
-        works = _transfer(sent, received)
+        works = transfer(sent, received)
         if not self._whole:
             for worker in due:
                 if worker in self._placement.local:
                     self._vectors[worker].copy_(self._each[worker][start:stop])
-        _finish(works)
-        self.received += sum(values.nbytes for values, _ in received)
+        finish(works)
+        self._count(sent, received)
         everyone = list(due) == list(range(self._placement.workers))
         vectors = self._vectors if everyone else self._vectors[list(due)]
         return Delivered(vectors, self.tell(unusable(vectors), facts))
 
     def deliver_parts(self, due: Sequence[int], part: Part, size: int, *, varies: bool) -> Mapping[int, Tensor]:
         (start, stop), local = self._own, [worker for worker in due if worker in self.local]
-        cut = {run: {worker: part(worker, *run) for worker in local} for run in set(self._bounds) if run[0] < run[1]}
-        others = list(_others(self._bounds, self._placement.rank))
-        coming = {
-            rank: [worker for worker in due if worker in self._placement.of(rank)] if start < stop else []
-            for rank, _ in others
-        }
-        lengths = {worker: size for workers in coming.values() for worker in workers}
+        others = list(others_of(self._bounds, self._placement.rank))
+        runs = {run for _, run in others if run[0] < run[1]} | {self._own}
+        cut = {run: [part(worker, *run) for worker in local] for run in runs}
+        coming = {rank: [worker for worker in due if worker in self._placement.of(rank)] for rank, _ in others}
+        sizes = {rank: [size] * len(workers) if start < stop else [] for rank, workers in coming.items()}
+        sent = {rank: cut[run] for rank, run in others if run in cut and run[0] < run[1]}
         if varies:
-            lengths = self._lengths(cut, coming, size)
-        here = {worker: self._vectors.new_empty(lengths[worker], dtype=torch.uint8) for worker in lengths}
-        received = [(here[worker], rank) for rank in coming for worker in coming[rank] if lengths[worker]]
-        sent = [(piece, rank) for rank, run in others for piece in cut.get(run, {}).values() if piece.numel()]
-        _finish(_transfer(sent, received))
-        self.received += sum(values.nbytes for values, _ in received)
-        return here | cut.get(self._own, {worker: self._vectors.new_empty(0, dtype=torch.uint8) for worker in local})
+            sizes = self._lengths(sent, sizes)
+        pieces = self._moved(sent, sizes)
+        empty = self._vectors.new_empty(0, dtype=torch.uint8)
+        parts = dict(zip(local, cut[self._own], strict=True))
+        for rank, workers in coming.items():
+            parts.update(zip(workers, pieces[rank] or [empty] * len(workers), strict=True))
+        return parts
 
-    def _lengths(
-        self, cut: Mapping[tuple[int, int], Mapping[int, Tensor]], coming: Mapping[int, Sequence[int]], size: int
-    ) -> dict[int, int]:
-        """Tell each rank how long the parts for it are, and return how long those are that come here."""
-        like: dict[str, Any] = {"dtype": torch.int64, "device": self._vectors.device}
-        told = {rank: torch.empty(len(workers), **like) for rank, workers in coming.items() if workers}
-        sent = [
-            (torch.tensor([piece.numel() for piece in cut[run].values()], **like), rank)
-            for rank, run in _others(self._bounds, self._placement.rank)
-            if cut.get(run)
-        ]
-        _finish(_transfer(sent, [(lengths, rank) for rank, lengths in told.items()]))
-        self.received += sum(lengths.nbytes for lengths in told.values())
-        return {
-            worker: min(max(length, 0), size)
-            for rank, lengths in told.items()
-            for worker, length in zip(coming[rank], lengths.tolist(), strict=True)
+    def spread(
+        self, part: Tensor, size: Callable[[int, int], int], *, varies: bool
+    ) -> Sequence[tuple[int, int, Tensor]]:
+        here, (start, stop) = self._placement.rank, self._own
+        if self._whole:
+            return [(start, stop, part)]
+        others = [(rank, run) for rank, run in others_of(self._bounds, here) if run[0] < run[1]]
+        everyone = [rank for rank, _ in others_of(self._bounds, here)] if start < stop else []
+        sizes = {rank: [size(*run)] for rank, run in others}
+        if varies:
+            sizes = self._lengths({rank: [part] for rank in everyone}, sizes)
+        pieces = self._moved({rank: [part] for rank in everyone}, sizes)
+        runs = [(*run, pieces[rank][0]) for rank, run in others]
+        return sorted([*runs, (start, stop, part)] if start < stop else runs, key=lambda run: run[:2])
+
+    def _moved(
+        self, sent: Mapping[int, Sequence[Tensor]], sizes: Mapping[int, Sequence[int]]
+    ) -> dict[int, list[Tensor]]:
+        """Send bytes to other ranks, and return those of known lengths that come from each."""
+        here = {
+            rank: [self._vectors.new_empty(length, dtype=torch.uint8) for length in lengths]
+            for rank, lengths in sizes.items()
         }
+        coming = [(piece, rank) for rank, pieces in here.items() for piece in pieces if piece.numel()]
+        going = [(piece, rank) for rank, pieces in sent.items() for piece in pieces if piece.numel()]
+        finish(transfer(going, coming))
+        self._count(going, coming)
+        return here
+
+    def _lengths(self, sent: Mapping[int, Sequence[Tensor]], most: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+        """Tell other ranks how long the bytes for them are, and return how long those are that come from each, cut to what they may be."""
+        like: dict[str, Any] = {"dtype": torch.int64, "device": self._vectors.device}
+        coming = [(torch.empty(len(limits), **like), rank) for rank, limits in most.items() if limits]
+        going = [
+            (torch.tensor([piece.numel() for piece in pieces], **like), rank) for rank, pieces in sent.items() if pieces
+        ]
+        finish(transfer(going, coming))
+        self._count(going, coming)
+        told = {rank: lengths.tolist() for lengths, rank in coming}
+        return {
+            rank: [min(max(length, 0), limit) for length, limit in zip(told.get(rank, []), limits, strict=True)]
+            for rank, limits in most.items()
+        }
+
+    def _count(self, going: Sequence[tuple[Tensor, int]], coming: Sequence[tuple[Tensor, int]]) -> None:
+        self.sent += sum(values.nbytes for values, _ in going)
+        self.received += sum(values.nbytes for values, _ in coming)
 
     def tell(self, seen: Int64[Tensor, " k"], facts: Int64[Tensor, " j"]) -> Int64[Tensor, " i"]:
         """Sum over ranks; where each rank saw whole messages, it counted for itself."""
         facts = facts.to(seen.device)
-        return torch.cat([seen, _sum(facts)]) if self._whole else _sum(torch.cat([seen, facts]))
+        return torch.cat([seen, added(facts)]) if self._whole else added(torch.cat([seen, facts]))
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
         # the rows have been delivered: their memory is free for what is made of them
@@ -158,12 +184,13 @@ class _PairwiseWire(Wire):
         if self._whole:
             return whole.copy_(vector)
         own = vector.contiguous()
-        others = list(_others(self._bounds, self._placement.rank))
+        others = list(others_of(self._bounds, self._placement.rank))
         received = [(whole[first:last], rank) for rank, (first, last) in others if first < last]
-        works = _transfer([(own, rank) for rank, _ in others if own.numel()], received)
+        sent = [(own, rank) for rank, _ in others if own.numel()]
+        works = transfer(sent, received)
         whole[slice(*self._own)].copy_(own)
-        _finish(works)
-        self.received += sum(values.nbytes for values, _ in received)
+        finish(works)
+        self._count(sent, received)
         return whole
 
 
@@ -186,44 +213,4 @@ def _slice(start: int, stop: int, bounds: Bounds, width: int) -> Slice:
         _gather(whole, own)
         return whole[:blocks]
 
-    return Slice(start, stop, total, gather, _sum, width)
-
-
-def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-
-
-def _sum(counts: Tensor) -> Tensor:
-    """Sum whole numbers over ranks."""
-    result = counts.clone()
-    if not _alone():
-        dist.all_reduce(result)
-    return result
-
-
-def _others(bounds: Bounds, here: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Return the other ranks with their bounds, each rank starting at its neighbour so that no rank is everyone's first."""
-    ranks = len(bounds)
-    return ((rank, bounds[rank]) for rank in ((here + step) % ranks for step in range(1, ranks)))
-
-
-def _transfer(sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tensor, int]]) -> Sequence[dist.Work]:
-    """Start moving contiguous tensors between ranks, as bytes: values are moved, never read."""
-    transfers = [
-        *(dist.P2POp(dist.irecv, _bytes(values), rank) for values, rank in received),
-        *(dist.P2POp(dist.isend, _bytes(values), rank) for values, rank in sent),
-    ]
-    return dist.batch_isend_irecv(transfers) if transfers else ()
-
-
-def _finish(works: Sequence[dist.Work]) -> None:
-    """Wait for messages, as long as a collective would."""
-    limit = present_timeout() if works else None
-    for work in works:
-        work.wait() if limit is None else work.wait(limit)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """View a contiguous tensor as flat bytes; of a single number torch calls any stride contiguous."""
-    flat = tensor.as_strided((1,), (1,)) if tensor.numel() == 1 else tensor.view(-1)
-    return flat.view(torch.uint8)
+    return Slice(start, stop, total, gather, added, width)

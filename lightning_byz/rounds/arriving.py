@@ -14,7 +14,6 @@ from lightning_byz.arrivals.arrivals import due_at, schedule_of
 from lightning_byz.census import Arrival, Census
 from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
-from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.channel import Shapes
 from lightning_byz.rounds.checks import share_memory
@@ -151,7 +150,7 @@ class Arriving(Robust):
         diagnose: bool,
     ) -> Outcome:
         """The step; ``before`` are the rows of those that are due."""
-        started, received, due = perf_counter(), wire.received, self.due(memory.step)
+        started, moved, due = perf_counter(), (wire.received, wire.sent), self.due(memory.step)
         usage = Usage(parameters, self.workers)
         ledger = Ledger(memory.step, self.workers, self.points, usage)
         workers = self._waiting(memory, sent, scale)
@@ -180,12 +179,11 @@ class Arriving(Robust):
             table[broken] = 0.0 if before is None else before[[due.index(worker) for worker in broken]]
         if attacked is not stack:
             stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
-        report = Report(memory.step, False, census, kept=True)
+        report = Report(memory.step, False, census, kept=True, message_bytes=delivered.message_bytes)
         tried, report, counts = self.judge.tolerated(stack, report, counts)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
-        name = type(self.defence.aggregator).__name__
-        whole = None if tried is None else assembled(vector, tried, wire, name=name)
+        back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
         exchanged = perf_counter() - ruled + arrived - started
         left = {
             TABLE: Sliced({"rows": table}, wire.slice),
@@ -196,15 +194,14 @@ class Arriving(Robust):
         after = adopted(workers, delivered.workers, due, census, wire)
         rules = {**{stage: values for stage, values in memory.rules.items() if stage != ATTACK_STAGE}, **left}
         kept = replace(memory, workers=after, rules=rules, counts=counts, points=points)
-        if whole is None or vector is None:
+        if back is None or back.whole is None:
             report = replace(report, taken=False, reason=report.reason or "a rule refused this step on another rank")
             left = after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
-            made = Sliced({"aggregate": vector.clone()} if self.defence.uses_reference else {}, wire.slice)
-            rules = {**kept.rules, "reference": made} if made.values else kept.rules
-            left = replace(kept, step=memory.step + 1, faults=0, rules=rules)
-        traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
-        return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic))
+            after, rules = kept.workers_after(back.workers), {**kept.rules, **back.rules}
+            left = replace(kept, step=memory.step + 1, faults=0, workers=after, rules=rules)
+        report = replace(report, exchange_seconds=exchanged, rule_seconds=ruled - arrived, **wire.moved_since(moved))
+        return Outcome(None if back is None else back.whole, left, report)
 
     def _waiting(
         self, memory: Memory, sent: Mapping[int, Sent], scale: float | None
@@ -214,7 +211,9 @@ class Arriving(Robust):
         for worker, own in sent.items():
             row = own.gradients[0]
             message, left = self._estimated(memory, worker, own, scale)
-            known = {} if self.points > 1 else workers.get(worker, {})  # one point, one memory: that of the last turn
+            known = dict(workers.get(worker, {}))
+            if self.points > 1:  # one point, one memory: that of the last turn
+                known.pop("estimator", None)
             message = row.clone() if share_memory(message, row) else message
             workers[worker] = {**known, PENDING: {"message": message}, PROPOSED: left}
         return workers

@@ -30,6 +30,7 @@ class Carried(NamedTuple):
         facts: How many numbers of each due worker's row, or of what it has compressed, no rule can use, and after these the ranks' facts, added up.
         workers: What the worker's end of each local worker remembers if its row is accepted, by stage.
         rules: What the rules' end remembers of each due worker if its row is accepted.
+        message_bytes: What a message takes on the wire, whole.
 
     """
 
@@ -37,6 +38,7 @@ class Carried(NamedTuple):
     facts: Int64[Tensor, " j"]
     workers: Mapping[int, Mapping[str, Vectors]]
     rules: Mapping[int, Float[Tensor, " s"]]
+    message_bytes: int
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,15 @@ class Channel:
         self, memory: Memory, due: Sequence[int], facts: Int64[Tensor, " k"], wire: Wire, *, shapes: Shapes | None
     ) -> Carried:
         """Bring the messages that lie in the wire's rows to the rules, and add up the ranks' facts. Every rank must call it."""
+        like, count = wire.row(wire.local[0]), len(due)
         if self.plain:
             delivered = wire.deliver(due, facts)
-            return Carried(delivered.vectors, delivered.facts, {}, {})
-        rows = {worker: wire.row(worker) for worker in due if worker in wire.local}
-        like = wire.row(wire.local[0])
+            return Carried(delivered.vectors, delivered.facts, {}, {}, like.nbytes)
         here = coordinates(shapes, wire.slice, like.numel())
-        told, entries, workers = like.new_zeros(len(due), dtype=torch.int64), {}, {}
+        told, entries, workers = like.new_zeros(count, dtype=torch.int64), {}, {}
         for place, worker in enumerate(due):
-            if worker in rows:
-                told[place : place + 1], entries[worker], workers[worker] = self._sent(
-                    memory, worker, rows[worker], here.whole
-                )
+            if worker in wire.local:
+                told[place], entries[worker], workers[worker] = self._sent(memory, worker, wire.row(worker), here.whole)
         parts = wire.deliver_parts(
             due,
             lambda worker, start, stop: entries[worker].part(start, stop),
@@ -117,10 +116,9 @@ class Channel:
             varies=self.compressor.varies,
         )
         vectors, seen, rules = self._received(memory, due, parts, here, like)
-        added, count = wire.tell(seen, torch.cat([told, facts.to(told.device)])), len(due)
-        return Carried(
-            vectors, torch.cat([added[:count] + added[count : 2 * count], added[2 * count :]]), workers, rules
-        )
+        added = wire.tell(seen, torch.cat([told, facts.to(told.device)]))
+        facts = torch.cat([added[:count] + added[count : 2 * count], added[2 * count :]])
+        return Carried(vectors, facts, workers, rules, self.compressor.size(here.whole, like.dtype))
 
     def played(
         self, memory: Memory, workers: Sequence[int], rows: Stack, *, shapes: Shapes | None
@@ -161,7 +159,7 @@ class Channel:
 
     def _sent(
         self, memory: Memory, worker: int, message: Tensor, whole: Coordinates
-    ) -> tuple[Tensor, Entries, Mapping[str, Vectors]]:
+    ) -> tuple[int, Entries, Mapping[str, Vectors]]:
         """How many numbers of what is compressed no rule can use, what travels, and what the worker's end remembers of it."""
         link, state = self.link.fitted(self.compressor, whole), self.ends.own(memory, worker, message)
         outgoing = link.outgoing(state, message)
@@ -169,14 +167,13 @@ class Channel:
         if bad := int(unusable(narrow[None])):
             narrow = torch.zeros_like(narrow)
         entries = self.compressor.encode(narrow, whole, generator=self._draw(memory.step, worker, message))
-        count = torch.tensor([bad], device=message.device)
         if not link.at_worker:
-            return count, entries, {}
+            return bad, entries, {}
         decoded, part = torch.empty_like(narrow), entries.part(0, whole.total)
         self.compressor.decode(part, whole, generator=self._draw(memory.step, worker, message), out=decoded)
         after = _own(link.after(state, outgoing, decoded), message)
         assert after is not None
-        return count, entries, {LINK_STAGE: {self.ends.name: after}}
+        return bad, entries, {LINK_STAGE: {self.ends.name: after}}
 
     def _received(
         self, memory: Memory, due: Sequence[int], parts: Mapping[int, Tensor], here: Coordinates, like: Tensor

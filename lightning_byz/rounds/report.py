@@ -34,6 +34,8 @@ class Report:
         kept: Whether what arrived is kept whether or not the step is taken, as under arrivals.
         fault: Whether the step was not taken because more weight was broken than f allows; ``None`` where any broken message of it says so.
         bytes_received: What came to this rank from others, in bytes.
+        bytes_sent: What this rank has sent to others, in bytes.
+        message_bytes: What a worker's message takes on the wire, whole; 0 where nobody was asked for one.
         exchange_seconds: Time this rank spent in estimators and the exchange, waiting for others included.
         rule_seconds: Time this rank spent in attack and rules, and in what is measured and remembered of the step.
 
@@ -53,6 +55,8 @@ class Report:
     kept: bool = False
     fault: bool | None = None
     bytes_received: int = 0
+    bytes_sent: int = 0
+    message_bytes: int = 0
     exchange_seconds: float = 0.0
     rule_seconds: float = 0.0
 

@@ -15,13 +15,13 @@ from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import Memory, Sliced, Vectors, map_vectors
 from lightning_byz.random import generator
-from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel, Shapes
 from lightning_byz.rounds.checks import estimated, plain
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.ends import DOWN_STAGE, LINK_STAGE
 from lightning_byz.rounds.report import Report, diagnosed
+from lightning_byz.rounds.returning import Returned, returned
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
 from lightning_byz.rounds.rows import present, reference_of
 from lightning_byz.rounds.untaken import after_untaken
@@ -121,11 +121,13 @@ class Robust(Round):
         diagnose: bool = False,
     ) -> Outcome:
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
-        started, received = perf_counter(), wire.received
+        started, moved = perf_counter(), (wire.received, wire.sent)
         proposed = self._estimate(memory, sent, wire, scale)
         told = self._facts(sent, parameters)
-        vectors, facts, ends, known = self.channel.deliver(memory, range(self.workers), told, wire, shapes=shapes)
-        proposed = {worker: {**own, **ends.get(worker, {})} for worker, own in proposed.items()}
+        vectors, facts, ends, known, length = self.channel.deliver(
+            memory, range(self.workers), told, wire, shapes=shapes
+        )
+        proposed = {worker: {"estimator": left, **ends.get(worker, {})} for worker, left in proposed.items()}
         arrived = perf_counter()
         census = self._census(facts.tolist())
         away = census.workers(Arrival.ABSENT)
@@ -143,20 +145,30 @@ class Robust(Round):
             tried = stack if self.defence.weight(census.workers(Arrival.ARRIVED)) > 0 else None
         except TooManyFaults as error:
             reason = str(error)
-        report = Report(memory.step, False, census, reason=reason)
+        report = Report(memory.step, False, census, reason=reason, message_bytes=length)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
         back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
-        exchanged = perf_counter() - ruled + arrived - started
+        seconds = {"exchange_seconds": perf_counter() - ruled + arrived - started, "rule_seconds": ruled - arrived}
         if back is None or back.whole is None:
             reason = report.reason or "a rule refused this step on another rank"
             report = replace(report, taken=False, reason=reason if tried is not None else report.reason)
             after = after_untaken(memory, report, self.defence, counts=scale is None or scale <= 1.0)
         else:
-            adopted = {w: own for w, own in proposed.items() if census.arrival[w] is Arrival.ARRIVED}
-            after = self._committed(memory, [adopted, back.workers], sent, census, wire, vector=back.part, left={**left, **back.rules})
-        traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
-        return Outcome(None if back is None else back.whole, after, replace(report, rule_seconds=ruled - arrived, **traffic))
+            adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
+            workers = memory.workers_after(adopted, back.workers)
+            after = self._committed(memory, workers, {**left, **back.rules}, sent, census, wire)
+        return Outcome(back and back.whole, after, replace(report, **seconds, **wire.moved_since(moved)))
+
+    def _returned(
+        self, vector: Tensor | None, stack: Stack, memory: Memory, wire: Wire, shapes: Shapes | None
+    ) -> Returned:
+        """What all ranks step on, and what is remembered of it where rules read it."""
+        name = type(self.defence.aggregator).__name__
+        back = returned(vector, stack, wire, name=name, channel=self.channel, memory=memory, shapes=shapes)
+        if back.part is None or not self.defence.uses_reference:
+            return back
+        return back._replace(rules={**back.rules, "reference": Sliced({"aggregate": back.part.clone()}, wire.slice)})
 
     def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
         """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""
@@ -173,7 +185,7 @@ class Robust(Round):
 
     def _estimate(
         self, memory: Memory, sent: Mapping[int, Sent], wire: Wire, scale: float | None
-    ) -> dict[int, Mapping[str, Vectors]]:
+    ) -> dict[int, Vectors]:
         """Write the message of each local worker that computed to its row, and return what each would remember."""
         proposed = {}
         for worker in wire.local:
@@ -182,7 +194,7 @@ class Robust(Round):
                 row.zero_()
                 continue
             estimate, left = self._estimated(memory, worker, own, scale)
-            proposed[worker] = {"estimator": left}
+            proposed[worker] = left
             if estimate is not row:
                 row.copy_(estimate)
         return proposed
@@ -220,33 +232,19 @@ class Robust(Round):
     def _committed(
         self,
         memory: Memory,
-        proposed: Sequence[Mapping[int, Mapping[str, Vectors]]],
+        workers: Mapping[int, Mapping[str, Vectors]],
+        rules: Mapping[str, Sliced],
         sent: Mapping[int, Sent],
         census: Census,
         wire: Wire,
-        *,
-        vector: Tensor | None,
-        left: Mapping[str, Sliced],
     ) -> Memory:
-        """What is remembered after a step that was taken: only of workers whose message was accepted."""
-        adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
+        """What is remembered after a step that was taken."""
+        accepted = [word is Arrival.ARRIVED for word in census.arrival]
         before = memory.counts.get("adopted", [0] * self.workers)
-        counts = [count + (word is Arrival.ARRIVED) for count, word in zip(before, census.arrival, strict=True)]
-        counted: dict[str, Sequence[int]] = {"adopted": counts}
+        counted = {"adopted": [count + here for count, here in zip(before, accepted, strict=True)]}
         points: Mapping[int, Tensor] = {}
         if self.points > 1:
-            accepted = [word is Arrival.ARRIVED for word in census.arrival]
             counted["point"], points = memory.points_after(
                 accepted, {worker: own.point for worker, own in sent.items()}, wire.local
             )
-        reference = (
-            {"reference": Sliced({"aggregate": vector.clone()}, wire.slice)} if self.defence.uses_reference else {}
-        )
-        return Memory(
-            memory.step + 1,
-            0,
-            {**memory.workers, **adopted},
-            {**reference, **left},
-            counted,
-            points,
-        )
+        return Memory(memory.step + 1, 0, workers, rules, counted, points)
