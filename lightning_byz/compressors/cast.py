@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_byz.compressors.compressor import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
 from lightning_byz.compressors.entries import Dense
-from lightning_byz.compressors.wire import from_bytes, kept, refused, saturated
+from lightning_byz.compressors.wire import finite, from_bytes, kept, refused, saturated
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -80,4 +80,4 @@ class Cast(Compressor):
         out.copy_(
             values if torch.finfo(out.dtype).max >= torch.finfo(values.dtype).max else saturated(values, out.dtype)
         )
-        return kept(out, values.isfinite().all())
+        return kept(out, finite(values))

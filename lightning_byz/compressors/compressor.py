@@ -26,6 +26,9 @@ class Compressor(ABC):
     varies: ClassVar[bool] = False
     """Whether the length of a part depends on the vector, so that lengths travel first."""
 
+    exceptions: ClassVar[frozenset[str]] = frozenset()
+    """Laws of the contract suite that the definition of this compressor does not keep, by name: ``contraction``."""
+
     @property
     def shared(self) -> bool:
         """Whether all workers draw the same numbers at a step."""

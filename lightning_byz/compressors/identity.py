@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_byz.compressors.compressor import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
 from lightning_byz.compressors.entries import Dense
-from lightning_byz.compressors.wire import from_bytes, kept, refused
+from lightning_byz.compressors.wire import finite, from_bytes, kept, refused
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class Identity(Compressor):
         if part.numel() != self.size(coordinates, out.dtype):
             return refused(out)
         out.copy_(from_bytes(part, 0, len(out), out.dtype))
-        return kept(out, out.isfinite().all())
+        return kept(out, finite(out))

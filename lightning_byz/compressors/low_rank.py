@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_byz.compressors.compressor import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
 from lightning_byz.compressors.entries import Entries
-from lightning_byz.compressors.wire import at_least_single, from_bytes, kept, refused, saturated, to_bytes
+from lightning_byz.compressors.wire import at_least_single, finite, from_bytes, kept, refused, saturated, to_bytes
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class LowRank(Compressor):
             return refused(out)
         matrices, counts, wide = self._matrices(coordinates), self._numbers(coordinates), at_least_single(out.dtype)
         values = from_bytes(part, 0, sum(counts), out.dtype)
-        valid = values.isfinite().all()
+        valid = finite(values)
         for (place, low, high), own in zip(coordinates.runs(), values.split(counts), strict=True):
             shape = matrices[place]
             if shape is None:

@@ -73,5 +73,5 @@ class ScaledSign(Compressor):
         wide = at_least_single(out.dtype)
         scale = from_bytes(part, 0, 1, wide)[0].to(out.dtype)
         negative, clean = unpack(part[wide.itemsize :], 1, len(out))
-        torch.where(negative.bool(), -scale, scale, out=out)
+        torch.where(negative.view(torch.bool), -scale, scale, out=out)
         return kept(out, clean & scale.isfinite() & (scale >= 0))

@@ -44,3 +44,11 @@ def kept(out: Float[Tensor, " s"], valid: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     elif not valid:
         out.zero_()
     return valid
+
+
+def finite(values: Float[Tensor, " s"]) -> Bool[Tensor, ""]:
+    """Return whether all numbers are finite, in one reading pass: the smallest and the largest are, and either is no number if any is none."""
+    if not len(values):
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    smallest, largest = values.aminmax()
+    return smallest.isfinite() & largest.isfinite()

@@ -8,10 +8,18 @@ import torch
 from lightning_byz.aggregators import Aggregator, CoordinateMedian
 from lightning_byz.attacks import Attack
 from lightning_byz.attacks.attack import check_signature
+from lightning_byz.compressors import Compressor
 from lightning_byz.estimators import Estimator
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.testing.chain import Chain
-from lightning_byz.testing.laws import AGGREGATOR_LAWS, ATTACK_LAWS, ESTIMATOR_LAWS, PREAGGREGATOR_LAWS, Law
+from lightning_byz.testing.laws import (
+    AGGREGATOR_LAWS,
+    ATTACK_LAWS,
+    COMPRESSOR_LAWS,
+    ESTIMATOR_LAWS,
+    PREAGGREGATOR_LAWS,
+    Law,
+)
 
 
 def check_aggregator(
@@ -183,6 +191,42 @@ def check_estimator(
     require_kind(estimator, Estimator, cases)
     for law in chosen_laws(ESTIMATOR_LAWS, laws):
         law.hold(estimator, cases, seed)
+
+
+def check_compressor(
+    compressor: Compressor, *, cases: int = 100, seed: int = 0, laws: Sequence[str] | None = None
+) -> None:
+    """Check that a compressor makes bytes of its arguments alone, wherever the coordinates lie, and takes any bytes.
+
+    Slices make the bytes of the whole, ties included; a part has the stated size; alpha and omega hold, as far as trials tell; equal draws give
+    equal bytes; inputs are not written to; and whatever bytes come, ``decode`` writes finite numbers or says that they are no message.
+    ``compressor.exceptions`` names what its definition does not keep.
+
+    Args:
+        compressor: An instance.
+        cases: As for :func:`check_aggregator`.
+        seed: Likewise.
+        laws: Likewise.
+
+    Raises:
+        AssertionError: For the first case that breaks a law. It names the law, the compressor and the case, and what was seen.
+        TypeError: If ``compressor`` is no compressor.
+        ValueError: If ``cases`` is not positive, or ``laws`` names none of them.
+
+    Example:
+        >>> from lightning_byz.compressors import RandomK, TopK
+        >>> check_compressor(TopK(0.1), cases=5)
+        >>> class Better(TopK):
+        ...     def alpha(self, coordinates):
+        ...         return 0.9
+        >>> check_compressor(Better(0.1), laws=["compressor_contraction"])
+        Traceback (most recent call last):
+        ...
+        AssertionError: Better(...) breaks the law 'compressor_contraction': ...
+    """
+    require_kind(compressor, Compressor, cases)
+    for law in chosen_laws(COMPRESSOR_LAWS, laws):
+        law.hold(compressor, cases, seed)
 
 
 def require_kind(rule: object, kind: type, cases: int) -> None:

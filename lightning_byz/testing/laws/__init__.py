@@ -4,6 +4,7 @@ from lightning_byz.testing.law import Law
 from lightning_byz.testing.laws import (
     attacks,
     collectives,
+    compressors,
     estimators,
     layout,
     mixing,
@@ -77,6 +78,18 @@ ESTIMATOR_LAWS: tuple[Law, ...] = (
 )
 """What an estimator signs."""
 
+COMPRESSOR_LAWS: tuple[Law, ...] = (
+    compressors.compressor_constants,
+    compressors.compressor_size,
+    compressors.compressor_inputs,
+    compressors.compressor_purity,
+    compressors.compressor_slices,
+    compressors.compressor_contraction,
+    compressors.compressor_unbiased,
+    compressors.compressor_totality,
+)
+"""What a compressor signs."""
+
 EXCHANGE_LAWS: tuple[Law, ...] = (
     wires.exchange_places,
     wires.exchange_slices,
@@ -95,6 +108,7 @@ EXCHANGE_LAWS: tuple[Law, ...] = (
 __all__ = [
     "AGGREGATOR_LAWS",
     "ATTACK_LAWS",
+    "COMPRESSOR_LAWS",
     "ESTIMATOR_LAWS",
     "EXCHANGE_LAWS",
     "PREAGGREGATOR_LAWS",
