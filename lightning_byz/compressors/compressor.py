@@ -53,9 +53,7 @@ class Compressor(ABC):
         return
 
     @abstractmethod
-    def encode(
-        self, vector: Float[Tensor, " s"], coordinates: Coordinates, *, generator: torch.Generator
-    ) -> Entries:
+    def encode(self, vector: Float[Tensor, " s"], coordinates: Coordinates, *, generator: torch.Generator) -> Entries:
         """Return what the vector becomes on its way.
 
         Args:
