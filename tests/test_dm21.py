@@ -123,14 +123,13 @@ def test_the_first_average_is_storms():
         assert torch.equal(known["estimate"], memory["estimate"])
 
 
-@pytest.mark.parametrize("eta", [0, -0.1, 1.5, float("nan"), True, "theory", None])
+@pytest.mark.parametrize("eta", [0, -0.1, 1.5, float("nan"), True])
 def test_weights_that_are_refused(eta):
     with pytest.raises(ValueError, match=r"DM21\(eta=.*must be in \(0, 1\]"):
         DM21(eta)
 
 
-def test_what_else_is_refused():
-    with pytest.raises(ValueError, match=r"DM21\(variance_reduced=2\): give True"):
-        DM21(variance_reduced=2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"DM21\(clip=0\): give the largest length"):
-        DM21(clip=0)
+@pytest.mark.parametrize("clip", [0, -1.0, float("inf")])
+def test_lengths_that_are_refused(clip):
+    with pytest.raises(ValueError, match=r"DM21\(clip=.*give the largest length"):
+        DM21(clip=clip)

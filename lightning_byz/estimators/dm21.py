@@ -31,7 +31,8 @@ class DM21(Estimator):
     Cost: two passes over d, and variance-reduced those of ``Storm``; memory: two vectors of d numbers per worker, at least float32.
 
     Args:
-        eta: Weight of the present in both averages, in (0, 1]. The default 0.1 averages over about ten steps, twice. With 1 the estimate is the gradient, to the bit.
+        eta: Weight of the present in both averages, in (0, 1]. The default 0.1 averages over about ten steps, twice. With 1 the
+            estimate is the gradient, to the bit.
         variance_reduced: Whether the first average is corrected at the point where the last message was made.
         clip: Largest length of a gradient; longer ones are shortened to it before they enter.
 
@@ -61,10 +62,6 @@ class DM21(Estimator):
         if not isinstance(self.eta, int | float) or isinstance(self.eta, bool) or not 0 < self.eta <= 1:
             raise ValueError(
                 f"DM21(eta={self.eta!r}): eta weighs the present and must be in (0, 1]; 0.1 averages over about ten steps, twice."
-            )
-        if not isinstance(self.variance_reduced, bool):
-            raise ValueError(
-                f"DM21(variance_reduced={self.variance_reduced!r}): give True for a second gradient of each batch, or False."
             )
         check_clip(self, self.clip)
 
