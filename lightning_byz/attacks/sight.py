@@ -25,6 +25,8 @@ class Sight:
             at the start of a run; cut as ``stack`` is. Empty for an attack that remembers none.
         ages: For each row the steps since it was computed, all 0 where every worker computes at every step; empty where nobody said.
         step: Number of the step, from 0.
+        mirrors: Under a link that keeps vectors at both ends (``EF21``, ``Diana``), that of each worker before this step, as the rules have it:
+            a worker's row minus its mirror is what it compresses. None otherwise.
 
     Example:
         >>> sight = Sight(Stack(torch.tensor([[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]])), [2], torch.Generator())
@@ -39,6 +41,7 @@ class Sight:
     past: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
     ages: Sequence[int] = ()
     step: int = 0
+    mirrors: Float[Tensor, "n d"] | None = None
 
     @property
     def own(self) -> Float[Tensor, "m d"]:

@@ -1,15 +1,18 @@
 """How the messages of workers reach the rules, and the aggregate the ranks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from lightning_byz.exchange.placement import Placement
 from lightning_byz.slice import Slice
+
+Part = Callable[[int, int, int], UInt8[Tensor, " b"]]
+"""Returns the bytes of a local worker's message for the coordinates from one to another."""
 
 
 class Delivered(NamedTuple):
@@ -50,6 +53,28 @@ class Wire(ABC):
     @abstractmethod
     def deliver(self, due: Sequence[int], facts: Int64[Tensor, " k"]) -> Delivered:
         """Bring the messages of the ``due`` workers to the rules, and add up the ranks' facts. Rows may be written again afterwards."""
+
+    def deliver_parts(
+        self, due: Sequence[int], part: Part, size: int, *, varies: bool
+    ) -> Mapping[int, UInt8[Tensor, " b"]]:
+        """Bring the parts of the ``due`` workers' compressed messages that this rank's rules need to them.
+
+        Args:
+            due: Whose message was expected.
+            part: Returns what a local worker sends to the rules of some coordinates.
+            size: How many bytes such a part has for this rank's coordinates; where that ``varies``, at most.
+            varies: Whether lengths travel first. A longer part is cut to ``size``.
+
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} carries whole messages only: define deliver_parts and tell in it, or leave link and compressor out."
+        )
+
+    def tell(self, seen: Int64[Tensor, " k"], facts: Int64[Tensor, " j"]) -> Int64[Tensor, " i"]:
+        """Return what the rules of all ranks have seen at their coordinates, and after it the ranks' facts, each added up."""
+        raise NotImplementedError(
+            f"{type(self).__name__} carries whole messages only: define deliver_parts and tell in it, or leave link and compressor out."
+        )
 
     @abstractmethod
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:

@@ -1,6 +1,6 @@
 """All workers in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
+from lightning_byz.exchange.exchange import Delivered, Exchange, Part, Wire
 from lightning_byz.exchange.placement import Placement, world_size
 from lightning_byz.kernels import unusable
 from lightning_byz.slice import Slice, whole_in_blocks
@@ -77,6 +77,12 @@ class _LocalWire(Wire):
         run = range(due[0], due[-1] + 1) if due else range(0)
         vectors = self._rows[run.start : run.stop] if list(due) == list(run) else self._rows[list(due)]
         return Delivered(vectors, torch.cat([unusable(vectors), facts.to(vectors.device)]))
+
+    def deliver_parts(self, due: Sequence[int], part: Part, size: int, *, varies: bool) -> Mapping[int, Tensor]:
+        return {worker: part(worker, 0, self._rows.shape[1]) for worker in due}
+
+    def tell(self, seen: Int64[Tensor, " k"], facts: Int64[Tensor, " j"]) -> Int64[Tensor, " i"]:
+        return torch.cat([seen, facts.to(seen.device)])
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
         return (self._each[0] if out is None else out).copy_(vector)

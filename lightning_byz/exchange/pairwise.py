@@ -2,14 +2,15 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_byz.exchange.exchange import Delivered, Exchange, Wire
+from lightning_byz.exchange.exchange import Delivered, Exchange, Part, Wire
 from lightning_byz.exchange.placement import Placement
 from lightning_byz.inside_torch import present_timeout
 from lightning_byz.kernels import block_size, unusable
@@ -107,7 +108,49 @@ class _PairwiseWire(Wire):
         self.received += sum(values.nbytes for values, _ in received)
         everyone = list(due) == list(range(self._placement.workers))
         vectors = self._vectors if everyone else self._vectors[list(due)]
-        return Delivered(vectors, self._added(unusable(vectors), facts.to(vectors.device)))
+        return Delivered(vectors, self.tell(unusable(vectors), facts))
+
+    def deliver_parts(self, due: Sequence[int], part: Part, size: int, *, varies: bool) -> Mapping[int, Tensor]:
+        (start, stop), local = self._own, [worker for worker in due if worker in self.local]
+        cut = {run: {worker: part(worker, *run) for worker in local} for run in set(self._bounds) if run[0] < run[1]}
+        others = list(_others(self._bounds, self._placement.rank))
+        coming = {
+            rank: [worker for worker in due if worker in self._placement.of(rank)] if start < stop else []
+            for rank, _ in others
+        }
+        lengths = {worker: size for workers in coming.values() for worker in workers}
+        if varies:
+            lengths = self._lengths(cut, coming, size)
+        here = {worker: self._vectors.new_empty(lengths[worker], dtype=torch.uint8) for worker in lengths}
+        received = [(here[worker], rank) for rank in coming for worker in coming[rank] if lengths[worker]]
+        sent = [(piece, rank) for rank, run in others for piece in cut.get(run, {}).values() if piece.numel()]
+        _finish(_transfer(sent, received))
+        self.received += sum(values.nbytes for values, _ in received)
+        return here | cut.get(self._own, {worker: self._vectors.new_empty(0, dtype=torch.uint8) for worker in local})
+
+    def _lengths(
+        self, cut: Mapping[tuple[int, int], Mapping[int, Tensor]], coming: Mapping[int, Sequence[int]], size: int
+    ) -> dict[int, int]:
+        """Tell each rank how long the parts for it are, and return how long those are that come here."""
+        like: dict[str, Any] = {"dtype": torch.int64, "device": self._vectors.device}
+        told = {rank: torch.empty(len(workers), **like) for rank, workers in coming.items() if workers}
+        sent = [
+            (torch.tensor([piece.numel() for piece in cut[run].values()], **like), rank)
+            for rank, run in _others(self._bounds, self._placement.rank)
+            if cut.get(run)
+        ]
+        _finish(_transfer(sent, [(lengths, rank) for rank, lengths in told.items()]))
+        self.received += sum(lengths.nbytes for lengths in told.values())
+        return {
+            worker: min(max(length, 0), size)
+            for rank, lengths in told.items()
+            for worker, length in zip(coming[rank], lengths.tolist(), strict=True)
+        }
+
+    def tell(self, seen: Int64[Tensor, " k"], facts: Int64[Tensor, " j"]) -> Int64[Tensor, " i"]:
+        """Sum over ranks; where each rank saw whole messages, it counted for itself."""
+        facts = facts.to(seen.device)
+        return torch.cat([seen, _sum(facts)]) if self._whole else _sum(torch.cat([seen, facts]))
 
     def assemble(self, vector: Float[Tensor, " s"], *, out: Float[Tensor, " d"] | None = None) -> Float[Tensor, " d"]:
         # the rows have been delivered: their memory is free for what is made of them
@@ -122,12 +165,6 @@ class _PairwiseWire(Wire):
         _finish(works)
         self.received += sum(values.nbytes for values, _ in received)
         return whole
-
-    def _added(self, unusable_here: Tensor, facts: Tensor) -> Tensor:
-        """Sum over ranks; where each rank saw whole messages, it counted for itself."""
-        if self._whole:
-            return torch.cat([unusable_here, _sum(facts)])
-        return _sum(torch.cat([unusable_here, facts]))
 
 
 def slice_bounds(total: int, ranks: int, width: int | None = None) -> list[tuple[int, int]]:

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.arrivals import Arrivals
 from lightning_byz.attacks import Attack
+from lightning_byz.compressors import Compressor
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
 from lightning_byz.exchange.placement import world_size
+from lightning_byz.links import Downlink, Link
 from lightning_byz.optimizers.anytime import Anytime
 from lightning_byz.optimizers.plain_run import PlainRun
 from lightning_byz.optimizers.refusals import check_module, check_optimizer, check_weights_here
@@ -25,6 +27,7 @@ from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.plan import Plan, check_arrivals
 from lightning_byz.rounds.second_momentum import second_momentum
 from lightning_byz.rounds.trained import held_by, trained_by
+from lightning_byz.rounds.ways import check_parameters, checked_ways
 from lightning_byz.rounds.weights import checked_weights
 
 _log = logging.getLogger(__name__)
@@ -44,6 +47,9 @@ def begun(
     attack: Attack | None,
     exchange: Exchange | None,
     arrivals: Arrivals,
+    link: Link,
+    compressor: Compressor,
+    downlink: Compressor | Downlink | None,
     weights: Any,
     age_decay: float | None,
     max_share: float | None,
@@ -60,6 +66,7 @@ def begun(
     check_weights_here(weights)
     weights = checked_weights(weights, max_share, workers)
     check_arrivals(arrivals, weights, age_decay)
+    back = checked_ways(link, compressor, downlink)
     arguments.check_buffers(buffers)
     arguments.check_digest_every(digest_every)
     ranks = world_size()
@@ -74,7 +81,9 @@ def begun(
             warnings.warn(warning, stacklevel=3)
     _start_alike(optimizer, module, exchange, placement)
     seed = int(environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-    plan = Plan(estimator, Attackers(tuple(attackers), attack), arrivals, weights, max_share, age_decay)
+    by = Attackers(tuple(attackers), attack)
+    plan = Plan(estimator, by, arrivals, weights, max_share, age_decay, link, compressor, back)
+    check_parameters(plan, [optimizer], exchange, placement)
     rules = aggregator, preaggregators
     defence = start_up.planned_defence(f, rules, plan, plan.constant, exchange, placement, seed=seed)
     if anytime is not None:

@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.arrivals import Arrivals, Synchronous
 from lightning_byz.attacks import Attack
+from lightning_byz.compressors import Compressor, Identity
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Exchange
+from lightning_byz.links import Direct, Downlink, Link
 from lightning_byz.optimizers.anytime import Anytime
 from lightning_byz.optimizers.around import AroundOptimizer
 from lightning_byz.optimizers.beginning import begun
@@ -46,6 +48,9 @@ class RobustOptimizer(AroundOptimizer):
         exchange: How rows reach the rules; ``None`` for ``Local()`` in one process and ``AllToAll()`` in several.
         arrivals: Which workers deliver at each step; other than ``Synchronous()``, rules see the last message of each, and a call of
             :meth:`backward` for a worker that does not compute now passes it over: see :attr:`computing`.
+        link: What a worker compresses of its messages, and how the rules rebuild them.
+        compressor: What makes a message smaller.
+        downlink: How the aggregate comes back: a compressor, or a ``Downlink`` of one with a link; ``None`` for as it is.
         weights: How much each worker counts, one number each, or under arrivals ``"counts"`` for the messages delivered; ``None`` for all alike.
         age_decay: Times which a weight goes with each step of its message's age, under arrivals; ``None`` for none.
         max_share: The largest part of the total weight that one worker may have.
@@ -86,6 +91,9 @@ class RobustOptimizer(AroundOptimizer):
         attack: Attack | None = None,
         exchange: Exchange | None = None,
         arrivals: Arrivals = Synchronous(),  # noqa: B008 - frozen
+        link: Link = Direct(),  # noqa: B008 - frozen
+        compressor: Compressor = Identity(),  # noqa: B008 - frozen
+        downlink: Compressor | Downlink | None = None,
         weights: Sequence[float | int] | Literal["counts"] | None = None,
         age_decay: float | None = None,
         max_share: float | None = None,
@@ -110,6 +118,9 @@ class RobustOptimizer(AroundOptimizer):
             attack=attack,
             exchange=exchange,
             arrivals=arrivals,
+            link=link,
+            compressor=compressor,
+            downlink=downlink,
             weights=weights,
             age_decay=age_decay,
             max_share=max_share,

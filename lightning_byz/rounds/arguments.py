@@ -151,4 +151,7 @@ _EXAMPLES: dict[str, str] = {
     "Exchange": "AllToAll()",
     "Partition": "IID()",
     "Anytime": "Anytime(0.1)",
+    "Link": "EF21()",
+    "Compressor": "TopK(0.05)",
+    "Downlink": "Downlink(TopK(0.05), EF21())",
 }

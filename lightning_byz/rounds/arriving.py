@@ -12,19 +12,21 @@ from torch import Tensor
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
 from lightning_byz.arrivals.arrivals import due_at, schedule_of
 from lightning_byz.census import Arrival, Census
-from lightning_byz.errors import TooManyFaults
 from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE
+from lightning_byz.rounds.channel import Shapes
 from lightning_byz.rounds.checks import share_memory
 from lightning_byz.rounds.ledger import Counts, Ledger, refuse_foreign
 from lightning_byz.rounds.overflow import overflowing, telling
 from lightning_byz.rounds.pending import PENDING, PROPOSED, adopted, hand_over, points_of
 from lightning_byz.rounds.report import Report
-from lightning_byz.rounds.robust import PATIENCE, Robust, reference_of
+from lightning_byz.rounds.robust import Robust
 from lightning_byz.rounds.round import Outcome, Sent, Turn
+from lightning_byz.rounds.rows import reference_of
 from lightning_byz.rounds.table import TABLE, Judge, kept_rows, rows_of, updated
+from lightning_byz.rounds.untaken import after_refusal
 from lightning_byz.rounds.usage import Usage
 from lightning_byz.rounds.weighing import Weighing
 from lightning_byz.stack import Stack
@@ -90,20 +92,18 @@ class Arriving(Robust):
     # ------------------------------------------------------------------ what is remembered
 
     def remembered(self, like: Tensor) -> Mapping[str, Vectors]:
-        """Return the estimator's blank memory, the one that a waiting message would leave, and that message."""
+        """Return the estimator's blank memory, the one that a waiting message would leave, that message, and the worker's end of the link."""
         blank = self.estimator.init(like)
-        return {"estimator": blank, PENDING: {"message": like}, PROPOSED: blank}
+        ends = self.channel.ends.remembered(like)
+        return {"estimator": blank, PENDING: {"message": like}, PROPOSED: blank, **ends}
 
     def realigned(
         self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
     ) -> Mapping[str, Vectors]:
         """Return what a worker remembers for other parameters: a waiting message is zero where they are new."""
-        return {
-            stage: {"message": realign(values["message"], 0.0)}  # type: ignore[arg-type]
-            if stage == PENDING
-            else self.estimator.realigned(values, realign)
-            for stage, values in remembered.items()
-        }
+        waiting = {PENDING: {"message": realign(remembered[PENDING]["message"], 0.0)}} if PENDING in remembered else {}  # type: ignore[arg-type]
+        others = {stage: values for stage, values in remembered.items() if stage != PENDING}
+        return {**super().realigned(others, realign), **waiting}
 
     def unstepped(self, before: Memory, after: Memory) -> Memory:
         """Return what is remembered without a step on the aggregate: what has arrived, and the last aggregate with one."""
@@ -127,6 +127,7 @@ class Arriving(Robust):
         wire: Wire,
         *,
         parameters: int,
+        shapes: Shapes | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
@@ -135,7 +136,7 @@ class Arriving(Robust):
         The table of the memory is written in place; it is as it was if this raises.
         """
         with kept_rows(memory, self.due(memory.step)) as before:
-            return self._taken(memory, sent, wire, parameters, scale, before=before, diagnose=diagnose)
+            return self._taken(memory, sent, wire, parameters, scale, shapes=shapes, before=before, diagnose=diagnose)
 
     def _taken(
         self,
@@ -145,6 +146,7 @@ class Arriving(Robust):
         parameters: int,
         scale: float | None,
         *,
+        shapes: Shapes | None,
         before: Tensor | None,
         diagnose: bool,
     ) -> Outcome:
@@ -157,7 +159,8 @@ class Arriving(Robust):
         workers |= {worker: memory.workers.get(worker, {}) for worker in over}
         hand_over(workers, due, wire)
         used = usage.told({worker: own.used for worker, own in sent.items()})
-        delivered = wire.deliver(due, torch.cat([telling(sent, over, workers=self.workers), used]))
+        told_now = torch.cat([telling(sent, over, workers=self.workers), used])
+        delivered = self.channel.deliver(memory, due, told_now, wire, shapes=shapes)
         arrived = perf_counter()
         facts, told = delivered.facts.tolist(), len(due) + self.workers
         computing, heard_of = self.computing(memory.step), facts[len(due) : told]
@@ -167,7 +170,8 @@ class Arriving(Robust):
         table = updated(rows_of(memory), delivered.vectors, due, arrival)
         stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         past = self.attackers.remembered(memory, stack, census)
-        attacked, broken = self.attackers.replaced(stack, census, memory, self.defence)
+        behind = {"channel": self.channel, "shapes": shapes}
+        attacked, broken, played = self.attackers.replaced(stack, census, memory, self.defence, **behind)
         if not share_memory(attacked.vectors, table):  # rules see a copy while somebody has sent nothing usable yet
             table[due] = attacked.vectors[due]
         if broken:
@@ -183,10 +187,18 @@ class Arriving(Robust):
         name = type(self.defence.aggregator).__name__
         whole = None if tried is None else assembled(vector, tried, wire, name=name)
         exchanged = perf_counter() - ruled + arrived - started
-        kept = self._kept(memory, workers, due, census, counts, wire, sent=sent, table=table, past=past)
+        left = {
+            TABLE: Sliced({"rows": table}, wire.slice),
+            **({ATTACK_STAGE: Sliced(past, wire.slice)} if past else {}),
+        }
+        left |= self.channel.ends.kept(memory, census, delivered.rules, played, wire.slice)
+        points = points_of(memory, sent, counts, wire) if self.points > 1 else {}
+        after = adopted(workers, delivered.workers, due, census, wire)
+        rules = {**{stage: values for stage, values in memory.rules.items() if stage != ATTACK_STAGE}, **left}
+        kept = replace(memory, workers=after, rules=rules, counts=counts, points=points)
         if whole is None or vector is None:
             report = replace(report, taken=False, reason=report.reason or "a rule refused this step on another rank")
-            left = self._after_refusal(kept, report, counts=scale is None or scale <= 1.0)
+            left = after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
             made = Sliced({"aggregate": vector.clone()} if self.defence.uses_reference else {}, wire.slice)
             rules = {**kept.rules, "reference": made} if made.values else kept.rules
@@ -214,34 +226,3 @@ class Arriving(Robust):
         reference = reference_of(memory) if self.defence.uses_reference else None
         judged = self.judge.judged(rows, ledger, counts, reference=reference, slice=wire.slice)
         return judged.stack, Census(arrival, judged.weights, ledger.ages(counts), judged.used)
-
-    def _kept(
-        self,
-        memory: Memory,
-        workers: Mapping[int, Mapping[str, Vectors]],
-        due: Sequence[int],
-        census: Census,
-        counts: Counts,
-        wire: Wire,
-        *,
-        sent: Mapping[int, Sent],
-        table: Tensor,
-        past: Mapping[str, Tensor],
-    ) -> Memory:
-        """What is remembered whether or not an update is made."""
-        rules = {**memory.rules, TABLE: Sliced({"rows": table}, wire.slice)}
-        rules = {stage: values for stage, values in rules.items() if stage != ATTACK_STAGE}
-        if past:
-            rules[ATTACK_STAGE] = Sliced(past, wire.slice)
-        points = points_of(memory, sent, counts, wire) if self.points > 1 else {}
-        after = adopted(workers, due, census, wire)
-        return replace(memory, workers=after, rules=rules, counts=counts, points=points)
-
-    def _after_refusal(self, kept: Memory, report: Report, *, counts: bool) -> Memory:
-        """What is remembered after a step without an update; only more broken weight than f is a fault."""
-        faults = kept.faults + bool(counts and report.fault)
-        if faults < PATIENCE:
-            return replace(kept, step=kept.step + 1, faults=faults)
-        raise TooManyFaults(
-            f"{PATIENCE} times in a row more weight was broken than may be: {report.reason}. Look for the cause at these workers, or change f."
-        )

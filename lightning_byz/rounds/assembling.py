@@ -1,6 +1,7 @@
 """The whole aggregate from every rank's part of it."""
 
 from math import isinf, isnan
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -35,5 +36,10 @@ def assembled(vector: Tensor | None, stack: Stack, wire: Wire, *, name: str) -> 
         whole = wire.assemble(torch.full_like(part, float("nan")))
     marks = whole[list(wire.starts)].tolist()
     if any(isnan(mark) for mark in marks):
-        raise RuntimeError(f"{name} returned values that are not finite from rows that all are.")
+        refuse_values(name)
     return None if any(isinf(mark) for mark in marks) else whole
+
+
+def refuse_values(name: str) -> NoReturn:
+    """Stop a run whose rule has returned what it must not."""
+    raise RuntimeError(f"{name} returned values that are not finite from rows that all are.")

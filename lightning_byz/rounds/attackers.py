@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +11,27 @@ from lightning_byz.attacks import Attack, Sight
 from lightning_byz.census import Arrival, Census
 from lightning_byz.memory import Memory
 from lightning_byz.random import generator
+from lightning_byz.rounds.channel import Channel, Shapes
 from lightning_byz.rounds.checks import check_rows, unwritten
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.stack import Stack
 
 ATTACK_STAGE = "attack"
+
+
+class Replaced(NamedTuple):
+    """What the rules get from attackers.
+
+    Args:
+        stack: The rows of all workers.
+        broken: Which attackers sent numbers that no rule can use.
+        played: What the attackers' ends of their links are played to remember, by worker, if their rows are accepted.
+
+    """
+
+    stack: Stack
+    broken: Sequence[int] = ()
+    played: Mapping[int, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -54,16 +71,26 @@ class Attackers:
             past.update(rows[-count:])
         return past
 
-    def replaced(self, honest: Stack, census: Census, memory: Memory, defence: Defence) -> tuple[Stack, list[int]]:
-        """Return the stack with the rows of attackers whose message arrived, and who of them sent numbers that no rule can use.
+    def replaced(
+        self,
+        honest: Stack,
+        census: Census,
+        memory: Memory,
+        defence: Defence,
+        *,
+        channel: Channel,
+        shapes: Shapes | None = None,
+    ) -> Replaced:
+        """Return what the rules get where the attackers' messages have arrived, compressed as all messages are.
 
         Usable rows are written in place: nobody needs those that attackers would have sent any more.
         """
         seen = [worker for worker in self.workers if census.in_use[worker]]
         due = [worker for worker in seen if census.arrival[worker] is Arrival.ARRIVED]
         if self.attack is None or not due:
-            return honest, []
+            return Replaced(honest)
         past, step = self.past(memory), memory.step
+        mirrors = channel.ends.mirrors(memory, honest.vectors, self.workers)
         sight = Sight(
             honest,
             seen,
@@ -72,10 +99,12 @@ class Attackers:
             past=past,
             ages=census.ages,
             step=step,
+            mirrors=mirrors,
         )
         held = {
             "stack.vectors": [honest.vectors],
             "stack.reference": [honest.reference],
+            "mirrors": [mirrors],
             "past": [row for rows in past.values() for row in rows],
         }
         with unwritten(type(self.attack).__name__, held):
@@ -84,15 +113,25 @@ class Attackers:
         if len(due) < len(seen):
             rows = rows[[place for place, worker in enumerate(seen) if worker in due]]
         sent = Stack(rows.to(honest.vectors.dtype, copy=True), slice=honest.slice)
-        broken = [worker for worker, count in zip(due, sent.nonfinite().tolist(), strict=True) if count]
-        usable = [place for place, worker in enumerate(due) if worker not in broken]
-        honest.vectors[[due[place] for place in usable]] = sent.vectors if not broken else sent.vectors[usable]
+        usable, rows = _usable(due, sent)
+        played: Mapping[int, Tensor] = {}
+        if usable and not channel.plain:
+            rebuilt, played = channel.played(memory, usable, replace(sent, vectors=rows), shapes=shapes)
+            usable, rows = _usable(usable, rebuilt)
+        honest.vectors[usable] = rows
+        broken = [worker for worker in due if worker not in usable]
         counts = torch.tensor([int(worker in broken) for worker in range(len(census.arrival))])
-        return replace(honest).inspected(counts), broken
+        return Replaced(replace(honest).inspected(counts), broken, played)
 
     @property
     def _remembers(self) -> int:
         return 0 if self.attack is None else self.attack.remembers
+
+
+def _usable(workers: Sequence[int], sent: Stack) -> tuple[list[int], Tensor]:
+    """Whose rows rules can use, and those rows."""
+    places = [place for place, count in enumerate(sent.nonfinite().tolist()) if not count]
+    return [workers[place] for place in places], sent.vectors if len(places) == len(workers) else sent.vectors[places]
 
 
 def _kept(memory: Memory) -> Mapping[str, Tensor]:

@@ -94,7 +94,7 @@ class MemoryFile:
         }
 
     def _optimizer(self, aggregation: Aggregation) -> dict[str, Any]:
-        memory, layout = aggregation.memory, aggregation.layout
+        memory, layout = aggregation.round.saved(aggregation.memory), aggregation.layout
         like = torch.empty(layout.total, dtype=layout.dtype, device=self._device)
         template = aggregation.round.remembered(like)
         rules = {

@@ -28,14 +28,27 @@ def hand_over(workers: Mapping[int, Stages], due: Sequence[int], wire: Wire) -> 
                 wire.row(worker).zero_()
 
 
-def adopted(workers: Mapping[int, Stages], due: Sequence[int], census: Census, wire: Wire) -> dict[int, Stages]:
-    """Return what local workers remember once those that are due have delivered: of an accepted message what it leaves, of another one nothing."""
+def adopted(
+    workers: Mapping[int, Stages], ends: Mapping[int, Stages], due: Sequence[int], census: Census, wire: Wire
+) -> dict[int, Stages]:
+    """Return what local workers remember once those that are due have delivered: of an accepted message what it leaves, of another one nothing.
+
+    Args:
+        workers: What they remember before.
+        ends: What the ends of their links remember of what they have delivered.
+        due: Whose message was expected.
+        census: What became of it.
+        wire: Knows the local workers.
+
+    """
     after = dict(workers)
     for worker in [one for one in due if one in wire.local and PENDING in workers.get(one, {})]:
         stages = dict(workers[worker])
         proposed = stages.pop(PROPOSED)
         del stages[PENDING]
-        after[worker] = {**stages, "estimator": proposed} if census.arrival[worker] is Arrival.ARRIVED else stages
+        if census.arrival[worker] is Arrival.ARRIVED:
+            stages |= {"estimator": proposed, **ends.get(worker, {})}
+        after[worker] = stages
     return after
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
 from lightning_byz.arrivals.arrivals import due_at, schedule_of
+from lightning_byz.compressors import Compressor, Identity
 from lightning_byz.estimators import Estimator, Gradient
+from lightning_byz.links import Direct, Downlink, Link
 from lightning_byz.memory import Memory
 from lightning_byz.rounds.arriving import Arriving
 from lightning_byz.rounds.attackers import Attackers
+from lightning_byz.rounds.channel import Channel
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.robust import Robust
 from lightning_byz.rounds.weighing import COUNTED, Weighing
@@ -30,6 +33,9 @@ class Plan:
         weights: How much each worker counts, as users say it.
         max_share: The largest part of the total weight that one worker may have.
         age_decay: Times which a weight goes with each step of its message's age; ``None`` for none.
+        link: What is compressed of a message, and how rules rebuild it.
+        compressor: What makes bytes of it.
+        downlink: How the aggregate comes back; ``None`` for as it is.
 
     """
 
@@ -39,6 +45,9 @@ class Plan:
     weights: Sequence[float | int] | str | None = None
     max_share: float | None = None
     age_decay: float | None = None
+    link: Link = field(default_factory=Direct)
+    compressor: Compressor = field(default_factory=Identity)
+    downlink: Downlink | None = None
 
     @property
     def in_lock_step(self) -> bool:
@@ -72,9 +81,14 @@ class Plan:
 
     def round(self, defence: Defence) -> Robust:
         """Return what a step of one optimizer is, behind these rules."""
+        channel = self.channel(defence.seed, defence.optimizer)
         if self.in_lock_step:
-            return Robust(defence, self.estimator, self.attackers)
-        return Arriving(defence, self.estimator, self.attackers, self.arrivals, self.weighing(defence))
+            return Robust(defence, self.estimator, self.attackers, channel)
+        return Arriving(defence, self.estimator, self.attackers, channel, self.arrivals, self.weighing(defence))
+
+    def channel(self, seed: int = 0, optimizer: int = 0) -> Channel:
+        """Return the ways of messages to the rules and of the aggregate back."""
+        return Channel(self.link, self.compressor, self.downlink, seed, optimizer)
 
     def schedule(self, defence: Defence) -> Schedule:
         """Return who delivers when."""

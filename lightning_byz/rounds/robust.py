@@ -13,18 +13,19 @@ from lightning_byz.census import Arrival, Census
 from lightning_byz.errors import ToleranceError, TooManyFaults
 from lightning_byz.estimators import Estimator, Gradient
 from lightning_byz.exchange import Placement, Wire
-from lightning_byz.memory import Memory, Sliced, Vectors
+from lightning_byz.memory import Memory, Sliced, Vectors, map_vectors
 from lightning_byz.random import generator
 from lightning_byz.rounds.assembling import assembled
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
+from lightning_byz.rounds.channel import Channel, Shapes
 from lightning_byz.rounds.checks import estimated, plain
 from lightning_byz.rounds.defence import Defence
+from lightning_byz.rounds.ends import DOWN_STAGE, LINK_STAGE
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
+from lightning_byz.rounds.rows import present, reference_of
+from lightning_byz.rounds.untaken import after_untaken
 from lightning_byz.stack import Stack
-
-PATIENCE = 3
-"""Steps in a row that may go untaken before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Robust(Round):
         defence: The rules.
         estimator: What a worker sends instead of its raw gradient.
         attackers: The workers that attack in this experiment.
+        channel: The way of messages to the rules.
 
     """
 
     defence: Defence
     estimator: Estimator = field(default_factory=Gradient)
     attackers: Attackers = field(default_factory=Attackers)
+    channel: Channel = field(default_factory=Channel)
 
     @property
     def workers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -52,15 +55,24 @@ class Robust(Round):
         """How many gradients the estimator asks for."""
         return self.estimator.points
 
+    def check(self, shapes: Shapes, *, sliced: bool) -> None:
+        """Refuse what the channel cannot compress."""
+        self.channel.check(shapes, sliced=sliced)
+
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
-        """Return the estimator's blank memory."""
-        return {"estimator": self.estimator.init(like)}
+        """Return the estimator's blank memory, and that of the worker's end of the link."""
+        return {"estimator": self.estimator.init(like), **self.channel.ends.remembered(like)}
 
     def realigned(
         self, remembered: Mapping[str, Vectors], realign: Callable[[Tensor, float], Tensor]
     ) -> Mapping[str, Vectors]:
-        """Return the estimator's memory for other parameters."""
-        return {stage: self.estimator.realigned(values, realign) for stage, values in remembered.items()}
+        """Return what a worker remembers for other parameters."""
+        return {
+            stage: map_vectors(values, lambda vector: realign(vector, 0.0))
+            if stage in (LINK_STAGE, DOWN_STAGE)
+            else self.estimator.realigned(values, realign)
+            for stage, values in remembered.items()
+        }
 
     def turns(self, memory: Memory, placement: Placement, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return each local worker's turn, after the one at its own earlier point if the estimator asks for that."""
@@ -83,6 +95,14 @@ class Robust(Round):
                 " weights alone."
             )
 
+    def saved(self, memory: Memory) -> Memory:
+        """Return the memory without what follows from the rest of it."""
+        return self.channel.ends.saved(memory)
+
+    def loaded(self, memory: Memory, local: Sequence[int], device: torch.device) -> Memory:
+        """Return the memory with what follows from it; refuse that of another link."""
+        return self.channel.ends.loaded(memory, local, device)
+
     def poisoned(self, turn: Turn, batch: Any) -> Any:
         """Return what an attacker makes of its batch."""
         if self.attackers.attack is None:
@@ -96,40 +116,47 @@ class Robust(Round):
         wire: Wire,
         *,
         parameters: int,
+        shapes: Shapes | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
         started, received = perf_counter(), wire.received
         proposed = self._estimate(memory, sent, wire, scale)
-        vectors, facts = wire.deliver(range(self.workers), self._facts(sent, parameters))
+        told = self._facts(sent, parameters)
+        vectors, facts, ends, known = self.channel.deliver(memory, range(self.workers), told, wire, shapes=shapes)
+        proposed = {worker: {**own, **ends.get(worker, {})} for worker, own in proposed.items()}
         arrived = perf_counter()
         census = self._census(facts.tolist())
         away = census.workers(Arrival.ABSENT)
         stack = self.defence.stack(vectors, slice=wire.slice, reference=reference_of(memory), absent=away)
-        tried, past, reason = None, {}, ""
+        tried, reason, left = None, "", {}
         try:
             honest = present(stack.inspected(facts[: self.workers]), census).sanitised()
             past = self.attackers.remembered(memory, honest, census)
-            stack, broken = self.attackers.replaced(honest, census, memory, self.defence)
+            behind = {"channel": self.channel, "shapes": shapes}
+            stack, broken, played = self.attackers.replaced(honest, census, memory, self.defence, **behind)
             census = self._counted(census, broken)
             stack = stack.sanitised()
+            left = {ATTACK_STAGE: Sliced(past, wire.slice)} if past else {}
+            left |= self.channel.ends.kept(memory, census, known, played, wire.slice)
             tried = stack if self.defence.weight(census.workers(Arrival.ARRIVED)) > 0 else None
         except TooManyFaults as error:
             reason = str(error)
         report = Report(memory.step, False, census, reason=reason)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
-        whole = None if tried is None else assembled(vector, tried, wire, name=type(self.defence.aggregator).__name__)
+        back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
         exchanged = perf_counter() - ruled + arrived - started
-        if whole is None or vector is None:
+        if back is None or back.whole is None:
             reason = report.reason or "a rule refused this step on another rank"
             report = replace(report, taken=False, reason=reason if tried is not None else report.reason)
-            left = self._after_untaken(memory, report, counts=scale is None or scale <= 1.0)
+            after = after_untaken(memory, report, self.defence, counts=scale is None or scale <= 1.0)
         else:
-            left = self._committed(memory, proposed, sent, census, wire, vector=vector, past=past)
+            adopted = {w: own for w, own in proposed.items() if census.arrival[w] is Arrival.ARRIVED}
+            after = self._committed(memory, [adopted, back.workers], sent, census, wire, vector=back.part, left={**left, **back.rules})
         traffic = {"bytes_received": wire.received - received, "exchange_seconds": exchanged}
-        return Outcome(whole, left, replace(report, rule_seconds=ruled - arrived, **traffic))
+        return Outcome(None if back is None else back.whole, after, replace(report, rule_seconds=ruled - arrived, **traffic))
 
     def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
         """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""
@@ -193,13 +220,13 @@ class Robust(Round):
     def _committed(
         self,
         memory: Memory,
-        proposed: Mapping[int, Mapping[str, Vectors]],
+        proposed: Sequence[Mapping[int, Mapping[str, Vectors]]],
         sent: Mapping[int, Sent],
         census: Census,
         wire: Wire,
         *,
-        vector: Tensor,
-        past: Mapping[str, Tensor],
+        vector: Tensor | None,
+        left: Mapping[str, Sliced],
     ) -> Memory:
         """What is remembered after a step that was taken: only of workers whose message was accepted."""
         adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
@@ -212,39 +239,14 @@ class Robust(Round):
             counted["point"], points = memory.points_after(
                 accepted, {worker: own.point for worker, own in sent.items()}, wire.local
             )
-        rules = {"reference": {"aggregate": vector.clone()} if self.defence.uses_reference else {}, ATTACK_STAGE: past}
+        reference = (
+            {"reference": Sliced({"aggregate": vector.clone()}, wire.slice)} if self.defence.uses_reference else {}
+        )
         return Memory(
             memory.step + 1,
             0,
             {**memory.workers, **adopted},
-            {stage: Sliced(values, wire.slice) for stage, values in rules.items() if values},
+            {**reference, **left},
             counted,
             points,
         )
-
-    def _after_untaken(self, memory: Memory, report: Report, *, counts: bool) -> Memory:
-        """What is remembered after a step that was not taken; absence alone is no fault."""
-        census = report.census
-        away = census.workers(Arrival.ABSENT)
-        sent = [worker for worker in range(self.workers) if worker not in away]
-        faults = memory.faults + (counts and self.defence.weight(sent) > 0)
-        if faults < PATIENCE:
-            return replace(memory, step=memory.step + 1, faults=faults)
-        raise TooManyFaults(
-            f"{PATIENCE} steps in a row could not be taken. In the last one, workers {census.workers(Arrival.BROKEN)} sent"
-            f" values that are not finite and workers {away} sent nothing, with f = {self.defence.f:g} of {self.workers}"
-            f" tolerated: {report.reason}. Look for the cause at these workers, or change f."
-        )
-
-
-def present(stack: Stack, census: Census) -> Stack:
-    """Return the stack without the rows of absent workers."""
-    away = census.workers(Arrival.ABSENT)
-    if not away:
-        return stack
-    return stack.excluding(torch.tensor([worker in away for worker in range(len(census.arrival))]), faulty=False)
-
-
-def reference_of(memory: Memory) -> Tensor | None:
-    """Return the last aggregate that was stepped on, where rules read it."""
-    return memory.rules["reference"].values["aggregate"] if "reference" in memory.rules else None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -78,6 +79,10 @@ class Round(ABC):
     adds_up: ClassVar[bool] = True
     """Whether the gradients of several batches of a worker may add up to its message."""
 
+    def check(self, shapes: Sequence[tuple[int, ...]], *, sliced: bool) -> None:
+        """Refuse parameters of these shapes; ``sliced`` where rules see slices of their coordinates."""
+        return
+
     @abstractmethod
     def remembered(self, like: Float[Tensor, " d"]) -> Mapping[str, Vectors]:
         """Return what a worker remembers by stage, blank, for vectors as ``like``: names, shapes and dtypes are known on every rank."""
@@ -97,6 +102,19 @@ class Round(ABC):
 
         """
         return replace(before, step=after.step, faults=after.faults)
+
+    def saved(self, memory: Memory) -> Memory:
+        """Return what a file must hold of the memory."""
+        return memory
+
+    def loaded(self, memory: Memory, local: Sequence[int], device: torch.device) -> Memory:
+        """Return the memory from what :meth:`saved` returned, its rules' vectors and tables still whole.
+
+        Raises:
+            ValueError: If it is of a round of another kind.
+
+        """
+        return memory
 
     def relaid(self, memory: Memory) -> Memory:
         """Return the memory for other parameters, once its vectors are realigned: what refers to parameters by their places is forgotten."""
@@ -134,6 +152,7 @@ class Round(ABC):
         wire: Wire,
         *,
         parameters: int,
+        shapes: Sequence[tuple[int, ...]] | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
@@ -144,6 +163,7 @@ class Round(ABC):
             sent: What each local worker that computed has left.
             wire: The exchange, open for vectors of this length.
             parameters: Number of parameters, alike on all ranks.
+            shapes: Their shapes, for messages that are compressed tensor by tensor; ``None`` for one tensor.
             scale: The gradient scaler's scale, by which the gradients are divided and the aggregate is not multiplied;
                 ``None`` without a scaler.
             diagnose: Whether to measure norms and distances.

@@ -15,8 +15,10 @@ from lightning_byz.attacks import Attack
 from lightning_byz.data import Partition
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.links import Direct
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.rounds import arguments
+from lightning_byz.rounds.checks import check_memory
 from lightning_byz.rounds.plan import Plan
 from lightning_byz.rounds.second_momentum import second_momentum
 
@@ -128,10 +130,7 @@ def _check_passes(module: pl.LightningModule, estimator: Estimator) -> None:
 def check_optimizers(
     module: pl.LightningModule,
     optimizers: Sequence[Optimizer],
-    estimator: Estimator,
-    *,
-    has_memory: bool,
-    waits: bool = False,
+    plan: Plan,
 ) -> None:
     """Refuse optimizers that leave nothing to aggregate or would feed a memory several times a step; warn of a second average over time."""
     if not any(
@@ -144,15 +143,21 @@ def check_optimizers(
             f"{type(module).__name__} has no trainable parameter in its {len(optimizers)} optimizer(s): there is no gradient to aggregate."
             " Set requires_grad=True on what should train, and return an optimizer over it from configure_optimizers."
         )
+    check_memory(plan.estimator, blank := plan.estimator.init(torch.zeros(2)), coordinates=2)
     several = any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers)
-    if several and waits:
+    if several and not plan.in_lock_step:
         raise ValueError(
             "LBFGS evaluates the gradient several times a step, and under arrivals= a worker computes once and its message waits: use another"
             " optimizer, or arrivals=Synchronous()."
         )
-    if has_memory and several:
+    if several and plan.link != Direct():
+        raise ValueError(
+            f"LBFGS evaluates the gradient several times a step, and both ends of link={plan.link!r} would remember each of them: use another"
+            " optimizer, or link=Direct()."
+        )
+    if blank and several:
         raise ValueError(
             "LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient()."
         )
-    if (twice := second_momentum(estimator, optimizers)) is not None:
+    if (twice := second_momentum(plan.estimator, optimizers)) is not None:
         rank_zero_warn(twice)

@@ -1,6 +1,6 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
@@ -16,20 +16,23 @@ from torch.distributed.constants import default_pg_timeout
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.arrivals import Arrivals, Synchronous
 from lightning_byz.attacks import Attack
+from lightning_byz.compressors import Compressor, Identity
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
-from lightning_byz.exchange import AllToAll, Exchange, Local, Placement
+from lightning_byz.exchange import AllToAll, Exchange, Local
+from lightning_byz.links import Direct, Downlink, Link
 from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
-from lightning_byz.rounds import Attackers, Defence, Round, WorkerBuffers, start_up
+from lightning_byz.rounds import Defence, WorkerBuffers, start_up
 from lightning_byz.rounds.arguments import BUFFER_RULES, check_buffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
-from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.plan import Plan, check_arrivals
-from lightning_byz.rounds.weights import checked_weights, gathered_sizes
+from lightning_byz.rounds.plan import check_arrivals
+from lightning_byz.rounds.ways import check_parameters, checked_ways
+from lightning_byz.rounds.weights import checked_weights
 from lightning_byz.strategies.arriving_loaders import Pace
 from lightning_byz.strategies.inside_lightning import synchronizes_layers
+from lightning_byz.strategies.planned import PlannedStrategy
 from lightning_byz.strategies.refusals import (
     check_arguments,
     check_optimizers,
@@ -41,10 +44,9 @@ from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.sites import check_data, check_sites
 from lightning_byz.strategies.splitting import check_splitting
 from lightning_byz.strategies.training_data import TrainingData
-from lightning_byz.strategies.worker_strategy import WorkerStrategy
 
 
-class RobustStrategy(WorkerStrategy):
+class RobustStrategy(PlannedStrategy):
     r"""Train an unchanged LightningModule through robust aggregation of the workers' gradients.
 
     Each logical worker's gradient becomes a message; the messages of one step meet the rules; the user's optimizer gets the aggregate where DDP would
@@ -72,6 +74,9 @@ class RobustStrategy(WorkerStrategy):
         exchange: How rows reach the rules; ``None`` for ``Local()`` on one rank and ``AllToAll()`` on several.
         arrivals: Which workers deliver at each step. Other than ``Synchronous()``, due workers deliver what they computed at parameters fetched
             earlier, and rules see the last message of each; an epoch has as many deliveries as all shards have batches.
+        link: What a worker compresses of its messages, and how the rules rebuild them.
+        compressor: What makes a message smaller; counts bytes for real on several ranks, and obeyed by attackers too.
+        downlink: How the aggregate comes back: a compressor, or a ``Downlink`` of one with a link; ``None`` for as it is.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; under arrivals ``"counts"`` for the messages delivered (Dahan and Levy, 2024), or ``"samples*counts"``;
             ``None`` for all alike. Rules that take equal weights only are refused. With ``byzantine_share`` stated, that part of the weight may be
@@ -117,6 +122,9 @@ class RobustStrategy(WorkerStrategy):
         attack: Attack | None = None,
         exchange: Exchange | None = None,
         arrivals: Arrivals = Synchronous(),  # noqa: B008 - frozen
+        link: Link = Direct(),  # noqa: B008 - frozen
+        compressor: Compressor = Identity(),  # noqa: B008 - frozen
+        downlink: Compressor | Downlink | None = None,
         weights: Sequence[float | int] | Literal["samples", "counts", "samples*counts"] | None = None,
         age_decay: float | None = None,
         max_share: float | None = None,
@@ -143,6 +151,7 @@ class RobustStrategy(WorkerStrategy):
         check_data(data, partition)
         check_splitting(split_batches, partition, weights)
         check_arrivals(arrivals, weights, age_decay, local=data == "local", split=split_batches)
+        downlink = checked_ways(link, compressor, downlink)
         check_buffers(buffers)
         super().__init__(
             seed=seed,
@@ -174,6 +183,9 @@ class RobustStrategy(WorkerStrategy):
         self.exchange = exchange
         self.arrivals = arrivals
         self.age_decay = age_decay
+        self.link = link
+        self.compressor = compressor
+        self.downlink = downlink
         self.weights = weights
         self.max_share = max_share
         self.buffers = buffers
@@ -203,48 +215,10 @@ class RobustStrategy(WorkerStrategy):
         self._data = TrainingData(trainer, module, placement, exchange, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
-        check_memory(self.estimator, blank := self.estimator.init(torch.zeros(2)), coordinates=2)
-        check_optimizers(module, self.optimizers, self.estimator, has_memory=bool(blank), waits=not plan.in_lock_step)
+        check_optimizers(module, self.optimizers, plan)
+        check_parameters(plan, self.optimizers, exchange, placement)
         self.workers = placement.workers
         buffers = WorkerBuffers(module, placement.local, rule=BUFFER_RULES[self.buffers])
         self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
         if self._defence is not None:
             self._begin(self._defence)
-
-    @property
-    def worker_weights(self) -> Sequence[float] | None:
-        """How much each worker counts in the present run; ``None`` where all count alike."""
-        return None if self._defence is None else self._defence.weights
-
-    @property
-    def plan(self) -> Plan:
-        """What steps are made of besides the rules."""
-        attackers = Attackers(self.attackers, self.attack)
-        return Plan(self.estimator, attackers, self.arrivals, self.weights, self.max_share, self.age_decay)
-
-    def round(self, defence: Defence) -> Round:
-        """Return what a step of one optimizer is, behind these rules."""
-        return self.plan.round(defence)
-
-    def _weigh(self, sizes: Mapping[int, int | None]) -> None:
-        """Weigh the workers by their shards, now that the loaders are there."""
-        assert self._run is not None
-        exchange, placement = self._run.exchange, self._run.placement
-        given = gathered_sizes(sizes, exchange, workers=placement.workers, device=self.root_device)
-        self._begin(self._fitting(given, exchange, placement))
-
-    def _begin(self, defence: Defence) -> None:
-        """Run the steps to come behind these rules."""
-        assert self._run is not None
-        self.f, self._defence = defence.f, defence
-        self._run.begin(lambda index: self.round(replace(defence, optimizer=index)))
-        parameters = sum(parameter.numel() for parameter in self._run.module.parameters() if parameter.requires_grad)
-        known = {"anytime": self.anytime, "parameters": parameters}
-        self._announce(start_up.start_up_line(defence, self._run.exchange, self._run.placement, self.plan, **known))
-
-    def _fitting(self, given: Sequence[float | int] | None, exchange: Exchange, placement: Placement) -> Defence:
-        """Return the rules, tried on as many rows as there are workers."""
-        assert self.lightning_module is not None
-        rules, steps = (self.aggregator, self.preaggregators), self.lightning_module.trainer.max_steps
-        end = {"seed": self.seed, "steps": None if steps < 0 else steps}
-        return start_up.planned_defence(self.f, rules, self.plan, given, exchange, placement, **end)
