@@ -117,6 +117,11 @@ def median(rows: np.ndarray) -> Vector:
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2.0
 
 
+def trimmed_mean(f: int) -> Callable[[np.ndarray], Vector]:
+    """Without the f smallest and the f largest values of each coordinate."""
+    return lambda rows: mean(np.sort(rows, axis=0)[f : len(rows) - f])
+
+
 # ---------------------------------------------------------------------- compressors
 
 
