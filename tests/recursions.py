@@ -107,7 +107,17 @@ def sign_flip(rows: np.ndarray, attackers: Sequence[int]) -> np.ndarray:
     return np.array([-rows[worker] for worker in attackers])
 
 
-def mean(rows: np.ndarray) -> Vector:
+def against_the_mean(epsilon: float) -> Callable[[np.ndarray, Sequence[int]], np.ndarray]:
+    """Inner product manipulation: -epsilon times the mean of the honest rows, from each attacker."""
+
+    def attack(rows: np.ndarray, attackers: Sequence[int]) -> np.ndarray:
+        honest = [row for worker, row in enumerate(rows) if worker not in attackers]
+        return np.array([-epsilon * mean(honest) for _ in attackers])
+
+    return attack
+
+
+def mean(rows: Sequence[Vector] | np.ndarray) -> Vector:
     return sum(rows) / len(rows)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_byz.aggregators import CoordinateMedian, TrimmedMean
-from lightning_byz.attacks import SignFlip
+from lightning_byz.attacks import IPM, SignFlip
 from lightning_byz.compressors import Compressor, Coordinates, RandomK, ScaledSign, TopK
 from lightning_byz.estimators import DM21, Gradient, WorkerMomentum
 from lightning_byz.links import EF21, Diana, Direct, ErrorFeedback, HeavyBall
@@ -22,13 +22,20 @@ ATTACKERS = (5, 6)
 RULES = {"median": (CoordinateMedian(), recursions.median), "trimmed mean": (TrimmedMean(), recursions.trimmed_mean(2))}
 
 
-def of_the_library(problem: Problem, aggregator, *, attackers, **arguments) -> np.ndarray:
+ATTACKS = {
+    "no attack": ((), None, None),
+    "sign flip": (ATTACKERS, SignFlip(), recursions.sign_flip),
+    "IPM": (ATTACKERS, IPM(0.5), recursions.against_the_mean(0.5)),
+}
+
+
+def of_the_library(problem: Problem, aggregator, **arguments) -> np.ndarray:
     """The same batches, worker by worker, through the library."""
     module = nn.Linear(problem.d, 1, bias=False, dtype=torch.float64)
     nn.init.zeros_(module.weight)
     robust = RobustOptimizer(
         torch.optim.SGD(module.parameters(), lr=RATE), module, workers=problem.workers, f=2,
-        aggregator=aggregator, attackers=attackers, attack=SignFlip() if attackers else None, seed=SEED, **arguments,
+        aggregator=aggregator, seed=SEED, **arguments,
     )  # fmt: skip
     features, labels = torch.tensor(problem.features), torch.tensor(problem.labels, dtype=torch.float64)
     visited = []
@@ -86,18 +93,16 @@ METHODS = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("attackers", [(), ATTACKERS], ids=["no attack", "sign flip"])
+@pytest.mark.parametrize("attacked", ATTACKS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_its_recursion(name, attackers, rule) -> None:
+def test_a_method_is_its_recursion(name, attacked, rule) -> None:
     (estimator, link, compressor), method, numbers = METHODS[name]
     aggregator, aggregate = RULES[rule]
     problem = recursions.logistic(seed=SEED, whole=name == "Byz-EF21")
-    attack = recursions.sign_flip if attackers else None
-    run = Run(problem, np.zeros(problem.d), RATE, aggregate, attackers, attack)
-    expected = method(run, **numbers)
-    found = of_the_library(
-        problem, aggregator, attackers=attackers, estimator=estimator, link=link, compressor=compressor
-    )
+    attackers, attack, restated = ATTACKS[attacked]
+    expected = method(Run(problem, np.zeros(problem.d), RATE, aggregate, attackers, restated), **numbers)
+    way = {"estimator": estimator, "link": link, "compressor": compressor}
+    found = of_the_library(problem, aggregator, attackers=attackers, attack=attack, **way)
     assert np.abs(expected).max() > 0.05
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
