@@ -21,7 +21,9 @@ class Partition(ABC):
 
     An epoch has ``ceil(N / (n b))`` steps, with N the samples of all shards and b the batch size (rounded down with ``drop_last``). In each of them
     every worker gets a full batch: it goes through its shard over and over, across epochs, in a new order on each pass if the loader shuffles. A
-    worker with a small shard so sees its samples more often, and a batch may hold the end of one pass and the start of the next.
+    worker with a small shard so sees its samples more often, and a batch may hold the end of one pass and the start of the next. Where a batch has
+    room for the samples of all shards, it is the worker's whole shard instead, once: steps on whole gradients, one per epoch (workers that do not all
+    compute at each step get full batches as ever).
     """
 
     @abstractmethod
@@ -73,10 +75,11 @@ class Partition(ABC):
 
         """
         shards = self._shards(dataset, workers, seed)
-        steps = self.samples(shards) / (workers * batch_size)
+        samples = self.samples(shards)
+        steps, whole = samples / (workers * batch_size), batch_size >= samples and not drop_last
         length = (math.floor(steps) if drop_last else math.ceil(steps)) * batch_size
         return [
-            ShardSampler(shard, worker=worker, length=length, shuffle=shuffle, seed=seed)
+            ShardSampler(shard, worker=worker, length=len(shard) if whole else length, shuffle=shuffle, seed=seed)
             for worker, shard in enumerate(shards)
         ]
 

@@ -1,6 +1,7 @@
 """Modules and their data for the configs in configs/; nothing in them knows about this package."""
 
 from .digits import DigitsClassifier, DigitsData
+from .libsvm import LibsvmData, LogisticRegression
 from .mnist import AsynchronousMnistClassifier, MnistClassifier, MnistData
 from .sites import DigitsSites
 
@@ -9,6 +10,8 @@ __all__ = [
     "DigitsClassifier",
     "DigitsData",
     "DigitsSites",
+    "LibsvmData",
+    "LogisticRegression",
     "MnistClassifier",
     "MnistData",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_byz import estimators
-from lightning_byz.estimators import Estimator, Gradient, Storm, WorkerMomentum
+from lightning_byz.estimators import DM21, Estimator, Gradient, Storm, WorkerMomentum
 from lightning_byz.testing import check_estimator
 from lightning_byz.testing.laws import ESTIMATOR_LAWS, Law
 from tests.contracts.subjects import exported, label, seed_of
@@ -17,6 +17,8 @@ SUBJECTS: list[Estimator] = [
     *(Storm(beta) for beta in (1, 0.25, "theory", "released")),
     Storm(0.25, clip=0.5),
     WorkerMomentum(0.9, clip=2.0),
+    *(DM21(eta, variance_reduced=reduced) for eta in (1, 0.25) for reduced in (False, True)),
+    *(DM21(0.25, variance_reduced=reduced, clip=0.5) for reduced in (False, True)),
 ]
 
 
@@ -27,7 +29,7 @@ def test_estimators(estimator: Estimator, law: Law) -> None:
 
 
 def test_the_librarys_own_are_among_them() -> None:
-    assert [type(estimator) for estimator in SUBJECTS[:3]] == [Gradient, Storm, WorkerMomentum]
+    assert [type(estimator) for estimator in SUBJECTS[:4]] == [DM21, Gradient, Storm, WorkerMomentum]
 
 
 @pytest.mark.parametrize(
