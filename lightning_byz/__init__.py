@@ -1,6 +1,6 @@
 """Training that survives bad workers: Byzantine-robust aggregation for PyTorch Lightning.
 
-Rules, pre-aggregators, attacks, estimators, compressors, exchanges, partitions, optimizers and ``lightning_byz.testing`` load torch and not
+Rules, pre-aggregators, attacks, estimators, compressors, links, exchanges, partitions, optimizers and ``lightning_byz.testing`` load torch and not
 Lightning, which is imported when ``RobustStrategy`` or ``WorkerMonitor`` is first used.
 
 ``Trainer(strategy="robust")`` needs the name to be known to Lightning. ``import lightning_byz.strategies`` and ``from lightning_byz import
@@ -35,6 +35,7 @@ _ROOMS = (
     "demos",
     "estimators",
     "exchange",
+    "links",
     "metrics",
     "optimizers",
     "preaggregators",

@@ -30,6 +30,10 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
     }
     if not strategy.plan.in_lock_step:
         told |= {"arrivals": _named(strategy.arrivals), "age_decay": strategy.age_decay or "none"}
+    if not strategy.plan.channel().plain:
+        told |= {"link": _named(strategy.link), "compressor": _named(strategy.compressor)}
+    if strategy.downlink is not None:
+        told["downlink"] = _named(strategy.downlink)
     return {f"lightning_byz/{name}": value for name, value in told.items()}
 
 

@@ -20,6 +20,12 @@ from lightning_byz.strategies.inside_lightning import logged_step
 _NAMES = {
     "bytes_received": "exchange/bytes_received",
     "bytes_total": "exchange/bytes_total",
+    "bytes_sent": "exchange/bytes_sent",
+    "bytes_sent_total": "exchange/bytes_sent_total",
+    "uplink_bytes": "messages/uplink_bytes",
+    "uplink_total": "messages/uplink_total",
+    "downlink_bytes": "messages/downlink_bytes",
+    "downlink_total": "messages/downlink_total",
     "exchange_seconds": "exchange/seconds",
     "rule_seconds": "rule/seconds",
     "error": "rule/error",
@@ -44,7 +50,10 @@ class WorkerMonitor(Callback):
       ``left_out/precision`` and ``left_out/recall`` (:class:`~lightning_byz.metrics.Exclusion`);
     * under arrivals (:class:`~lightning_byz.metrics.Deliveries`) ``honest/delivered``, the messages accepted since the last time, ``honest/weight``,
       the group's part of all weight at the last step, and ``honest/age_mean`` and ``honest/age_max`` of the messages in use;
-    * for rank 0, means per step ``exchange/bytes_received``, ``exchange/seconds`` and ``rule/seconds``, and ``exchange/bytes_total`` of the fit.
+    * for rank 0, means per step ``exchange/bytes_received``, ``exchange/bytes_sent``, ``exchange/seconds`` and ``rule/seconds``, and
+      ``exchange/bytes_total`` and ``exchange/bytes_sent_total`` of the fit;
+    * what messages take on a wire wherever workers live, as if each were on a machine of its own: means per step ``messages/uplink_bytes`` of all
+      workers and ``messages/downlink_bytes`` to one of them, and ``messages/uplink_total`` and ``messages/downlink_total`` of the fit.
 
     What is not known is not logged. Loggers with tables (W&B, TensorBoard) get one of the workers as ``workers``. The table at the end counts every
     step, and shows weights where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the
@@ -144,7 +153,8 @@ class WorkerMonitor(Callback):
         assert self._fit is not None
         means = {name: row for part in _by_worker(interval) for name, row in part.means().items()}
         told = {_NAMES[name]: value for metric in _others(interval) for name, value in metric.compute().items()}
-        told["exchange/bytes_total"] = self._fit["traffic"].compute()["bytes_total"]
+        totals = self._fit["traffic"].compute()
+        told |= {_NAMES[name]: value for name, value in totals.items() if name.endswith("_total")}
         workers = summary.of_workers(means) if self.per_worker else {}
         scalars = summary.known({**summary.of_groups(means, attackers), **told, **workers})
         step = logged_step(trainer)

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_byz.compare.cells import Cells
-from lightning_byz.compare.layout import Curve, Layout, layout_of, over_bytes, over_rates, over_steps, worst
+from lightning_byz.compare.layout import (
+    Curve,
+    Layout,
+    differ_in_bytes,
+    layout_of,
+    over_bytes,
+    over_rates,
+    over_steps,
+    worst,
+)
 from lightning_byz.compare.summaries import Records, Row
 from lightning_byz.compare.tables import told
 
@@ -28,6 +37,7 @@ STYLE: dict[Any, Any] = {
 PANELS = 12
 """A figure has at most so many panels; the tables have all."""
 
+BYTES = "MB of workers' messages"
 Drawn = Mapping[str, tuple[bytes, bytes]]
 
 
@@ -45,8 +55,10 @@ def draw(cells: Cells, rows: Sequence[Row], records: Records) -> Drawn:
             "steps": _curves(layout, lambda row: over_steps(row, records, metric), "optimizer steps", metric),
             "heatmap": _heatmap(layout, metric, cells.grid.mode),
             "worst": _worst(layout, metric, cells.grid.mode),
-            "bytes": _curves(layout, lambda row: over_bytes(row, records, metric), "MB received by rank 0", metric),
         }
+        if differ_in_bytes(layout, records):
+            of_bytes = _curves(layout, lambda row: over_bytes(row, records, metric), BYTES, metric)
+            made["bytes"] = of_bytes
         if len(cells.grid.tune) == 1:
             name, mode = cells.grid.tuned[0], cells.grid.mode
             chosen = _curves(layout, lambda row: over_rates(cells, row, records), name, metric, points=mode)
@@ -71,7 +83,7 @@ def _curves(
                 _line(panel, curve, color=colour, linestyle=dash, label=shown, points=points, linewidth=width)
         _plain(panel, right, label, metric)
         values = [value for curve in curves.values() for value, _ in curve]
-        if points and min(values) > 0 and max(values) >= 8 * min(values):
+        if (points or label == BYTES) and min(values) > 0 and max(values) >= 8 * min(values):
             panel.set_xscale("log")
     handles = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     fitting = int(figure.get_figwidth() / (0.09 * max(map(len, handles)) + 0.7))

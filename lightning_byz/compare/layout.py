@@ -61,13 +61,19 @@ def over_steps(row: Row, records: Records, metric: str) -> Curve:
 
 
 def over_bytes(row: Row, records: Records, metric: str) -> Curve:
-    """Return the metric by megabytes received, of runs that received any."""
+    """Return the metric by megabytes of the workers' messages, of runs that say."""
     runs = [
-        {(one.received or 0) / 1e6: one.metrics.get(metric) for one in run.evaluations}
+        {one.messages / 1e6: one.metrics.get(metric) for one in run.evaluations if one.messages}
         for run in _finished(row, records)
-        if run.evaluations and run.evaluations[-1].received
+        if run.evaluations and run.evaluations[-1].messages
     ]
     return _together(runs)
+
+
+def differ_in_bytes(layout: Layout, records: Records) -> bool:
+    """Whether messages take more in some runs than in others, step by step."""
+    ends = [run.evaluations[-1] for row in layout.places.values() for run in _finished(row, records) if run.evaluations]
+    return len({one.messages / one.step for one in ends if one.messages and one.step}) > 1
 
 
 def over_rates(cells: Cells, row: Row, records: Records) -> Curve:

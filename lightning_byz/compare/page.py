@@ -15,7 +15,7 @@ CAPTIONS = {
     "heatmap": "Mean and standard error over the seeds, at the last evaluation.",
     "worst": "For each, the worst across, and where that was.",
     "steps": "Mean over the seeds; bands are a standard error to either side.",
-    "bytes": "Against what rank 0 received from other processes.",
+    "bytes": "Against what the workers' messages take on a wire, wherever the workers live.",
     "tuned": "Validation of the runs that tune, over their own seeds; circles are the values chosen.",
 }
 STYLE = """

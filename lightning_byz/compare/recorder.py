@@ -19,6 +19,7 @@ class Recorder(Callback):
         self.test: dict[str, float] = {}
         self._start = time.perf_counter()
         self._received: int | None = None
+        self._messages: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -29,6 +30,7 @@ class Recorder(Callback):
         report = getattr(trainer.strategy, "report", None)
         if report is not None:
             self._received = (self._received or 0) + report.bytes_received
+            self._messages = (self._messages or 0) + report.uplink_bytes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep an evaluation."""
@@ -44,7 +46,9 @@ class Recorder(Callback):
     def _keep(self, trainer: Trainer, epoch: int) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if _number(value)}
         seconds = time.perf_counter() - self._start
-        self.evaluations.append(Evaluation(epoch, trainer.global_step, seconds, self._received, metrics))
+        self.evaluations.append(
+            Evaluation(epoch, trainer.global_step, seconds, self._received, metrics, self._messages)
+        )
 
 
 def _number(value: Any) -> bool:

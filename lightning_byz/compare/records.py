@@ -26,6 +26,7 @@ class Evaluation:
         seconds: Since the fit began.
         received: Bytes that came from other processes since then; ``None`` where the strategy does not say.
         metrics: Everything logged.
+        messages: What the workers' messages since then take on a wire, in bytes; ``None`` where the strategy does not say.
     """
 
     epoch: int
@@ -33,6 +34,7 @@ class Evaluation:
     seconds: float
     received: int | None
     metrics: Mapping[str, float]
+    messages: int | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,19 @@ def results(cells: Cells, rows: Sequence[Row], records: Records) -> str:
     logged = sorted({name for record in kept for one in record.evaluations for name in one.metrics})
     tested = sorted({name for record in kept for name in record.test})
     header = [axis.name for axis in grid.axes] + list(grid.tuned)
-    header += ["seed", "purpose", "cell", "stage", "epoch", "step", *logged, *tested, "bytes_received", *TIMES]
+    header += [
+        "seed",
+        "purpose",
+        "cell",
+        "stage",
+        "epoch",
+        "step",
+        *logged,
+        *tested,
+        "bytes_received",
+        "message_bytes",
+        *TIMES,
+    ]
     header += ["failure", "python", *PACKAGES]
     lines: list[Sequence[Any]] = [header]
     for purpose, cell in runs:
@@ -31,8 +43,8 @@ def results(cells: Cells, rows: Sequence[Row], records: Records) -> str:
         after = [record.failure, *(record.versions.get(name, "") for name in ("python", *PACKAGES))]
         for stage, one, metrics in _stages(record):
             values = [metrics.get(name, "") for name in (*logged, *tested)]
-            time = [one.received if one.received is not None else "", one.seconds, record.seconds]
-            lines.append([*before, stage, one.epoch, one.step, *values, *time, *after])
+            moved = ["" if count is None else count for count in (one.received, one.messages)]
+            lines.append([*before, stage, one.epoch, one.step, *values, *moved, one.seconds, record.seconds, *after])
     return _csv(lines)
 
 

@@ -198,6 +198,7 @@ class Arriving(Robust):
             report = replace(report, taken=False, reason=report.reason or "a rule refused this step on another rank")
             left = after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
+            report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, shapes))
             after, rules = kept.workers_after(back.workers), {**kept.rules, **back.rules}
             left = replace(kept, step=memory.step + 1, faults=0, workers=after, rules=rules)
         report = replace(report, exchange_seconds=exchanged, rule_seconds=ruled - arrived, **wire.moved_since(moved))

@@ -96,6 +96,12 @@ class Channel:
                     " exchange=AllGather(), one rank, or another compressor."
                 )
 
+    def aggregate_bytes(self, like: Float[Tensor, " d"], shapes: Shapes | None) -> int:
+        """Return what the aggregate takes on its way back, whole."""
+        if self.downlink is None:
+            return like.nbytes
+        return self.downlink.compressor.size(coordinates(shapes, None, like.numel()), like.dtype)
+
     def deliver(
         self, memory: Memory, due: Sequence[int], facts: Int64[Tensor, " k"], wire: Wire, *, shapes: Shapes | None
     ) -> Carried:

@@ -86,6 +86,11 @@ class Plan:
             return Robust(defence, self.estimator, self.attackers, channel)
         return Arriving(defence, self.estimator, self.attackers, channel, self.arrivals, self.weighing(defence))
 
+    @property
+    def ways(self) -> tuple[Link | Compressor, ...]:
+        """The link and the compressor, where messages do not travel as they are."""
+        return () if self.channel().plain else (self.link, self.compressor)
+
     def channel(self, seed: int = 0, optimizer: int = 0) -> Channel:
         """Return the ways of messages to the rules and of the aggregate back."""
         return Channel(self.link, self.compressor, self.downlink, seed, optimizer)

@@ -35,7 +35,8 @@ class Report:
         fault: Whether the step was not taken because more weight was broken than f allows; ``None`` where any broken message of it says so.
         bytes_received: What came to this rank from others, in bytes.
         bytes_sent: What this rank has sent to others, in bytes.
-        message_bytes: What a worker's message takes on the wire, whole; 0 where nobody was asked for one.
+        message_bytes: What one worker's message takes on a wire, wherever it lives.
+        aggregate_bytes: What the aggregate takes on its way to one worker, likewise; 0 for a step that is not taken.
         exchange_seconds: Time this rank spent in estimators and the exchange, waiting for others included.
         rule_seconds: Time this rank spent in attack and rules, and in what is measured and remembered of the step.
 
@@ -57,6 +58,7 @@ class Report:
     bytes_received: int = 0
     bytes_sent: int = 0
     message_bytes: int = 0
+    aggregate_bytes: int = 0
     exchange_seconds: float = 0.0
     rule_seconds: float = 0.0
 
@@ -70,6 +72,12 @@ class Report:
             LEFT_OUT if out and arrival is Arrival.ARRIVED else arrival.value
             for arrival, out in zip(self.census.arrival, unused, strict=True)
         )
+
+    @property
+    def uplink_bytes(self) -> int:
+        """What the messages of the workers that have sent one take on a wire."""
+        came = (Arrival.ARRIVED, Arrival.BROKEN)
+        return self.message_bytes * sum(arrival in came for arrival in self.census.arrival)
 
     @property
     def adopted(self) -> tuple[bool, ...]:

@@ -156,6 +156,7 @@ class Robust(Round):
             after = after_untaken(memory, report, self.defence, counts=scale is None or scale <= 1.0)
         else:
             adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
+            report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, shapes))
             workers = memory.workers_after(adopted, back.workers)
             after = self._committed(memory, workers, {**left, **back.rules}, sent, census, wire)
         return Outcome(back and back.whole, after, replace(report, **seconds, **wire.moved_since(moved)))

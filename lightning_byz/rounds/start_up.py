@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.errors import ToleranceError, warn_once
-from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.kernels import block_size, paths
 from lightning_byz.preaggregators import PreAggregator
@@ -174,7 +173,7 @@ def start_up_line(
     """Return one line on rules, averaging, f, attackers, exchange, trust, threads, kernels, weights, and the workers that could together exceed f."""
     line = (
         f"lightning_byz: {_counted(placement.workers, 'worker')} on {_counted(placement.ranks, 'rank')}, f = {defence.f:g};"
-        f" {_rules(defence, plan.estimator, anytime)}; {_attacking(plan.attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
+        f" {_rules(defence, plan, anytime)}; {_attacking(plan.attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
         f" {_counted(torch.get_num_threads(), 'torch thread')} per rank;{_cost(defence)} {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
@@ -190,9 +189,11 @@ def start_up_line(
     return line + _on_weights(defence, defence.weights)
 
 
-def _rules(defence: Defence, estimator: Estimator | None = None, anytime: object | None = None) -> str:
+def _rules(defence: Defence, plan: Plan | None = None, anytime: object | None = None) -> str:
     """Return the chain from what a worker sends to the aggregate, and what averages the steps made of it."""
-    stages = (estimator, *defence.preaggregators, defence.aggregator, anytime)
+    sent = () if plan is None else (plan.estimator, *plan.ways)
+    back = None if plan is None else plan.downlink
+    stages = (*sent, *defence.preaggregators, defence.aggregator, back, anytime)
     return " -> ".join(repr(stage) for stage in stages if stage is not None)
 
 
