@@ -51,7 +51,8 @@ def test_citation_is_of_this_version() -> None:
     assert {"cff-version", "message", "title", "authors", "license"} <= told.keys()
 
 
-def test_the_schedule_of_ones_own_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.findall(r"```python\n(.*?)```", (DOCS / "arrivals.md").read_text(), re.DOTALL)[0]
-    exec(compile(code, "arrivals.md", "exec"), {"__name__": "arrivals"})
+@pytest.mark.parametrize("page", ["arrivals.md", "compression.md"])
+def test_what_is_ones_own_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)[0]
+    exec(compile(code, page, "exec"), {"__name__": page})
     assert capsys.readouterr().out.strip() == re.search(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)[1]  # type: ignore[index]
