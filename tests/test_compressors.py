@@ -354,6 +354,8 @@ def test_vectors_that_do_not_fit_are_refused() -> None:
         RandomK(k=7, per="tensor").check(where)
     with pytest.raises(ValueError, match=r"LowRank\(rank=2\) compresses matrices.*no parameter tensor is one"):
         LowRank(2).check(where)
+    with pytest.raises(ValueError, match=r"RandomK sends int32 indices"):
+        RandomK(0.1).check(Coordinates([(2**31 + 1,)]))
     for rule in (TopK(k=10), TopK(k=6, per="tensor"), LowRank(1)):
         rule.check(where)
     here = Slice(0, 64, 600, lambda partials: partials, lambda counts: counts)
