@@ -55,3 +55,12 @@ def test_the_schedule_of_ones_own_runs(capsys: pytest.CaptureFixture[str]) -> No
     code = re.findall(r"```python\n(.*?)```", (DOCS / "arrivals.md").read_text(), re.DOTALL)[0]
     exec(compile(code, "arrivals.md", "exec"), {"__name__": "arrivals"})
     assert capsys.readouterr().out.strip() == re.search(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)[1]  # type: ignore[index]
+
+
+def test_the_compressor_of_the_page_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs, and states what its own check finds to be so."""
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "compressors.md").read_text(), re.DOTALL)[0]
+    exec(code, {"__name__": "page"})
+    assert capsys.readouterr().out == ""
+    with pytest.raises(AssertionError, match="Toward.*compressor_contraction"):
+        exec(code.replace("2.0**-14", "2.0**-17"), {"__name__": "page"})
