@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-FAMILIES = ("aggregators", "preaggregators", "attacks", "estimators", "optimizers", "data", "metrics", "exchange")
+FAMILIES = (
+    "aggregators",
+    "preaggregators",
+    "attacks",
+    "estimators",
+    "compressors",
+    "optimizers",
+    "data",
+    "metrics",
+    "exchange",
+)
 SOURCE = re.compile(
     r"(?P<authors>(?:[A-Z][\w\- ]+, )*[A-Z][\w\- ]+)\. (?P<title>[^.]+(?:\.\d[^.]*)*)\. "
     r"(?:(?P<venue>[A-Z][A-Za-z ]+) )?(?P<year>\d{4})(?:, arXiv (?P<arxiv>\d{4}\.\d{5}))?"

@@ -223,3 +223,19 @@ def test_staleness(tmp_path: Path) -> None:
     assert (tmp_path / "staleness.png").stat().st_size > 5000
     (tmp_path / "log.csv").write_text("step\n1\n")
     assert "has no worker_age/0" in run("staleness", "log.csv", folder=tmp_path).stderr
+
+
+def test_compressors(tmp_path: Path) -> None:
+    """A row for each compressor, bytes counted, and one for each kind of vectors."""
+    rows = rows_of("compressors", "--coordinates=[20000]", "--rounds=1", folder=tmp_path)
+    assert [row[0].partition("(")[0] for row in rows[:12]] == [
+        *("Identity", "TopK", "TopK", "RandomK", "RandomK", "ScaledSign"),
+        *("Quantize", "Quantize", "Quantize", "Cast", "Cast", "LowRank"),
+    ]
+    assert [row[1] for row in rows[:2]] == ["100.000%", "2.000%"]
+    assert [row[0] for row in rows[12:]] == ["normal", "constant", "three values", "mostly zero", "resonant"]
+
+
+def test_fuzz_decoders(tmp_path: Path) -> None:
+    rows = rows_of("fuzz_decoders", "--payloads=40", "--compressors=[Cast]", folder=tmp_path)
+    assert [row[:2] for row in rows] == [["Cast(dtype='bfloat16')", "40"], ["Cast(dtype='float16')", "40"]]

@@ -56,3 +56,12 @@ def test_what_is_ones_own_runs(page: str, capsys: pytest.CaptureFixture[str]) ->
     code = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)[0]
     exec(compile(code, page, "exec"), {"__name__": page})
     assert capsys.readouterr().out.strip() == re.search(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)[1]  # type: ignore[index]
+
+
+def test_the_compressor_of_the_page_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs, and states what its own check finds to be so."""
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "compressors.md").read_text(), re.DOTALL)[0]
+    exec(code, {"__name__": "page"})
+    assert capsys.readouterr().out == ""
+    with pytest.raises(AssertionError, match="Toward.*compressor_contraction"):
+        exec(code.replace("2.0**-14", "2.0**-17"), {"__name__": "page"})

@@ -47,6 +47,11 @@ def check_budget(rule: _Keeping) -> None:
 
 def check_enough(rule: _Keeping, coordinates: Coordinates) -> None:
     """Refuse vectors, or tensors throughout, that have fewer coordinates than are to be kept."""
+    if coordinates.stop - coordinates.start > 2**31:
+        raise ValueError(
+            f"{type(rule).__name__} sends int32 indices, which reach 2^31 coordinates; there are {coordinates.stop - coordinates.start}. "
+            "Spread them over more ranks with AllToAll."
+        )
     most = max(sizes(rule, coordinates), default=0)
     if rule.k is not None and rule.k > most:
         what = "the vector has" if rule.per == "vector" else "the largest parameter tensor has"

@@ -35,7 +35,9 @@ def _on_device(keys: Tensor, k: int) -> Int64[Tensor, " k"]:
     threshold = keys.topk(k, sorted=False).values.min()
     above, level = keys > threshold, keys == threshold
     chosen = above | (level & (level.cumsum(0) <= k - above.sum()))
-    return torch.nonzero_static(chosen, size=k).flatten()
+    places = torch.where(chosen, chosen.cumsum(0) - 1, k)  # all that are not chosen share one more place
+    numbers = torch.arange(len(keys), device=keys.device)
+    return numbers.new_empty(k + 1).scatter_(0, places, numbers)[:k]
 
 
 def _in_array(bits: np.ndarray, k: int) -> np.ndarray:

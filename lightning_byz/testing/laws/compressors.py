@@ -223,4 +223,7 @@ def require_total(rule: Compressor, part: Tensor, where: Coordinates, dtype: tor
     require(bool((around[:8] == 7).all() and (around[-8:] == 7).all()), "numbers around out were written to")
     require(bool(out.isfinite().all()), f"what was written is not finite: {shown(out)}")
     require(valid or not bool(out.any()), f"what is no message became {shown(out)}")
+    stated = rule.size(where, dtype)
+    fits = len(part) <= stated if rule.varies else len(part) == stated
+    require(fits or not valid, f"{len(part)} bytes are taken for a message, and size states {stated}")
     return valid
