@@ -177,7 +177,7 @@ class LibsvmData(LightningDataModule):
         super().__init__()
         if not 0 < held < 1:
             raise ValueError(f"LibsvmData(held={held}): give the part of the samples to validate on, in (0, 1).")
-        if not isinstance(batch_size, str) and batch_size < 1:
+        if batch_size != "full" and (isinstance(batch_size, str) or batch_size < 1):
             raise ValueError(f"LibsvmData(batch_size={batch_size}): give 1 or more samples, or 'full' for all.")
         self.path, self.batch_size, self.held, self.seed, self.dtype = path, batch_size, held, seed, dtype
 
