@@ -116,7 +116,7 @@ def test_what_is_logged(path: str, regulariser: str, strength: float) -> None:
     steps = 1e-6 * np.eye(FEATURES)
     gradient = [(objective(x + step) - objective(x - step)) / 2e-6 for step in steps]
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
-    assert set(logged) == {"val_loss", "val_accuracy", "gradient_norm"}
+    assert set(logged) == {"val_loss", "val_accuracy", "gradient_norm", "tail_gradient_norm"}
     assert logged["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
     held, truth = data.validation.rows.numpy(), data.validation.labels.numpy()
     assert logged["val_accuracy"] == pytest.approx(((held @ x > 0) == truth).mean())

@@ -21,7 +21,7 @@ class LogisticRegression(LightningModule):
     The loss of a batch is its mean :math:`\log(1 + e^{-y\,a \cdot x})` and a regulariser, :math:`\frac\lambda2 \|x\|^2` or
     :math:`\lambda \sum_j x_j^2 / (1 + x_j^2)`. Validation logs ``val_loss``, without the regulariser, and ``val_accuracy`` of the first loader, and
     ``gradient_norm``, the norm of the whole objective's gradient over all samples of a second one, which :class:`LibsvmData` has for the training
-    samples.
+    samples; and ``tail_gradient_norm``, the mean of that over the later half of the evaluations so far.
 
     Args:
         features: Columns of the data; a9a has 123.
@@ -54,6 +54,7 @@ class LogisticRegression(LightningModule):
         self.regulariser, self.learning_rate = regulariser, learning_rate
         self.strength = STRENGTHS[regulariser] if strength is None else strength
         self.val_accuracy, self.gradient = BinaryAccuracy(), MeanGradient(features)
+        self.norms: list[Tensor] = []
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return one logit per row."""
@@ -83,13 +84,15 @@ class LogisticRegression(LightningModule):
         self.log("val_accuracy", self.val_accuracy, prog_bar=True, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the norm of the gradient, if there were samples for it."""
+        """Log the norm of the gradient, and its mean over late evaluations, if there were samples for it."""
         if self.gradient.update_called:
             with torch.inference_mode(False), torch.enable_grad():
                 (regular,) = torch.autograd.grad(self.penalty(), [self.linear.weight])
-            self.log(
-                "gradient_norm", (self.gradient.compute() + regular[0]).norm().float(), prog_bar=True, sync_dist=True
-            )
+            norm = (self.gradient.compute() + regular[0]).norm().float()
+            self.norms += [] if self.trainer.sanity_checking else [norm]
+            tail = self.norms[len(self.norms) // 2 :]
+            self.log("gradient_norm", norm, prog_bar=True, sync_dist=True)
+            self.log("tail_gradient_norm", torch.stack(tail or [norm]).mean(), sync_dist=True)
             self.gradient.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -26,7 +26,8 @@ class HeavyBall(Link):
         ValueError: If ``beta`` is outside [0, 1).
 
     References:
-        Gupta, Honsell, Xu, Gupta, Neglia. Robust Sparsified Distributed Heavy-Ball. AISTATS 2026, arXiv 2508.17129.
+        Gupta, Honsell, Xu, Gupta, Neglia. Reconciling Communication Compression and Byzantine-Robustness in Distributed Learning. AISTATS 2026,
+            arXiv 2508.17129.
 
     Example:
         >>> HeavyBall(beta=0.5).receive(torch.tensor([2.0, 2.0]), torch.tensor([4.0, 0.0])).row
