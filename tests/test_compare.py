@@ -109,9 +109,9 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[str]]:
                 told = score(options)
             except ZeroDivisionError as error:
                 failure = str(error)
-            evaluations = (
-                [] if failure else [Evaluation(epoch, 10 * epoch, 0.1, epoch * 1000, told) for epoch in (1, 2)]
-            )
+            each = 8000 if options.get("trainer.strategy.aggregator") == "Mean" else 80
+            epochs = () if failure else (1, 2)
+            evaluations = [Evaluation(one, 10 * one, 0.1, one * 1000, told, one * each) for one in epochs]
             record = Record(
                 job.id, failure, 0.2, evaluations, {"test_accuracy": 0.25} if job.tests else {}, {"torch": "2"}
             )

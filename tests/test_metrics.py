@@ -176,17 +176,22 @@ def test_ages_of_messages_in_use() -> None:
 
 def test_traffic_per_step_and_in_all() -> None:
     metric = Traffic()
-    metric.update(report("a", bytes_received=10, exchange_seconds=1.0, rule_seconds=3.0))
+    moved = {"bytes_received": 10, "bytes_sent": 8, "message_bytes": 6, "aggregate_bytes": 4}
+    metric.update(report("abns", **moved, exchange_seconds=1.0, rule_seconds=3.0))
     metric.update(30, exchange_seconds=2.0)
-    expected = {"bytes_received": 20.0, "bytes_total": 40.0, "exchange_seconds": 1.5, "rule_seconds": 1.5}
-    assert numbers(metric.compute()) == expected
+    assert numbers(metric.compute()) == {
+        "bytes_received": 20.0, "bytes_total": 40.0, "bytes_sent": 4.0, "bytes_sent_total": 8.0,
+        "uplink_bytes": 6.0, "uplink_total": 12.0, "downlink_bytes": 2.0, "downlink_total": 4.0,
+        "exchange_seconds": 1.5, "rule_seconds": 1.5,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("ranks", [{}, TWO_RANKS], ids=["alone", "two ranks"])
 def test_two_ranks_see_the_same_steps_and_each_its_own_bytes(ranks: dict[str, Any]) -> None:
     seen = report(
         "ab", coefficients=doubles(1.0, 0.0), norms=doubles(2.0, math.nan), distances=doubles(1.0, math.nan),
-        error=1.0, variance=4.0, kappa=2.0, bytes_received=10, rule_seconds=3.0, ages=[2, 0],
+        error=1.0, variance=4.0, kappa=2.0, bytes_received=10, bytes_sent=3, message_bytes=6, aggregate_bytes=4, rule_seconds=3.0,
+        ages=[2, 0],
     )  # fmt: skip
     parts = [
         WorkerMeans(2, **ranks),
@@ -202,7 +207,9 @@ def test_two_ranks_see_the_same_steps_and_each_its_own_bytes(ranks: dict[str, An
     assert computed == {
         "coefficient": [1.0, 0.0], "norm": [2.0, pytest.approx(math.nan, nan_ok=True)],
         "distance": [1.0, pytest.approx(math.nan, nan_ok=True)], "left_out": [0.0, 1.0], "broken": [0.0, 1.0],
-        "absent": [0.0, 0.0], "bytes_received": received, "bytes_total": received, "exchange_seconds": 0.0,
+        "absent": [0.0, 0.0], "bytes_received": received, "bytes_total": received, "bytes_sent": 0.3 * received,
+        "bytes_sent_total": 0.3 * received, "uplink_bytes": 12.0, "uplink_total": 12.0, "downlink_bytes": 4.0,
+        "downlink_total": 4.0, "exchange_seconds": 0.0,
         "rule_seconds": 3.0, "error": 0.25, "worst_error": 0.25, "kappa": 2.0, "precision": 1.0, "recall": 1.0,
         "mean_age": 2.0, "max_age": 2.0,
     }  # fmt: skip

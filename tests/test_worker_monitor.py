@@ -237,7 +237,7 @@ def test_the_number_of_keys_does_not_grow_with_the_workers(attackers: tuple[int,
         train(logger, aggregator=CTMA(CoordinateMedian()), attackers=attackers, workers=workers, max_steps=2)
         keys[workers] = {key for _, row in logger.rows for key in row if "/" in key}
     assert keys[4] == keys[12]
-    assert len(keys[12]) == (25 if attackers else 12)
+    assert len(keys[12]) == (31 if attackers else 18)
 
 
 def test_each_worker_on_request() -> None:
