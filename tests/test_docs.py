@@ -63,5 +63,5 @@ def test_the_compressor_of_the_page_is_one(capsys: pytest.CaptureFixture[str]) -
     code = re.findall(r"```python\n(.*?)```", (DOCS / "compressors.md").read_text(), re.DOTALL)[0]
     exec(code, {"__name__": "page"})
     assert capsys.readouterr().out == ""
-    with pytest.raises(AssertionError, match="Toward.*compressor_contraction"):
+    with pytest.raises(AssertionError, match=r"Toward.*compressor_contraction"):
         exec(code.replace("2.0**-14", "2.0**-17"), {"__name__": "page"})

@@ -72,7 +72,7 @@ def _digits(bits: int) -> list[tuple[int, int]]:
 def _before(
     ties: Tensor, index: Tensor, groups: Tensor, ends: Tensor, sizes: Tensor, coordinates: Coordinates
 ) -> Tensor:
-    """Return how many ties each group has in the slices before: at most one began there, and has the last coordinate of all blocks since."""
+    """Return how many ties each group has in the slices before: one that goes on here has the last coordinate of all blocks since it began."""
     blocks = coordinates.blocks
     last = torch.tensor([high - 1 for _, high in blocks.bounds], dtype=torch.int64, device=ties.device)
     holder = torch.searchsorted(ends, last + coordinates.start, right=True)
@@ -83,5 +83,4 @@ def _before(
     before = torch.arange(len(everywhere), device=ties.device) * blocks.width < coordinates.start
     began = ends - sizes
     since = (torch.arange(len(everywhere), device=ties.device) + 1) * blocks.width > began[:, None]
-    crossing = (began < coordinates.start) & (ends > coordinates.start)
-    return ((since & before) * everywhere).sum(1).long() * crossing
+    return ((since & before) * everywhere).sum(1).long()
