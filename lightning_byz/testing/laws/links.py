@@ -10,7 +10,7 @@ from lightning_byz.compressors import Compressor, Coordinates, Identity, Quantiz
 from lightning_byz.inside_torch import version
 from lightning_byz.links import Link
 from lightning_byz.random import Streams, generator
-from lightning_byz.testing.case import Case, NothingToCheck, gap, require, require_bits, shown
+from lightning_byz.testing.case import Broken, Case, NothingToCheck, gap, require, require_bits, shown
 from lightning_byz.testing.law import law
 from lightning_byz.testing.rows import DTYPES
 from lightning_byz.testing.running import Watch
@@ -25,9 +25,7 @@ class Step(NamedTuple):
 
     Args:
         states: What both ends remembered before: the worker's, the rules'.
-        message: What is to be sent.
-        outgoing: What is compressed.
-        decoded: What is read.
+        message: What is to be sent; ``outgoing`` is compressed of it, ``decoded`` read.
         row: What the rules see.
         left: What both ends remember next.
 
@@ -148,8 +146,6 @@ def link_types(link: Link, case: Case) -> None:
                 state is None or state.dtype == wide,
                 f"a state of {wide} became {None if state is None else shown(state)}",
             )
-        floats = step.outgoing.is_floating_point() and step.row.is_floating_point()
-        require(floats, "outgoing or the row is of whole numbers")
 
 
 @law("states, messages and what was read are not written to", part=0.3)
@@ -213,12 +209,11 @@ def link_mirrors(link: Link, case: Case) -> None:
     """So that what one end adds is what the other one expects."""
     messages = _drawn(case, _dtype(case))
     link, compressor = _suited(link, case, messages[0].numel())
-    for place, step in enumerate(_followed(link, compressor, messages)):
-        worker, rules = step.left
-        require(worker is not None and rules is not None, "an end remembers nothing")
-        assert worker is not None
-        assert rules is not None
-        require_bits(worker, rules, f"what the worker's end remembers after message {place}, beside the rules' end,")
+    for place, (*_, (worker, rules)) in enumerate(_followed(link, compressor, messages)):
+        if worker is None or rules is None:
+            raise Broken("an end remembers nothing")
+        what = f"what the worker's end remembers after message {place}, and the rules' end beside it"
+        require_bits(worker, rules, what)
 
 
 @law("finite numbers stay finite", part=0.5)
@@ -248,10 +243,7 @@ def link_message(link: Link, case: Case) -> None:
         raise NothingToCheck from None
     steps = _followed(link, Identity(), messages)
     tolerance = 4 * len(messages) * torch.finfo(messages[0].dtype).eps
+    size = max(1.0, *(float(step.message.double().abs().max()) for step in steps))
     for place, step in enumerate(steps):
-        size = max(float(one.message.double().abs().max()) for one in steps)
-        apart = gap(step.row.double() / max(size, 1.0), step.message.double() / max(size, 1.0))
-        require(
-            apart <= tolerance,
-            f"of message {place}, {shown(step.message)}, the rules see {shown(step.row)}",
-        )
+        apart = gap(step.row.double() / size, step.message.double() / size)
+        require(apart <= tolerance, f"of message {place}, {shown(step.message)}, the rules see {shown(step.row)}")
