@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_byz.compressors import Compressor
+from lightning_byz.compressors.coordinates import Coordinates
 from lightning_byz.links.link import Link, Received
 
 
@@ -20,6 +22,9 @@ class ErrorFeedback(Link):
 
     Cost: two passes over d at the worker; memory: one vector of d numbers per worker.
 
+    Raises:
+        ValueError: At the start of a run, with a compressor that is not contractive: what waits would grow without bound.
+
     References:
         Seide, Fu, Droppo, Li, Yu. 1-Bit Stochastic Gradient Descent. Interspeech 2014.
         Karimireddy, Rebjock, Stich, Jaggi. Error Feedback Fixes SignSGD and other Gradient Compression Schemes. ICML 2019, arXiv 1901.09847.
@@ -33,6 +38,15 @@ class ErrorFeedback(Link):
     """
 
     at_worker: ClassVar[bool] = True
+
+    def fitted(self, compressor: Compressor, coordinates: Coordinates) -> Link:
+        """Refuse what leaves more waiting than was to be sent."""
+        if compressor.alpha(coordinates) is None:
+            raise ValueError(
+                f"link=ErrorFeedback() with compressor={compressor!r}: what waits grows without bound under a compressor that is not contractive: use"
+                " TopK, RandomK(..., scaled=False) or ScaledSign, or link=Diana()."
+            )
+        return self
 
     def outgoing(self, state: Tensor | None, message: Tensor) -> Tensor:
         """Add what waits."""

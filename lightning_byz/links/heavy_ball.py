@@ -38,6 +38,7 @@ class HeavyBall(Link):
     beta: float = 0.9
 
     at_rules: ClassVar[bool] = True
+    exceptions: ClassVar[frozenset[str]] = frozenset({"message"})
 
     def __post_init__(self) -> None:
         """Refuse a weight outside [0, 1)."""

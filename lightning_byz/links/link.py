@@ -36,6 +36,10 @@ class Link(ABC):
     at_rules: ClassVar[bool] = False
     """Whether the rules' end does; where both do, they remember the same, and one is kept in a file."""
 
+    exceptions: ClassVar[frozenset[str]] = frozenset()
+    """Laws of the contract suite that the definition of this link does not keep, by name: ``message``, where rules see something else than messages
+    even behind ``Identity``."""
+
     @property
     def mirrored(self) -> bool:
         """Whether both ends remember a vector, the same one."""

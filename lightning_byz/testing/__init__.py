@@ -7,6 +7,7 @@ from lightning_byz.testing.check import (
     check_estimator,
     check_preaggregator,
 )
+from lightning_byz.testing.linking import check_link
 from lightning_byz.testing.on_ranks import check_exchange
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "check_compressor",
     "check_estimator",
     "check_exchange",
+    "check_link",
     "check_preaggregator",
 ]

@@ -7,6 +7,7 @@ from lightning_byz.testing.laws import (
     compressors,
     estimators,
     layout,
+    links,
     mixing,
     promises,
     purity,
@@ -90,6 +91,17 @@ COMPRESSOR_LAWS: tuple[Law, ...] = (
 )
 """What a compressor signs."""
 
+LINK_LAWS: tuple[Law, ...] = (
+    links.link_types,
+    links.link_inputs,
+    links.link_purity,
+    links.link_mirrors,
+    links.link_elementwise,
+    links.link_finite,
+    links.link_message,
+)
+"""What a link signs."""
+
 EXCHANGE_LAWS: tuple[Law, ...] = (
     wires.exchange_places,
     wires.exchange_slices,
@@ -111,6 +123,7 @@ __all__ = [
     "COMPRESSOR_LAWS",
     "ESTIMATOR_LAWS",
     "EXCHANGE_LAWS",
+    "LINK_LAWS",
     "PREAGGREGATOR_LAWS",
     "Law",
 ]
