@@ -88,8 +88,11 @@ class Channel:
         ways += [] if self.downlink is None else [("downlink", self.downlink.link, self.downlink.compressor)]
         for name, link, compressor in ways:
             where = Coordinates(tuple(map(tuple, shapes)))
-            compressor.check(where)
-            link.fitted(compressor, where)
+            try:
+                compressor.check(where)
+                link.fitted(compressor, where)
+            except ValueError as error:
+                raise error if name == "compressor" else ValueError(f"{name}: {error}") from None
             if sliced and not compressor.splits:
                 raise ValueError(
                     f"{name}={compressor!r}: its messages do not split by coordinates, and each of several ranks aggregates a slice of them: give"
@@ -134,7 +137,7 @@ class Channel:
         Args:
             memory: What is remembered of earlier steps.
             workers: Whose rows they are.
-            rows: Usable numbers, at this rank's coordinates. Where what is compressed of a row overflows, it comes back infinite.
+            rows: Usable numbers, at this rank's coordinates. Where what is compressed of a row overflows, or cannot be read, it comes back infinite.
             shapes: Those of the parameters.
 
         """
@@ -150,17 +153,15 @@ class Channel:
             part = self.compressor.encode(values, here, generator=self._draw(step, worker, values)).part(
                 here.start, here.stop
             )
-            self.compressor.decode(
-                part, here, generator=self._draw(step, worker, values), out=(decoded := rebuilt[place])
-            )
+            draws, decoded = self._draw(step, worker, values), rebuilt[place]
+            read = self.compressor.decode(part, here, generator=draws, out=decoded)
             after = link.after(state, outgoing[place], decoded) if link.at_worker and not link.mirrored else None
             row, at_rules = link.receive(state, decoded)
             if (kept := _own(at_rules if after is None else after, rebuilt)) is not None:
                 left[worker] = kept
             if row is not decoded:
                 decoded.copy_(row)
-            if overflown[place]:
-                decoded.fill_(torch.inf)
+            decoded.masked_fill_(~read | bool(overflown[place]), torch.inf)
         return Stack(rebuilt, slice=rows.slice), left
 
     def _sent(

@@ -150,11 +150,13 @@ def check_optimizers(
             "LBFGS evaluates the gradient several times a step, and under arrivals= a worker computes once and its message waits: use another"
             " optimizer, or arrivals=Synchronous()."
         )
-    if several and plan.link != Direct():
-        raise ValueError(
-            f"LBFGS evaluates the gradient several times a step, and both ends of link={plan.link!r} would remember each of them: use another"
-            " optimizer, or link=Direct()."
-        )
+    links = {"link": plan.link, "downlink": Direct() if plan.downlink is None else plan.downlink.link}
+    for name, link in links.items() if several else ():
+        if link != Direct():
+            raise ValueError(
+                f"LBFGS evaluates the gradient several times a step, and the ends of {name}={link!r} would remember each of them: use another"
+                " optimizer, or Direct()."
+            )
     if blank and several:
         raise ValueError(
             "LBFGS evaluates the gradient several times a step, feeding the workers' memory each time: use estimator=Gradient()."
