@@ -1,6 +1,7 @@
 """Faults that a review of compressed messages has found."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from lightning_byz.attacks import SignFlip
 from lightning_byz.compressors import Cast, Identity, RandomK, TopK
 from lightning_byz.links import EF21, Diana, Downlink, ErrorFeedback
 from lightning_byz.optimizers import RobustOptimizer
+from lightning_byz.rounds import channel
 from lightning_byz.rounds.aggregation import Aggregation
 from lightning_byz.rounds.plan import Plan
 from lightning_byz.strategies.refusals import check_optimizers
+from lightning_byz.testing import check_compressor
 
 
 def started(module: nn.Module, **arguments) -> RobustOptimizer:
@@ -140,3 +143,26 @@ def test_complex_parameters_have_two_numbers_each() -> None:
         robust.backward(worker, lambda: module[0].abs().square().sum())
     assert robust.step().taken
     torch.testing.assert_close(module[0].detach(), torch.full((3,), 0.8 + 0j), atol=1e-3, rtol=0)
+
+
+@dataclass(frozen=True)
+class Undrawn(RandomK):
+    """Says that it draws nothing."""
+
+    draws: ClassVar[bool] = False
+
+
+def test_a_compressor_that_draws_cannot_say_that_it_does_not() -> None:
+    with pytest.raises(AssertionError, match="draws is False"):
+        check_compressor(Undrawn(0.3, scaled=False), cases=3)
+
+
+def test_nothing_is_seeded_for_a_compressor_that_draws_nothing(monkeypatch) -> None:
+    def refuse(*key, device="cpu"):
+        raise AssertionError(key)
+
+    module = linear()
+    robust = started(module, link=EF21(), compressor=TopK(k=1))
+    monkeypatch.setattr(channel, "generator", refuse)
+    computed(robust, module)
+    assert robust.step().taken
