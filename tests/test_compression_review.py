@@ -166,3 +166,34 @@ def test_nothing_is_seeded_for_a_compressor_that_draws_nothing(monkeypatch) -> N
     monkeypatch.setattr(channel, "generator", refuse)
     computed(robust, module)
     assert robust.step().taken
+
+
+class Halves(nn.Module):
+    """A part of float32, and one of bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = linear(), nn.Linear(1, 3).bfloat16()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.second(self.first(rows).bfloat16()).float()
+
+
+def test_both_ends_stay_equal_where_the_dtype_of_messages_changes() -> None:
+    module = Halves()
+    robust = started(module, link=EF21(), compressor=TopK(0.5), downlink=Downlink(TopK(0.5), EF21()))
+    for step in range(6):
+        module.first.requires_grad_(step not in (2, 3))
+        for worker in robust.local:
+            rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(10 * step + worker))
+            robust.backward(worker, lambda rows=rows: module(rows).square().mean())
+        assert robust.step().taken
+        robust.zero_grad()
+        memory = aggregation(robust).memory
+        ends = [
+            (own["link"]["EF21"], memory.rules["link"].values[f"EF21 of worker {one}"])
+            for one, own in memory.workers.items()
+        ]
+        ends.append((memory.workers[0]["downlink"]["EF21"], memory.rules["downlink"].values["EF21"]))
+        for worker, rules in ends:
+            torch.testing.assert_close(worker, rules, rtol=0, atol=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_byz.exchange import Exchange, Placement, Wire
 from lightning_byz.flat import Layout
-from lightning_byz.memory import Memory
+from lightning_byz.memory import Memory, Sliced
 from lightning_byz.rounds.report import Report
 from lightning_byz.rounds.round import Round, Sent, Turn
 
@@ -70,7 +70,7 @@ class Aggregation:
         self._open(layout)
         moved = memory.map(
             lambda vector: vector,
-            lambda row: self._realigned(row, known, wire),
+            lambda row: self._cut(layout.realign(wire.assemble(row, out=row.new_empty(known.total)), known)),
             self._wire.slice,
             lambda point: layout.realign(point, known, start=start),
         )
@@ -81,7 +81,8 @@ class Aggregation:
             )
             for worker, own in memory.workers.items()
         }
-        self.memory = self.round.relaid(replace(moved, workers=workers))
+        rules = {stage: self._as_rows(stage, own, known) for stage, own in moved.rules.items()}
+        self.memory = self.round.relaid(replace(moved, workers=workers, rules=rules))
 
     @contextmanager
     def at(self, point: Tensor | None) -> Iterator[None]:
@@ -200,10 +201,11 @@ class Aggregation:
         rows = {worker: wire.row(worker) for worker in self._placement.local}
         self._opened = layout, wire, {worker: (row, layout.views(row)) for worker, row in rows.items()}
 
-    def _realigned(self, row: Tensor, known: Layout, wire: Wire) -> Tensor:
-        """Carry a vector of the rules' side over to the present layout; in the rows' dtype if it was in theirs."""
-        whole = self.layout.realign(wire.assemble(row, out=row.new_empty(known.total)), known)
-        return self._cut(whole.to(self.layout.dtype) if row.dtype == known.dtype else whole)
+    def _as_rows(self, stage: str, own: Sliced, known: Layout) -> Sliced:
+        """Return what rules remember, in the rows' dtype what was in theirs; both ends of a link keep their own."""
+        if stage in self.round.wide:
+            return own
+        return own.map(lambda row: row.to(self.layout.dtype) if row.dtype == known.dtype else row, own.slice)
 
     def _cut(self, whole: Tensor) -> Tensor:
         """Return this rank's coordinates of a whole vector, in memory of their own."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,8 @@ class Robust(Round):
 
     """
 
+    wide: ClassVar[frozenset[str]] = frozenset({LINK_STAGE, DOWN_STAGE})
+
     defence: Defence
     estimator: Estimator = field(default_factory=Gradient)
     attackers: Attackers = field(default_factory=Attackers)
@@ -69,7 +71,7 @@ class Robust(Round):
         """Return what a worker remembers for other parameters."""
         return {
             stage: map_vectors(values, lambda vector: realign(vector, 0.0))
-            if stage in (LINK_STAGE, DOWN_STAGE)
+            if stage in self.wide
             else self.estimator.realigned(values, realign)
             for stage, values in remembered.items()
         }
@@ -123,9 +125,8 @@ class Robust(Round):
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
         started, moved = perf_counter(), (wire.received, wire.sent)
         proposed = self._estimate(memory, sent, wire, scale)
-        told = self._facts(sent, parameters)
         vectors, facts, ends, known, length = self.channel.deliver(
-            memory, range(self.workers), told, wire, shapes=shapes
+            memory, range(self.workers), self._facts(sent, parameters), wire, shapes=shapes
         )
         proposed = {worker: {"estimator": left, **ends.get(worker, {})} for worker, left in proposed.items()}
         arrived = perf_counter()
@@ -193,8 +194,7 @@ class Robust(Round):
             if (own := sent.get(worker)) is None:
                 row.zero_()
                 continue
-            estimate, left = self._estimated(memory, worker, own, scale)
-            proposed[worker] = left
+            estimate, proposed[worker] = self._estimated(memory, worker, own, scale)
             if estimate is not row:
                 row.copy_(estimate)
         return proposed

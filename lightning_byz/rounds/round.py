@@ -79,6 +79,9 @@ class Round(ABC):
     adds_up: ClassVar[bool] = True
     """Whether the gradients of several batches of a worker may add up to its message."""
 
+    wide: ClassVar[frozenset[str]] = frozenset()
+    """Stages of the rules' side that keep their dtype where that of the rows changes."""
+
     def check(self, shapes: Sequence[tuple[int, ...]], *, sliced: bool) -> None:
         """Refuse parameters of these shapes; ``sliced`` where rules see slices of their coordinates."""
         return
