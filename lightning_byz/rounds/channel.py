@@ -103,9 +103,26 @@ class Channel:
         return self.downlink.compressor.size(coordinates(shapes, None, like.numel()), like.dtype)
 
     def deliver(
-        self, memory: Memory, due: Sequence[int], facts: Int64[Tensor, " k"], wire: Wire, *, shapes: Shapes | None
+        self,
+        memory: Memory,
+        due: Sequence[int],
+        facts: Int64[Tensor, " k"],
+        wire: Wire,
+        *,
+        shapes: Shapes | None,
+        apart: Sequence[int] = (),
     ) -> Carried:
-        """Bring the messages that lie in the wire's rows to the rules, and add up the ranks' facts. Every rank must call it."""
+        """Bring the messages that lie in the wire's rows, which are given away, to the rules, and add up the ranks' facts. Every rank must call it.
+
+        Args:
+            memory: What is remembered of earlier steps.
+            due: Whose messages they are.
+            facts: What this rank tells of them.
+            wire: The exchange, open for vectors of this length.
+            shapes: Those of the parameters; ``None`` for one tensor.
+            apart: Whose rows will be written to, so that their states are in memory of their own.
+
+        """
         like, count = wire.row(wire.local[0]), len(due)
         if self.plain:
             delivered = wire.deliver(due, facts)
@@ -121,7 +138,7 @@ class Channel:
             self.compressor.size(here, like.dtype),
             varies=self.compressor.varies,
         )
-        vectors, seen, rules = self._received(memory, due, parts, here, like)
+        vectors, seen, rules = self._received(memory, due, parts, here, like, apart)
         added = wire.tell(seen, torch.cat([told, facts.to(told.device)]))
         facts = torch.cat([added[:count] + added[count : 2 * count], added[2 * count :]])
         return Carried(vectors, facts, workers, rules, self.compressor.size(here.whole, like.dtype))
@@ -153,7 +170,8 @@ class Channel:
             self.compressor.decode(
                 part, here, generator=self._draw(step, worker, values), out=(decoded := rebuilt[place])
             )
-            after = link.after(state, outgoing[place], decoded) if link.at_worker and not link.mirrored else None
+            alone = link.at_worker and not link.mirrored
+            after = link.after(state, outgoing[place], decoded.clone()) if alone else None
             row, at_rules = link.receive(state, decoded)
             if (kept := _own(at_rules if after is None else after, rebuilt)) is not None:
                 left[worker] = kept
@@ -182,7 +200,13 @@ class Channel:
         return bad, entries, {LINK_STAGE: {self.ends.name: after}}
 
     def _received(
-        self, memory: Memory, due: Sequence[int], parts: Mapping[int, Tensor], here: Coordinates, like: Tensor
+        self,
+        memory: Memory,
+        due: Sequence[int],
+        parts: Mapping[int, Tensor],
+        here: Coordinates,
+        like: Tensor,
+        apart: Sequence[int],
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         """The rows as the rules rebuild them, how many numbers of each no rule can use, and what is remembered of them."""
         link, rules, read = self.link.fitted(self.compressor, here.whole), {}, []
@@ -192,7 +216,7 @@ class Channel:
             read.append(self.compressor.decode(parts[worker], here, generator=draw, out=out))
             state = self.ends.state(memory, worker, out) if link.at_rules else None
             row, after = link.receive(state, out)
-            if (kept := _own(after, vectors)) is not None:
+            if (kept := _own(after, vectors) if worker in apart else after) is not None:
                 rules[worker] = kept
             if row is not out:
                 out.copy_(row)

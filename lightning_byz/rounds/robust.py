@@ -123,10 +123,9 @@ class Robust(Round):
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
         started, moved = perf_counter(), (wire.received, wire.sent)
         proposed = self._estimate(memory, sent, wire, scale)
-        told = self._facts(sent, parameters)
-        vectors, facts, ends, known, length = self.channel.deliver(
-            memory, range(self.workers), told, wire, shapes=shapes
-        )
+        due, told = range(self.workers), self._facts(sent, parameters)
+        about = {"shapes": shapes, "apart": self.attackers.acting}
+        vectors, facts, ends, known, length = self.channel.deliver(memory, due, told, wire, **about)
         proposed = {worker: {"estimator": left, **ends.get(worker, {})} for worker, left in proposed.items()}
         arrived = perf_counter()
         census = self._census(facts.tolist())
