@@ -35,16 +35,15 @@ class Channelled:
     """Steps of a round on gradients written by hand."""
 
     def __init__(
-        self, link: Link = Direct(), compressor: Compressor = Identity(), *, dtype=torch.float32, d=D, **rest
-    ) -> None:  # noqa: B008
+        self, link: Link | None = None, compressor: Compressor | None = None, *, dtype=torch.float32, d=D, **rest
+    ) -> None:
+        rest |= {"link": link or Direct(), "compressor": compressor or Identity()}
         self.noting = Noting(rest.pop("aggregator", CoordinateMedian()))
         attackers = Attackers(rest.pop("attackers", ()), rest.pop("attack", None))
         plan = Plan(
             rest.pop("estimator", Gradient()),
             attackers,
             rest.pop("arrivals", Synchronous()),
-            link=link,
-            compressor=compressor,
             **rest,
         )
         self.round: Any = plan.round(Defence(N, F, self.noting, share=plan.share))
@@ -146,7 +145,7 @@ def test_states_are_single_precision_or_wider(link, compressor, dtype) -> None:
     stages = [run.memory.workers.get(worker, {}).get("link", {}) for worker in range(N)]
     states = [state for values in stages for state in values.values()]
     states += [*run.memory.rules["link"].values.values()] if link.at_rules or link.at_worker else []
-    assert all(state.dtype == wide for state in states)
+    assert all(torch.as_tensor(state).dtype == wide for state in states)
     assert all(torch.equal(run.own(worker), run.at_rules(worker)) for worker in range(N) if link.mirrored)
 
 
