@@ -46,7 +46,7 @@ class EF21(Link):
         """Refuse what does not bring a mirror closer."""
         if compressor.alpha(coordinates) is None:
             raise ValueError(
-                f"link=EF21() with compressor={compressor!r}: mirrors come closer only under a contractive compressor, and this one is not: use TopK,"
+                f"link=EF21() with compressor={compressor!r}: mirrors come closer only under a contractive compressor: use TopK,"
                 " RandomK(..., scaled=False) or ScaledSign, or link=Diana()."
             )
         return self

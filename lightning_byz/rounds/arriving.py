@@ -25,7 +25,7 @@ from lightning_byz.rounds.robust import Robust
 from lightning_byz.rounds.round import Outcome, Sent, Turn
 from lightning_byz.rounds.rows import reference_of
 from lightning_byz.rounds.table import TABLE, Judge, kept_rows, rows_of, updated
-from lightning_byz.rounds.untaken import after_refusal
+from lightning_byz.rounds.untaken import after_refusal, without_aggregate
 from lightning_byz.rounds.usage import Usage
 from lightning_byz.rounds.weighing import Weighing
 from lightning_byz.stack import Stack
@@ -106,8 +106,7 @@ class Arriving(Robust):
 
     def unstepped(self, before: Memory, after: Memory) -> Memory:
         """Return what is remembered without a step on the aggregate: what has arrived, and the last aggregate with one."""
-        kept = {one: own for one, own in after.rules.items() if one != "reference" or one in before.rules}
-        return replace(after, rules=kept | {one: own for one, own in before.rules.items() if one == "reference"})
+        return without_aggregate(before, after)
 
     def relaid(self, memory: Memory) -> Memory:
         """Take all parameters as used by the rows that were made for others."""

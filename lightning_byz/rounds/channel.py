@@ -84,17 +84,12 @@ class Channel:
             ValueError: If a link and its compressor do not go together, or the parameters do not suit a compressor.
 
         """
-        ways = [("compressor", self.link, self.compressor)]
-        ways += [] if self.downlink is None else [("downlink", self.downlink.link, self.downlink.compressor)]
-        for name, link, compressor in ways:
-            where = Coordinates(tuple(map(tuple, shapes)))
-            compressor.check(where)
-            link.fitted(compressor, where)
-            if sliced and not compressor.splits:
-                raise ValueError(
-                    f"{name}={compressor!r}: its messages do not split by coordinates, and each of several ranks aggregates a slice of them: give"
-                    " exchange=AllGather(), one rank, or another compressor."
-                )
+        _check_way(self.link, self.compressor, shapes, sliced=sliced)
+        if self.downlink is not None:
+            try:
+                _check_way(self.downlink.link, self.downlink.compressor, shapes, sliced=sliced)
+            except ValueError as error:
+                raise ValueError(f"downlink: {error}") from None
 
     def aggregate_bytes(self, like: Float[Tensor, " d"], shapes: Shapes | None) -> int:
         """Return what the aggregate takes on its way back, whole."""
@@ -225,6 +220,18 @@ class Channel:
     def _draw(self, step: int, worker: int, like: Tensor) -> torch.Generator:
         place = () if self.compressor.shared else (worker,)
         return generator(self.seed, self.optimizer, "compress", step, *place, device=like.device)
+
+
+def _check_way(link: Link, compressor: Compressor, shapes: Shapes, *, sliced: bool) -> None:
+    """Refuse a link and a compressor that do not go together, or do not suit the parameters."""
+    where = Coordinates(tuple(map(tuple, shapes)))
+    compressor.check(where)
+    link.fitted(compressor, where)
+    if sliced and not compressor.splits:
+        raise ValueError(
+            f"compressor={compressor!r}: its messages do not split by coordinates, and each of several ranks aggregates a slice of them: give"
+            " exchange=AllGather(), one rank, or another compressor."
+        )
 
 
 def _own(state: Tensor | None, rows: Tensor) -> Tensor | None:
