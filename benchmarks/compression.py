@@ -41,6 +41,16 @@ BASE = "WorkerMomentum, CTMA"
 Windows = dict[str, list[dict[str, float]]]
 
 
+class Hooked(DDPStrategy):
+    """DDP with a communication hook on CPUs too, where Lightning registers none."""
+
+    def setup(self, trainer: Trainer) -> None:
+        """Register the hook on the wrapped module."""
+        super().setup(trainer)
+        assert self.model is not None
+        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
+
+
 def strategies() -> dict[str, Callable[[], Strategy]]:
     """Return what is measured, by name."""
     ddp = partial(DDPStrategy, process_group_backend="gloo")
@@ -55,8 +65,11 @@ def strategies() -> dict[str, Callable[[], Strategy]]:
         "Quantize(4)": partial(robust, compressor=Quantize(4)),
         "bfloat16 both ways": partial(robust, compressor=Cast("bfloat16"), downlink=Cast("bfloat16")),
         "DDP": ddp,
-        "DDP, bf16_compress_hook": partial(ddp, ddp_comm_hook=default_hooks.bf16_compress_hook),
-        "DDP, PowerSGD rank 4": lambda: ddp(
+        "DDP, fp16_compress_hook": partial(  # bf16 wants a GPU
+            Hooked, process_group_backend="gloo", ddp_comm_hook=default_hooks.fp16_compress_hook
+        ),
+        "DDP, PowerSGD rank 4": lambda: Hooked(
+            process_group_backend="gloo",
             ddp_comm_state=powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2),
             ddp_comm_hook=powerSGD_hook.powerSGD_hook,
         ),
