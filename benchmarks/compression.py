@@ -68,8 +68,9 @@ def strategies() -> dict[str, Callable[[], Strategy]]:
         "DDP, fp16_compress_hook": partial(  # bf16 wants a GPU
             Hooked, process_group_backend="gloo", ddp_comm_hook=default_hooks.fp16_compress_hook
         ),
-        "DDP, PowerSGD rank 4": lambda: Hooked(
+        "DDP, PowerSGD rank 4": lambda: Hooked(  # in one bucket: over gloo, ranks mix up the reductions of several
             process_group_backend="gloo",
+            bucket_cap_mb=1000,
             ddp_comm_state=powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2),
             ddp_comm_hook=powerSGD_hook.powerSGD_hook,
         ),
