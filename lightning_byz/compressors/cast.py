@@ -1,7 +1,7 @@
 """Fewer bits per number."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -41,6 +41,8 @@ class Cast(Compressor):
     """
 
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
+
+    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse other dtypes."""

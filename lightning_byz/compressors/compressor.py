@@ -26,6 +26,9 @@ class Compressor(ABC):
     varies: ClassVar[bool] = False
     """Whether the length of a part depends on the vector, so that lengths travel first."""
 
+    draws: ClassVar[bool] = True
+    """Whether it asks its generator; one that does not is given any, which saves a little for each message."""
+
     exceptions: ClassVar[frozenset[str]] = frozenset()
     """Laws of the contract suite that the definition of this compressor does not keep, by name: ``contraction``."""
 

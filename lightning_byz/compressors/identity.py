@@ -1,6 +1,7 @@
 """No compression."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -27,6 +28,8 @@ class Identity(Compressor):
         (True, tensor([ 1.0000, -2.0000,  0.5000]))
 
     """
+
+    draws: ClassVar[bool] = False
 
     def alpha(self, coordinates: Coordinates) -> float:
         """Return 1: nothing is lost."""

@@ -1,6 +1,7 @@
 """Only the signs, and one size for all."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -33,6 +34,8 @@ class ScaledSign(Compressor):
         (True, tensor([ 1.5000, -1.5000,  1.5000]))
 
     """
+
+    draws: ClassVar[bool] = False
 
     def alpha(self, coordinates: Coordinates) -> float:
         """Return what holds for every vector: one coordinate at least is met."""

@@ -54,6 +54,7 @@ class TopK(Compressor):
     per: Per = "vector"
 
     varies: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what keeps nothing, or more than all."""

@@ -197,7 +197,8 @@ class PlainRun:
         else:
             refuse_other_run(saved, self.placement.workers)
             known, seed = self.round, int(saved["seed"])
-            self.round = self.aggregation.round = replace(known, defence=replace(known.defence, seed=seed))
+            keyed = {"defence": replace(known.defence, seed=seed), "channel": replace(known.channel, seed=seed)}
+            self.round = self.aggregation.round = replace(known, **keyed)
             try:
                 self._file.restore(saved, dict.fromkeys(saved["optimizers"], self.aggregation), self._buffers)
             except ValueError:

@@ -17,6 +17,7 @@ from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.attackers import ATTACK_STAGE
 from lightning_byz.rounds.channel import Shapes
 from lightning_byz.rounds.checks import share_memory
+from lightning_byz.rounds.ends import without_aggregate
 from lightning_byz.rounds.ledger import Counts, Ledger, refuse_foreign
 from lightning_byz.rounds.overflow import overflowing, telling
 from lightning_byz.rounds.pending import PENDING, PROPOSED, adopted, hand_over, points_of
@@ -25,7 +26,7 @@ from lightning_byz.rounds.robust import Robust
 from lightning_byz.rounds.round import Outcome, Sent, Turn
 from lightning_byz.rounds.rows import reference_of
 from lightning_byz.rounds.table import TABLE, Judge, kept_rows, rows_of, updated
-from lightning_byz.rounds.untaken import after_refusal, without_aggregate
+from lightning_byz.rounds.untaken import after_refusal
 from lightning_byz.rounds.usage import Usage
 from lightning_byz.rounds.weighing import Weighing
 from lightning_byz.stack import Stack
@@ -105,7 +106,7 @@ class Arriving(Robust):
         return {**super().realigned(others, realign), **waiting}
 
     def unstepped(self, before: Memory, after: Memory) -> Memory:
-        """Return what is remembered without a step on the aggregate: what has arrived, and the last aggregate with one."""
+        """Return what is remembered without a step on the aggregate: what has arrived, and of aggregates up to the last one with a step."""
         return without_aggregate(before, after)
 
     def relaid(self, memory: Memory) -> Memory:
@@ -194,7 +195,7 @@ class Arriving(Robust):
         rules = {**{stage: values for stage, values in memory.rules.items() if stage != ATTACK_STAGE}, **left}
         kept = replace(memory, workers=after, rules=rules, counts=counts, points=points)
         if back is None or back.whole is None:
-            report = replace(report, taken=False, reason=report.reason or "a rule refused this step on another rank")
+            report = replace(report, taken=False, reason=report.reason or (back.reason if back else ""))
             left = after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
             report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, shapes))

@@ -1,6 +1,6 @@
 """The way of messages to the rules through a link and a compressor, and that of attackers' rows, which obey the same format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from lightning_byz.slice import Slice
 from lightning_byz.stack import Stack
 
 Shapes = Sequence[tuple[int, ...]]
+Draws = Callable[[int], torch.Generator]
 
 
 class Carried(NamedTuple):
@@ -123,20 +124,23 @@ class Channel:
             delivered = wire.deliver(due, facts)
             return Carried(delivered.vectors, delivered.facts, {}, {}, like.nbytes)
         here = coordinates(shapes, wire.slice, like.numel())
-        told, entries, workers = like.new_zeros(count, dtype=torch.int64), {}, {}
+        whole, draws = here.whole, self._draws(memory.step, like)
+        link = self.link.fitted(self.compressor, whole)
+        told, entries, workers = [0] * count, {}, {}
         for place, worker in enumerate(due):
             if worker in wire.local:
-                told[place], entries[worker], workers[worker] = self._sent(memory, worker, wire.row(worker), here.whole)
+                row, state = wire.row(worker), self.ends.own(memory, worker, like)
+                told[place], entries[worker], workers[worker] = self._sent(link, state, row, whole, draws, worker)
         parts = wire.deliver_parts(
             due,
             lambda worker, start, stop: entries[worker].part(start, stop),
             self.compressor.size(here, like.dtype),
             varies=self.compressor.varies,
         )
-        vectors, seen, rules = self._received(memory, due, parts, here, like, apart)
-        added = wire.tell(seen, torch.cat([told, facts.to(told.device)]))
+        vectors, seen, rules = self._received(link, memory, due, parts, here, draws, like, apart)
+        added = wire.tell(seen, torch.cat([torch.tensor(told, dtype=torch.int64), facts.cpu()]).to(seen.device))
         facts = torch.cat([added[:count] + added[count : 2 * count], added[2 * count :]])
-        return Carried(vectors, facts, workers, rules, self.compressor.size(here.whole, like.dtype))
+        return Carried(vectors, facts, workers, rules, self.compressor.size(whole, like.dtype))
 
     def played(
         self, memory: Memory, workers: Sequence[int], rows: Stack, *, shapes: Shapes | None
@@ -146,25 +150,21 @@ class Channel:
         Args:
             memory: What is remembered of earlier steps.
             workers: Whose rows they are.
-            rows: Usable numbers, at this rank's coordinates. Where what is compressed of a row overflows, it comes back infinite.
+            rows: Usable numbers, at this rank's coordinates. Where what is compressed of a row overflows, or cannot be read, it comes back infinite.
             shapes: Those of the parameters.
 
         """
         vectors, step = rows.vectors, memory.step
         here = coordinates(shapes, rows.slice, vectors.shape[1])
-        link = self.link.fitted(self.compressor, here.whole)
+        link, drawn = self.link.fitted(self.compressor, here.whole), self._draws(step, vectors)
         states = [self.ends.played(memory, worker, row) for worker, row in zip(workers, vectors, strict=True)]
         outgoing = [link.outgoing(state, row) for state, row in zip(states, vectors, strict=True)]
         narrow = Stack(torch.stack(outgoing).to(vectors.dtype), slice=rows.slice)
         overflown, rebuilt, left = narrow.nonfinite().tolist(), torch.empty_like(vectors), {}
         for place, (worker, state) in enumerate(zip(workers, states, strict=True)):
             values = narrow.vectors[place].zero_() if overflown[place] else narrow.vectors[place]
-            part = self.compressor.encode(values, here, generator=self._draw(step, worker, values)).part(
-                here.start, here.stop
-            )
-            self.compressor.decode(
-                part, here, generator=self._draw(step, worker, values), out=(decoded := rebuilt[place])
-            )
+            part = self.compressor.encode(values, here, generator=drawn(worker)).part(here.start, here.stop)
+            read = self.compressor.decode(part, here, generator=drawn(worker), out=(decoded := rebuilt[place]))
             alone = link.at_worker and not link.mirrored
             after = link.after(state, outgoing[place], decoded.clone()) if alone else None
             row, at_rules = link.receive(state, decoded)
@@ -172,43 +172,42 @@ class Channel:
                 left[worker] = kept
             if row is not decoded:
                 decoded.copy_(row)
-            if overflown[place]:
-                decoded.fill_(torch.inf)
+            decoded.masked_fill_(~read | bool(overflown[place]), torch.inf)
         return Stack(rebuilt, slice=rows.slice), left
 
     def _sent(
-        self, memory: Memory, worker: int, message: Tensor, whole: Coordinates
+        self, link: Link, state: Tensor | None, message: Tensor, whole: Coordinates, draws: Draws, worker: int
     ) -> tuple[int, Entries, Mapping[str, Vectors]]:
         """How many numbers of what is compressed no rule can use, what travels, and what the worker's end remembers of it."""
-        link, state = self.link.fitted(self.compressor, whole), self.ends.own(memory, worker, message)
         outgoing = link.outgoing(state, message)
         narrow = outgoing.to(message.dtype)
         if bad := int(unusable(narrow[None])):
             narrow = torch.zeros_like(narrow)
-        entries = self.compressor.encode(narrow, whole, generator=self._draw(memory.step, worker, message))
+        entries = self.compressor.encode(narrow, whole, generator=draws(worker))
         if not link.at_worker:
             return bad, entries, {}
         decoded, part = torch.empty_like(narrow), entries.part(0, whole.total)
-        self.compressor.decode(part, whole, generator=self._draw(memory.step, worker, message), out=decoded)
+        self.compressor.decode(part, whole, generator=draws(worker), out=decoded)
         after = _own(link.after(state, outgoing, decoded), message)
         assert after is not None
         return bad, entries, {LINK_STAGE: {self.ends.name: after}}
 
     def _received(
         self,
+        link: Link,
         memory: Memory,
         due: Sequence[int],
         parts: Mapping[int, Tensor],
         here: Coordinates,
+        draws: Draws,
         like: Tensor,
         apart: Sequence[int],
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         """The rows as the rules rebuild them, how many numbers of each no rule can use, and what is remembered of them."""
-        link, rules, read = self.link.fitted(self.compressor, here.whole), {}, []
+        rules, read = {}, []
         vectors = like.new_empty(len(due), here.stop - here.start)
         for worker, out in zip(due, vectors, strict=True):
-            draw = self._draw(memory.step, worker, like)
-            read.append(self.compressor.decode(parts[worker], here, generator=draw, out=out))
+            read.append(self.compressor.decode(parts[worker], here, generator=draws(worker), out=out))
             state = self.ends.state(memory, worker, out) if link.at_rules else None
             row, after = link.receive(state, out)
             if (kept := _own(after, vectors) if worker in apart else after) is not None:
@@ -217,9 +216,13 @@ class Channel:
                 out.copy_(row)
         return vectors, unusable(vectors) + ~torch.stack(read), rules
 
-    def _draw(self, step: int, worker: int, like: Tensor) -> torch.Generator:
-        place = () if self.compressor.shared else (worker,)
-        return generator(self.seed, self.optimizer, "compress", step, *place, device=like.device)
+    def _draws(self, step: int, like: Tensor) -> Draws:
+        """What gives each worker's generator; all have the same where nothing is drawn."""
+        if not self.compressor.draws:
+            idle = torch.Generator(device=like.device)
+            return lambda worker: idle
+        key, shared = (self.seed, self.optimizer, "compress", step), self.compressor.shared
+        return lambda worker: generator(*key, *(() if shared else (worker,)), device=like.device)
 
 
 def _check_way(link: Link, compressor: Compressor, shapes: Shapes, *, sliced: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_byz.census import Arrival, Census
 from lightning_byz.links import Link
 from lightning_byz.memory import Memory, Sliced, Vectors
+from lightning_byz.rounds.rows import REFERENCE
 from lightning_byz.slice import Slice
 
 LINK_STAGE, DOWN_STAGE = "link", "downlink"
@@ -130,6 +131,18 @@ class Ends:
 
     def _for(self, worker: int) -> str:
         return f"{self.name} played for worker {worker}"
+
+
+def without_aggregate(before: Memory, after: Memory) -> Memory:
+    """Return what is remembered after a step, but of its aggregate: there what was before it."""
+    rules = {stage: own for stage, own in after.rules.items() if stage not in (REFERENCE, DOWN_STAGE)}
+    rules |= {stage: own for stage, own in before.rules.items() if stage in (REFERENCE, DOWN_STAGE)}
+    workers = {
+        worker: {stage: own for stage, own in stages.items() if stage != DOWN_STAGE}
+        | {stage: own for stage, own in before.workers.get(worker, {}).items() if stage == DOWN_STAGE}
+        for worker, stages in after.workers.items()
+    }
+    return replace(after, workers=workers, rules=rules)
 
 
 def blank(like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.compressors import Coordinates
+from lightning_byz.compressors.wire import finite
 from lightning_byz.exchange import Wire
 from lightning_byz.kernels import unusable
 from lightning_byz.links import Downlink
@@ -24,10 +25,11 @@ class Returned(NamedTuple):
     """What became of an aggregate on its way.
 
     Args:
-        whole: What all ranks step on, valid until the next step; ``None`` where a rule refused on some rank.
+        whole: What all ranks step on, valid until the next step; ``None`` where a rule refused on some rank, or it overflowed.
         part: This rank's coordinates of it.
         rules: What the sending end remembers once the step is taken, by stage.
         workers: What the receiving end does, as its first local worker's.
+        reason: Why there is no whole, if there is none.
 
     """
 
@@ -35,6 +37,10 @@ class Returned(NamedTuple):
     part: Float[Tensor, " s"] | None
     rules: Mapping[str, Sliced] = {}
     workers: Mapping[int, Mapping[str, Vectors]] = {}
+    reason: str = "a rule refused this step on another rank"
+
+
+OVERFLOWN = Returned(None, None, reason="the aggregate is beyond the largest finite number on its way back")
 
 
 def returned(
@@ -93,7 +99,7 @@ def _sent(
     if wrong:
         refuse_values(name)
     if none or overflown:
-        return Returned(None, None)
+        return OVERFLOWN if overflown else Returned(None, None)
     entries = way.compressor.encode(narrow, here, generator=generator(*key, device=like.device))
     decoded = like.new_empty(here.total)
     size = lambda start, stop: way.compressor.size(_between(here, start, stop), like.dtype)  # noqa: E731
@@ -104,6 +110,8 @@ def _sent(
     at_ranks = known if isinstance(known, Tensor) else blank(decoded)
     row, after = link.receive(at_ranks, decoded)
     whole = wire.row(first).copy_(row)
+    if not finite(whole):
+        return OVERFLOWN
     part = whole[here.start : here.stop].clone()
     if not ends:
         return Returned(whole, part)

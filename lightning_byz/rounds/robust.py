@@ -23,7 +23,7 @@ from lightning_byz.rounds.ends import DOWN_STAGE, LINK_STAGE
 from lightning_byz.rounds.report import Report, diagnosed
 from lightning_byz.rounds.returning import Returned, returned
 from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
-from lightning_byz.rounds.rows import present, reference_of
+from lightning_byz.rounds.rows import REFERENCE, present, reference_of
 from lightning_byz.rounds.untaken import after_untaken
 from lightning_byz.stack import Stack
 
@@ -150,8 +150,7 @@ class Robust(Round):
         back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
         seconds = {"exchange_seconds": perf_counter() - ruled + arrived - started, "rule_seconds": ruled - arrived}
         if back is None or back.whole is None:
-            reason = report.reason or "a rule refused this step on another rank"
-            report = replace(report, taken=False, reason=reason if tried is not None else report.reason)
+            report = replace(report, taken=False, reason=report.reason or (back.reason if back else ""))
             after = after_untaken(memory, report, self.defence, counts=scale is None or scale <= 1.0)
         else:
             adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
@@ -168,7 +167,7 @@ class Robust(Round):
         back = returned(vector, stack, wire, name=name, channel=self.channel, memory=memory, shapes=shapes)
         if back.part is None or not self.defence.uses_reference:
             return back
-        return back._replace(rules={**back.rules, "reference": Sliced({"aggregate": back.part.clone()}, wire.slice)})
+        return back._replace(rules={**back.rules, REFERENCE: Sliced({"aggregate": back.part.clone()}, wire.slice)})
 
     def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
         """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""

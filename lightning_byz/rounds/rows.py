@@ -7,6 +7,8 @@ from lightning_byz.census import Arrival, Census
 from lightning_byz.memory import Memory
 from lightning_byz.stack import Stack
 
+REFERENCE = "reference"
+
 
 def present(stack: Stack, census: Census) -> Stack:
     """Return the stack without the rows of absent workers."""
@@ -18,4 +20,4 @@ def present(stack: Stack, census: Census) -> Stack:
 
 def reference_of(memory: Memory) -> Tensor | None:
     """Return the last aggregate that was stepped on, where rules read it."""
-    return memory.rules["reference"].values["aggregate"] if "reference" in memory.rules else None
+    return memory.rules[REFERENCE].values["aggregate"] if REFERENCE in memory.rules else None

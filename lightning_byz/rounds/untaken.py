@@ -6,7 +6,6 @@ from lightning_byz.census import Arrival
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.memory import Memory
 from lightning_byz.rounds.defence import Defence
-from lightning_byz.rounds.ends import DOWN_STAGE
 from lightning_byz.rounds.report import Report
 
 PATIENCE = 3
@@ -57,18 +56,3 @@ def after_refusal(kept: Memory, report: Report, *, counts: bool) -> Memory:
     raise TooManyFaults(
         f"{PATIENCE} times in a row more weight was broken than may be: {report.reason}. Look for the cause at these workers, or change f."
     )
-
-
-def without_aggregate(before: Memory, after: Memory) -> Memory:
-    """Return what is remembered after a step, with the last aggregate and its way back as they were before it."""
-    undone = ("reference", DOWN_STAGE)
-    rules = {stage: own for stage, own in after.rules.items() if stage not in undone}
-    rules |= {stage: before.rules[stage] for stage in undone if stage in before.rules}
-    workers = {
-        worker: {
-            **{stage: own for stage, own in stages.items() if stage != DOWN_STAGE},
-            **{stage: own for stage, own in before.workers.get(worker, {}).items() if stage == DOWN_STAGE},
-        }
-        for worker, stages in after.workers.items()
-    }
-    return replace(after, rules=rules, workers=workers)

@@ -6,6 +6,7 @@ from torch.optim import Optimizer
 
 from lightning_byz.compressors import Compressor
 from lightning_byz.exchange import Exchange, Placement
+from lightning_byz.flat import Layout
 from lightning_byz.links import Downlink, Link
 from lightning_byz.rounds.arguments import check_stages
 from lightning_byz.rounds.plan import Plan
@@ -53,5 +54,5 @@ def check_parameters(plan: Plan, optimizers: Sequence[Optimizer], exchange: Exch
     """
     for parameters in map(trained_by, optimizers):
         if parameters:
-            shapes = [tuple(parameter.shape) for parameter in parameters]
+            shapes = Layout.of((str(place), one) for place, one in enumerate(parameters)).shapes
             plan.channel().check(shapes, sliced=exchange.slices and placement.ranks > 1)

@@ -139,6 +139,11 @@ def compressor_purity(rule: Compressor, case: Case) -> None:
         _part(rule, vector + 1, where, key=1)
         require_bits(_part(rule, vector.clone(), where), part, "the part, a second time")
         require_bits(_decoded(rule, part.clone(), where, vector.dtype)[0], out, "what it says, a second time")
+    if not rule.draws:
+        idle, before = _draws(), _draws().get_state()
+        rule.encode(vector, where, generator=idle)
+        rule.decode(part, where, generator=idle, out=out)
+        require(torch.equal(idle.get_state(), before), "draws is False, and the generator was asked")
 
 
 @law("vectors and bytes are not written to", part=0.2)
