@@ -250,7 +250,7 @@ def test_mistakes_in_the_file_get_the_sentence_of_the_docs(
 ) -> None:
     text = Path(QUICKSTART).read_text()
     assert right in text
-    (tmp_path / "wrong.yaml").write_text(text.replace(right, wrong.replace("⇥", "\t"), 1))
+    (tmp_path / "wrong.yaml").write_text(text.replace(right, wrong.replace("⇥", "\t").replace("↵", "\n      "), 1))
     assert answer("fit", "--config", "wrong.yaml") == sentence
 
 

@@ -36,7 +36,6 @@ def test_each_cell_runs_with_equal_bits_or_is_refused_in_one_sentence(ranks, alo
 
 
 def test_no_two_cells_train_the_same(alone) -> None:
-    """But for ``Identity`` behind links that then rebuild the message."""
     runs = [sentence for kind, sentence in alone["cells"] if kind == "runs"]
     assert len(set(runs)) == len(runs) == len(CELLS)
 

@@ -12,9 +12,12 @@ import torch.distributed as dist
 
 from lightning_byz.aggregators import CTMA, CoordinateMedian
 from lightning_byz.arrivals import Arrivals, FixedDelays, RandomArrivals, Schedule, Synchronous
-from lightning_byz.attacks import LabelFlip, SignFlip
+from lightning_byz.attacks import IPM, LabelFlip, SignFlip
+from lightning_byz.compressors import Cast, TopK
 from lightning_byz.estimators import Storm, WorkerMomentum
+from lightning_byz.links import EF21
 from lightning_byz.optimizers import Anytime
+from lightning_byz.preaggregators import NNM
 from tests.plain import in_a_world, linear, same
 from tests.stale import Stale, alike, fitted
 
@@ -29,6 +32,18 @@ CASES: dict[str, dict[str, Any]] = {
         "attack": SignFlip(),
         "arrivals": SHARED,
         "weights": "counts",
+    },
+    "everything": {
+        **RULE,
+        "preaggregators": [NNM()],
+        "estimator": Storm(0.25),
+        "anytime": Anytime(0.1),
+        "attack": IPM(0.5),
+        "arrivals": SHARED,
+        "weights": "counts",
+        "link": EF21(),
+        "compressor": TopK(0.1),
+        "downlink": Cast("bfloat16"),
     },
     "momentum, labels flipped": {
         **RULE,

@@ -35,12 +35,13 @@ def check_budget(rule: _Keeping) -> None:
         raise ValueError(
             f"{name}(ratio={ratio}, k={k}): give either a ratio, {name}(0.01), or a number, {name}(k=100)."
         )
-    if ratio is not None and (isinstance(ratio, bool) or not 0.0 < ratio <= 1.0):
+    number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    if ratio is not None and not (number and 0.0 < ratio <= 1.0):
         raise ValueError(
-            f"{name}(ratio={ratio}): ratio must be in (0, 1]; 0.01 keeps one coordinate in a hundred, k= a number of them."
+            f"{name}(ratio={ratio!r}): ratio must be in (0, 1]; 0.01 keeps one coordinate in a hundred, k= a number of them."
         )
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise ValueError(f"{name}(k={k}): k must be a whole number of coordinates from 1 on; ratio= keeps a part.")
+        raise ValueError(f"{name}(k={k!r}): k must be a whole number of coordinates from 1 on; ratio= keeps a part.")
     if rule.per not in ("vector", "tensor"):
         raise ValueError(f"{name}(per={rule.per!r}): per must be 'vector' or 'tensor', what ratio or k holds for.")
 

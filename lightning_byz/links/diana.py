@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_byz.compressors import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
-from lightning_byz.links.link import Link, Received
+from lightning_byz.links.link import Link, Received, memory_of
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,17 @@ class Diana(Link):
     def outgoing(self, state: Tensor | None, message: Tensor) -> Tensor:
         """Return the difference from the shift."""
         assert state is not None
-        return torch.sub(message, state)
+        return torch.sub(message, state, out=memory_of(message, state.dtype))
 
     def after(self, state: Tensor | None, outgoing: Tensor, decoded: Tensor) -> Tensor:
         """Return the shift that the rules will have."""
         assert state is not None
         assert self.alpha is not None
-        return torch.add(state, decoded, alpha=self.alpha)
+        return torch.add(state, decoded, alpha=self.alpha, out=memory_of(decoded, state.dtype))
 
     def receive(self, state: Tensor | None, decoded: Tensor) -> Received:
         """Return the shifted message, and the next shift."""
         assert state is not None
         assert self.alpha is not None
-        return Received(torch.add(state, decoded), torch.add(state, decoded, alpha=self.alpha))
+        shift = torch.add(state, decoded, alpha=self.alpha)
+        return Received(torch.add(state, decoded, out=memory_of(decoded, state.dtype)), shift)

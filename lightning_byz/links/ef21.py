@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_byz.compressors import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
-from lightning_byz.links.link import Link, Received
+from lightning_byz.links.link import Link, Received, memory_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class EF21(Link):
         """Refuse what does not bring a mirror closer."""
         if compressor.alpha(coordinates) is None:
             raise ValueError(
-                f"link=EF21() with compressor={compressor!r}: mirrors come closer only under a contractive compressor, and this one is not: use TopK,"
+                f"link=EF21() with compressor={compressor!r}: mirrors come closer only under a contractive compressor: use TopK,"
                 " RandomK(..., scaled=False) or ScaledSign, or link=Diana()."
             )
         return self
@@ -54,15 +54,15 @@ class EF21(Link):
     def outgoing(self, state: Tensor | None, message: Tensor) -> Tensor:
         """Return the difference from the mirror."""
         assert state is not None
-        return torch.sub(message, state)
+        return torch.sub(message, state, out=memory_of(message, state.dtype))
 
     def after(self, state: Tensor | None, outgoing: Tensor, decoded: Tensor) -> Tensor:
         """Return the mirror that the rules will have."""
         assert state is not None
-        return torch.add(state, decoded)
+        return torch.add(state, decoded, out=memory_of(decoded, state.dtype))
 
     def receive(self, state: Tensor | None, decoded: Tensor) -> Received:
         """Return the new mirror."""
         assert state is not None
-        mirror = torch.add(state, decoded)
+        mirror = torch.add(state, decoded, out=memory_of(decoded, state.dtype))
         return Received(mirror, mirror)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_byz.compressors import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
-from lightning_byz.links.link import Link, Received
+from lightning_byz.links.link import Link, Received, memory_of
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class ErrorFeedback(Link):
     def outgoing(self, state: Tensor | None, message: Tensor) -> Tensor:
         """Add what waits."""
         assert state is not None
-        return torch.add(message, state)
+        return torch.add(message, state, out=memory_of(message, state.dtype))
 
     def after(self, state: Tensor | None, outgoing: Tensor, decoded: Tensor) -> Tensor:
         """Return what has not been sent."""
-        return torch.sub(outgoing, decoded)
+        return torch.sub(outgoing, decoded, out=memory_of(decoded, outgoing.dtype))
 
     def receive(self, state: Tensor | None, decoded: Tensor) -> Received:
         """Return what was read."""

@@ -3,11 +3,17 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.compressors import Compressor
 from lightning_byz.compressors.coordinates import Coordinates
+
+
+def memory_of(given: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return a tensor that was given away as the memory of a result of this dtype; ``None`` if it is of another."""
+    return given if given.dtype == dtype else None
 
 
 class Received(NamedTuple):
@@ -55,7 +61,7 @@ class Link(ABC):
         return self
 
     def outgoing(self, state: Float[Tensor, "*k s"] | None, message: Float[Tensor, "*k s"]) -> Float[Tensor, "*k s"]:
-        """Return what is compressed of a message; neither argument is to be written to."""
+        """Return what is compressed of a message, which is given away: its memory may be the result's."""
         return message
 
     def after(
@@ -64,12 +70,12 @@ class Link(ABC):
         outgoing: Float[Tensor, "*k s"],
         decoded: Float[Tensor, "*k s"],
     ) -> Float[Tensor, "*k s"] | None:
-        """Return what the worker's end remembers next; no argument is to be written to.
+        """Return what the worker's end remembers next.
 
         Args:
-            state: What it remembers now.
-            outgoing: What was compressed.
-            decoded: What the rules' end reads of that.
+            state: What it remembers now; not to be written to.
+            outgoing: What was compressed; not to be written to, as it may still be on its way.
+            decoded: What the rules' end reads of that; given away.
 
         """
         return None
@@ -80,6 +86,6 @@ class Link(ABC):
 
         Args:
             state: What it remembers now; not to be written to.
-            decoded: What was read of the message; not to be written to.
+            decoded: What was read of the message; given away.
 
         """

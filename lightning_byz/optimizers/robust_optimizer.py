@@ -46,11 +46,10 @@ class RobustOptimizer(AroundOptimizer):
         attackers: Ids of the workers that attack in this experiment.
         attack: What they do.
         exchange: How rows reach the rules; ``None`` for ``Local()`` in one process and ``AllToAll()`` in several.
-        arrivals: Which workers deliver at each step; other than ``Synchronous()``, rules see the last message of each, and a call of
-            :meth:`backward` for a worker that does not compute now passes it over: see :attr:`computing`.
+        arrivals: Which workers deliver at each step; other than ``Synchronous()``, rules see the last message of each: see :attr:`computing`.
         link: What a worker compresses of its messages, and how the rules rebuild them.
         compressor: What makes a message smaller.
-        downlink: How the aggregate comes back: a compressor, or a ``Downlink`` of one with a link; ``None`` for as it is.
+        downlink: How the aggregate comes back: a compressor, or a ``Downlink``; ``None`` for as it is.
         weights: How much each worker counts, one number each, or under arrivals ``"counts"`` for the messages delivered; ``None`` for all alike.
         age_decay: Times which a weight goes with each step of its message's age, under arrivals; ``None`` for none.
         max_share: The largest part of the total weight that one worker may have.
@@ -150,8 +149,8 @@ class RobustOptimizer(AroundOptimizer):
     def computing(self) -> Sequence[int]:
         """The workers of this process that compute at the present step: all of them, unless ``arrivals`` says less; under it often none.
 
-        Such a worker is to call :meth:`backward` before the step. One that does not, or that sends nothing, has nothing to deliver when it is due
-        next: it is absent then, its last message goes on counting, and it computes again at the step after.
+        Such a worker is to call :meth:`backward` before the step; of another one a call does nothing. One that does not call has nothing to deliver
+        when it is due next: it is absent then, its last message goes on counting, and it computes again at the step after.
         """
         return self._run.computing
 

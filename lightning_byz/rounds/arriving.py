@@ -159,7 +159,7 @@ class Arriving(Robust):
         hand_over(workers, due, wire)
         used = usage.told({worker: own.used for worker, own in sent.items()})
         told_now = torch.cat([telling(sent, over, workers=self.workers), used])
-        delivered = self.channel.deliver(memory, due, told_now, wire, shapes=shapes)
+        delivered = self.channel.deliver(memory, due, told_now, wire, shapes=shapes, apart=self.attackers.acting)
         arrived = perf_counter()
         facts, told = delivered.facts.tolist(), len(due) + self.workers
         computing, heard_of = self.computing(memory.step), facts[len(due) : told]

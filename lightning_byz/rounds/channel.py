@@ -85,20 +85,12 @@ class Channel:
             ValueError: If a link and its compressor do not go together, or the parameters do not suit a compressor.
 
         """
-        ways = [("compressor", self.link, self.compressor)]
-        ways += [] if self.downlink is None else [("downlink", self.downlink.link, self.downlink.compressor)]
-        for name, link, compressor in ways:
-            where = Coordinates(tuple(map(tuple, shapes)))
+        _check_way(self.link, self.compressor, shapes, sliced=sliced)
+        if self.downlink is not None:
             try:
-                compressor.check(where)
-                link.fitted(compressor, where)
+                _check_way(self.downlink.link, self.downlink.compressor, shapes, sliced=sliced)
             except ValueError as error:
-                raise error if name == "compressor" else ValueError(f"{name}: {error}") from None
-            if sliced and not compressor.splits:
-                raise ValueError(
-                    f"{name}={compressor!r}: its messages do not split by coordinates, and each of several ranks aggregates a slice of them: give"
-                    " exchange=AllGather(), one rank, or another compressor."
-                )
+                raise ValueError(f"downlink: {error}") from None
 
     def aggregate_bytes(self, like: Float[Tensor, " d"], shapes: Shapes | None) -> int:
         """Return what the aggregate takes on its way back, whole."""
@@ -107,9 +99,26 @@ class Channel:
         return self.downlink.compressor.size(coordinates(shapes, None, like.numel()), like.dtype)
 
     def deliver(
-        self, memory: Memory, due: Sequence[int], facts: Int64[Tensor, " k"], wire: Wire, *, shapes: Shapes | None
+        self,
+        memory: Memory,
+        due: Sequence[int],
+        facts: Int64[Tensor, " k"],
+        wire: Wire,
+        *,
+        shapes: Shapes | None,
+        apart: Sequence[int] = (),
     ) -> Carried:
-        """Bring the messages that lie in the wire's rows to the rules, and add up the ranks' facts. Every rank must call it."""
+        """Bring the messages that lie in the wire's rows, which are given away, to the rules, and add up the ranks' facts. Every rank must call it.
+
+        Args:
+            memory: What is remembered of earlier steps.
+            due: Whose messages they are.
+            facts: What this rank tells of them.
+            wire: The exchange, open for vectors of this length.
+            shapes: Those of the parameters; ``None`` for one tensor.
+            apart: Whose rows will be written to, so that their states are in memory of their own.
+
+        """
         like, count = wire.row(wire.local[0]), len(due)
         if self.plain:
             delivered = wire.deliver(due, facts)
@@ -128,7 +137,7 @@ class Channel:
             self.compressor.size(here, like.dtype),
             varies=self.compressor.varies,
         )
-        vectors, seen, rules = self._received(link, memory, due, parts, here, draws, like)
+        vectors, seen, rules = self._received(link, memory, due, parts, here, draws, like, apart)
         added = wire.tell(seen, torch.cat([torch.tensor(told, dtype=torch.int64), facts.cpu()]).to(seen.device))
         facts = torch.cat([added[:count] + added[count : 2 * count], added[2 * count :]])
         return Carried(vectors, facts, workers, rules, self.compressor.size(whole, like.dtype))
@@ -156,7 +165,8 @@ class Channel:
             values = narrow.vectors[place].zero_() if overflown[place] else narrow.vectors[place]
             part = self.compressor.encode(values, here, generator=drawn(worker)).part(here.start, here.stop)
             read = self.compressor.decode(part, here, generator=drawn(worker), out=(decoded := rebuilt[place]))
-            after = link.after(state, outgoing[place], decoded) if link.at_worker and not link.mirrored else None
+            alone = link.at_worker and not link.mirrored
+            after = link.after(state, outgoing[place], decoded.clone()) if alone else None
             row, at_rules = link.receive(state, decoded)
             if (kept := _own(at_rules if after is None else after, rebuilt)) is not None:
                 left[worker] = kept
@@ -191,6 +201,7 @@ class Channel:
         here: Coordinates,
         draws: Draws,
         like: Tensor,
+        apart: Sequence[int],
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         """The rows as the rules rebuild them, how many numbers of each no rule can use, and what is remembered of them."""
         rules, read = {}, []
@@ -199,7 +210,7 @@ class Channel:
             read.append(self.compressor.decode(parts[worker], here, generator=draws(worker), out=out))
             state = self.ends.state(memory, worker, out) if link.at_rules else None
             row, after = link.receive(state, out)
-            if (kept := _own(after, vectors)) is not None:
+            if (kept := _own(after, vectors) if worker in apart else after) is not None:
                 rules[worker] = kept
             if row is not out:
                 out.copy_(row)
@@ -212,6 +223,18 @@ class Channel:
             return lambda worker: idle
         key, shared = (self.seed, self.optimizer, "compress", step), self.compressor.shared
         return lambda worker: generator(*key, *(() if shared else (worker,)), device=like.device)
+
+
+def _check_way(link: Link, compressor: Compressor, shapes: Shapes, *, sliced: bool) -> None:
+    """Refuse a link and a compressor that do not go together, or do not suit the parameters."""
+    where = Coordinates(tuple(map(tuple, shapes)))
+    compressor.check(where)
+    link.fitted(compressor, where)
+    if sliced and not compressor.splits:
+        raise ValueError(
+            f"compressor={compressor!r}: its messages do not split by coordinates, and each of several ranks aggregates a slice of them: give"
+            " exchange=AllGather(), one rank, or another compressor."
+        )
 
 
 def _own(state: Tensor | None, rows: Tensor) -> Tensor | None:

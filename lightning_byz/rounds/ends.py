@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,7 @@ class Ends:
         if not self.link.at_worker:
             return None
         value = memory.workers.get(worker, {}).get(LINK_STAGE, {}).get(self.name)
-        return value if isinstance(value, Tensor) else blank(like)
+        return _wide(value, like) if isinstance(value, Tensor) else blank(like)
 
     def kept(
         self,
@@ -88,8 +89,10 @@ class Ends:
 
         """
         known, workers = _values(memory, LINK_STAGE), {worker: dict(memory.workers.get(worker, {})) for worker in local}
-        _refuse_other("link", [name.split()[0] for name in known], self.name)
+        own = [name for stages in workers.values() for name in stages.get(LINK_STAGE, {})]
+        _refuse_other("link", [*(name.split()[0] for name in known), *own], self.name)
         _refuse_other("downlink", list(back := _values(memory, DOWN_STAGE)), type(self.down).__name__)
+        self._refuse_missing(memory, local)
         for worker in local if self.link.mirrored else ():
             if self._of(worker) in known:
                 workers[worker][LINK_STAGE] = {self.name: known[self._of(worker)].to(device, copy=True)}
@@ -97,15 +100,31 @@ class Ends:
             workers[local[0]][DOWN_STAGE] = {name: vector.to(device, copy=True) for name, vector in back.items()}
         return replace(memory, workers={worker: stages for worker, stages in workers.items() if stages})
 
+    def _refuse_missing(self, memory: Memory, local: Sequence[int]) -> None:
+        """Refuse the memory of a run whose links have remembered nothing of messages that were accepted, where these would have."""
+        known, counts = _values(memory, LINK_STAGE), memory.counts
+        accepted = [worker for worker, count in enumerate(counts.get("accepted", counts.get("adopted", ()))) if count]
+        if self.link.at_rules:
+            missing = any(self._of(worker) not in known for worker in accepted)
+        else:
+            here = [worker for worker in accepted if worker in local and self.link.at_worker]
+            missing = any(LINK_STAGE not in memory.workers.get(worker, {}) for worker in here)
+        if missing:
+            _refuse("link", "whose link remembers nothing", self.name)
+        remembers = self.down is not None and (self.down.at_worker or self.down.at_rules)
+        in_lock_step = "accepted" not in counts  # else messages are accepted at steps that are not taken too
+        if remembers and accepted and in_lock_step and DOWN_STAGE not in memory.rules:
+            _refuse("downlink", "whose downlink remembers nothing", type(self.down).__name__)
+
     def state(self, memory: Memory, worker: int, like: Tensor) -> Tensor:
         """What the rules' end remembers of a worker."""
         known = _values(memory, LINK_STAGE)
-        return known[self._of(worker)] if self._of(worker) in known else blank(like)
+        return _wide(known[self._of(worker)], like) if self._of(worker) in known else blank(like)
 
     def played(self, memory: Memory, worker: int, like: Tensor) -> Tensor:
         """What is played to be remembered of an attacker: until its first accepted row, what is of an honest worker."""
         known = _values(memory, LINK_STAGE)
-        return known[self._for(worker)] if self._for(worker) in known else self.state(memory, worker, like)
+        return _wide(known[self._for(worker)], like) if self._for(worker) in known else self.state(memory, worker, like)
 
     def _of(self, worker: int) -> str:
         return f"{self.name} of worker {worker}"
@@ -131,6 +150,11 @@ def blank(like: Tensor) -> Tensor:
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
+def _wide(state: Tensor, like: Tensor) -> Tensor:
+    """The state in the dtype of a blank one, which is another once parameters of another dtype are trained."""
+    return state.to(torch.promote_types(like.dtype, torch.float32))
+
+
 def _values(memory: Memory, stage: str) -> Mapping[str, Tensor]:
     return memory.rules[stage].values if stage in memory.rules else {}
 
@@ -138,8 +162,11 @@ def _values(memory: Memory, stage: str) -> Mapping[str, Tensor]:
 def _refuse_other(stage: str, saved: Sequence[str], own: str) -> None:
     """Refuse what another link has remembered."""
     if foreign := [name for name in saved if name != own]:
-        here = "none" if own == "NoneType" else f"{own}()"
-        raise ValueError(
-            f"The checkpoint is of a run with the {stage} {foreign[0]}(), and this run has {here}: resume with the same {stage}, or start a new run"
-            " from the weights alone."
-        )
+        _refuse(stage, f"with the {stage} {foreign[0]}()", own)
+
+
+def _refuse(stage: str, said: str, own: str) -> NoReturn:
+    here = "none" if own == "NoneType" else f"{own}()"
+    raise ValueError(
+        f"The checkpoint is of a run {said}, and this run has {here}: resume with the same {stage}, or start a new run from the weights alone."
+    )

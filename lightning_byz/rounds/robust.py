@@ -125,9 +125,8 @@ class Robust(Round):
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
         started, moved = perf_counter(), (wire.received, wire.sent)
         proposed = self._estimate(memory, sent, wire, scale)
-        vectors, facts, ends, known, length = self.channel.deliver(
-            memory, range(self.workers), self._facts(sent, parameters), wire, shapes=shapes
-        )
+        told, about = self._facts(sent, parameters), {"shapes": shapes, "apart": self.attackers.acting}
+        vectors, facts, ends, known, length = self.channel.deliver(memory, range(self.workers), told, wire, **about)
         proposed = {worker: {"estimator": left, **ends.get(worker, {})} for worker, left in proposed.items()}
         arrived = perf_counter()
         census = self._census(facts.tolist())

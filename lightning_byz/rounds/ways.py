@@ -22,12 +22,21 @@ def checked_ways(link: Link, compressor: Compressor, downlink: Compressor | Down
         downlink: Likewise.
 
     """
-    back = Downlink(downlink) if isinstance(downlink, Compressor) else downlink
     check_stages([("link", link, Link), ("compressor", compressor, Compressor)])
-    check_stages(("downlink", stage, Downlink) for stage in [back] if stage is not None)
-    if back is not None:
-        check_stages([("downlink.link", back.link, Link), ("downlink.compressor", back.compressor, Compressor)])
-    return back
+    if downlink is None or isinstance(downlink, Compressor):
+        return None if downlink is None else Downlink(downlink)
+    if not isinstance(downlink, Downlink):
+        given = f"the class {downlink.__name__}" if isinstance(downlink, type) else repr(downlink)
+        raise TypeError(
+            f"downlink={given}: give a compressor, e.g. Cast('bfloat16'), or one with a link, e.g. Downlink(TopK(0.05), EF21())."
+        )
+    check_stages([("downlink.link", downlink.link, Link), ("downlink.compressor", downlink.compressor, Compressor)])
+    if "message" in downlink.link.exceptions:
+        raise ValueError(
+            f"downlink.link={downlink.link!r}: behind it ranks would step on something else than the aggregate: give Direct(), ErrorFeedback(),"
+            " EF21() or Diana(), and momentum, if any, in the optimizer."
+        )
+    return downlink
 
 
 def check_parameters(plan: Plan, optimizers: Sequence[Optimizer], exchange: Exchange, placement: Placement) -> None:

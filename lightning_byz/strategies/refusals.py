@@ -15,7 +15,6 @@ from lightning_byz.attacks import Attack
 from lightning_byz.data import Partition
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
-from lightning_byz.links import Direct
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.rounds import arguments
 from lightning_byz.rounds.checks import check_memory
@@ -150,12 +149,12 @@ def check_optimizers(
             "LBFGS evaluates the gradient several times a step, and under arrivals= a worker computes once and its message waits: use another"
             " optimizer, or arrivals=Synchronous()."
         )
-    links = {"link": plan.link, "downlink": Direct() if plan.downlink is None else plan.downlink.link}
-    for name, link in links.items() if several else ():
-        if link != Direct():
+    back = None if plan.downlink is None else plan.downlink.link
+    for name, link in (("link", plan.link), ("downlink.link", back)) if several else ():
+        if link is not None and (link.at_worker or link.at_rules):
             raise ValueError(
-                f"LBFGS evaluates the gradient several times a step, and the ends of {name}={link!r} would remember each of them: use another"
-                " optimizer, or Direct()."
+                f"LBFGS evaluates the gradient several times a step, and {name}={link!r} would remember each of them: use another optimizer, or"
+                " Direct()."
             )
     if blank and several:
         raise ValueError(
