@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_byz.aggregators import CoordinateMedian, Mean
+from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
 from lightning_byz.arrivals import RandomArrivals, Synchronous
 from lightning_byz.attacks import SignFlip
 from lightning_byz.compressors import Cast, Identity, RandomK, TopK
-from lightning_byz.links import EF21, Diana, Downlink, ErrorFeedback
+from lightning_byz.links import EF21, Diana, Downlink, ErrorFeedback, HeavyBall
 from lightning_byz.optimizers import RobustOptimizer
 from lightning_byz.rounds import channel
 from lightning_byz.rounds.aggregation import Aggregation
@@ -79,6 +79,18 @@ def test_draws_of_a_resumed_loop_are_those_of_the_saved_seed(way) -> None:
 
     assert torch.equal(weights(7, 8), weights(7, 7))
     assert not torch.equal(weights(7, 7), weights(8, 8))
+
+
+def test_a_difference_that_overflows_on_its_way_back_is_not_stepped_on() -> None:
+    module = linear()
+    robust = started(module, aggregator=Mean(), f=0, downlink=Downlink(Identity(), EF21()))
+    for sign in (1.0, -1.0):
+        for worker in robust.local:
+            robust.backward(worker, lambda sign=sign: (module.weight * (sign * 2e38)).sum())
+        report = robust.step()
+        robust.zero_grad()
+    assert not report.taken
+    assert "on its way back" in report.reason
 
 
 def test_an_aggregate_that_overflows_on_its_way_back_is_not_stepped_on() -> None:
@@ -197,3 +209,33 @@ def test_both_ends_stay_equal_where_the_dtype_of_messages_changes() -> None:
         ends.append((memory.workers[0]["downlink"]["EF21"], memory.rules["downlink"].values["EF21"]))
         for worker, rules in ends:
             torch.testing.assert_close(worker, rules, rtol=0, atol=0)
+
+
+@dataclass(frozen=True)
+class First(Aggregator):
+    """The first row itself, or a copy."""
+
+    clones: bool = False
+
+    def tolerates(self, weights, f) -> bool:
+        return True
+
+    def __call__(self, stack, *, generator=None) -> Tensor:
+        return stack.vectors[0].clone() if self.clones else stack.vectors[0]
+
+
+@pytest.mark.parametrize("arrivals", [Synchronous(), RandomArrivals("uniform")], ids=str)
+@pytest.mark.parametrize("link", [EF21(), HeavyBall()], ids=str)
+@pytest.mark.parametrize("back", [EF21(), ErrorFeedback()], ids=str)
+def test_the_way_back_writes_to_no_row_that_a_rule_returns(arrivals, link, back) -> None:
+    weights = []
+    for clones in (False, True):
+        module = linear()
+        way = {"link": link, "compressor": TopK(0.5), "downlink": Downlink(TopK(0.3), back)}
+        robust = started(module, f=0, aggregator=First(clones), arrivals=arrivals, **way)
+        for step in range(8):
+            computed(robust, module, step=step)
+            robust.step()
+            robust.zero_grad()
+        weights.append(module.weight.detach())
+    assert torch.equal(*weights)

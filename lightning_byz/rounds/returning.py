@@ -91,7 +91,7 @@ def _sent(
     first, ends = wire.local[0], link.at_worker or link.at_rules
     state = memory.rules[DOWN_STAGE].values[stage] if DOWN_STAGE in memory.rules else blank(like)
     values = torch.zeros_like(like) if vector is None else vector
-    outgoing = link.outgoing(state, values)
+    outgoing = link.outgoing(state, values.clone())  # a link writes to what it is given, and a rule may return a row
     narrow = outgoing.to(like.dtype)
     verdict = torch.stack([values.isfinite().logical_not().sum(), unusable(narrow[None])[0]])
     flags = torch.cat([torch.tensor([int(vector is None)], device=like.device), verdict])
