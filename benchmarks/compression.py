@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from step import BATCH, WIDTHS, Work
 from tables import console, spread, table
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_byz import RobustStrategy
@@ -47,7 +48,8 @@ class Hooked(DDPStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Register the hook on the wrapped module."""
         super().setup(trainer)
-        assert self.model is not None
+        assert isinstance(self.model, DistributedDataParallel)
+        assert self._ddp_comm_hook is not None
         self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
 
 

@@ -27,9 +27,9 @@ from lightning_byz.rounds.checkpoint import KEY
 class RobustOptimizer(AroundOptimizer):
     r"""Step any torch optimizer on a robust aggregate of the workers' gradients, in a loop of your own.
 
-    Each step, every local worker hands over its loss as a closure, and the optimizer steps on what the rules make of the workers' gradients. It is a
-    :class:`torch.optim.Optimizer` to schedulers and to a GradScaler; groups, state and hooks are the wrapped optimizer's. In one process it has all
-    workers; where torch.distributed is initialised (``torchrun``), each process serves its part of them, and all start from rank 0's module.
+    Each step, every local worker hands over its loss as a closure, and the optimizer steps on what the rules make of the gradients. It is a
+    :class:`torch.optim.Optimizer` to schedulers and a GradScaler; groups, state and hooks are the wrapped optimizer's. One process has all workers;
+    where torch.distributed is initialised (``torchrun``), each serves its part of them, and all start from rank 0's module.
 
     Draws are keyed by seed, step, call and worker: the same numbers in any number of processes. Each worker has its own buffers (batch norm's
     statistics). A step that cannot be taken changes no parameter; the third in a row raises ``TooManyFaults``.
@@ -128,8 +128,6 @@ class RobustOptimizer(AroundOptimizer):
             digest_every=digest_every,
         )
 
-    # ------------------------------------------------------------------ workers
-
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer that steps."""
@@ -212,8 +210,6 @@ class RobustOptimizer(AroundOptimizer):
         """Have what all workers' buffers have in common in the module, to evaluate or to save it. Every process must call it."""
         self._run.show_consensus()
         yield
-
-    # ------------------------------------------------------------------ as a torch optimizer
 
     def step(self, closure: None = None) -> Report:  # type: ignore[override]
         """Aggregate, unless that was done, and step the optimizer; it is left alone where the step cannot be taken. Every process must call it."""

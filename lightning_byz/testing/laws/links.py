@@ -92,11 +92,7 @@ def _followed(link: Link, compressor: Compressor, messages: Sequence[Tensor]) ->
     return steps
 
 
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
-def _made(link: Link, step: Step, change: Change = _unchanged) -> dict[str, Tensor | None]:
+def _made(link: Link, step: Step, change: Change = torch.clone) -> dict[str, Tensor | None]:
     """What the link makes of a step's arguments, each of them changed."""
     given = (*step.states, step.message, step.outgoing, step.decoded)
     worker, rules, *arguments = (None if values is None else change(values) for values in given)
@@ -162,7 +158,8 @@ def link_inputs(link: Link, case: Case) -> None:
     given = dict(zip(("the worker's state", "the rules' state"), step.states, strict=True))
     given = {name: values.clone() for name, values in given.items() if values is not None}
     before = {name: (values.clone(), version(values)) for name, values in given.items()}
-    _made(link, step._replace(states=(given.get("the worker's state"), given.get("the rules' state"))))
+    states = given.get("the worker's state"), given.get("the rules' state")
+    _made(link, step._replace(states=states), lambda values: values)
     for name, (kept, written) in before.items():
         require_bits(given[name], kept, f"{name} after the call")
         require(version(given[name]) == written, f"{name} was written to, perhaps the numbers that were there")
@@ -170,7 +167,7 @@ def link_inputs(link: Link, case: Case) -> None:
 
 @law("what a link makes follows from its arguments alone", part=0.3)
 def link_purity(link: Link, case: Case) -> None:
-    """Beside another worker's messages, in another random state; global random state is left alone."""
+    """Beside other messages, in another random state; global random state is left alone."""
     messages, watch = _drawn(case, _dtype(case)), Watch()
     link, compressor = _suited(link, case, messages[0].numel())
     steps = _followed(link, compressor, messages)
