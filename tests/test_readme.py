@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_byz import aggregators, attacks, cli, data, estimators, exchange, preaggregators
+from lightning_byz import aggregators, attacks, cli, compressors, data, estimators, exchange, links, preaggregators
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -119,6 +119,8 @@ def test_names_are_the_packages_names() -> None:
         "attacks": attacks,
         "partitions": data,
         "exchanges": exchange,
+        "links": links,
+        "compressors": compressors,
     }
     interfaces = {
         "Aggregator",
@@ -133,6 +135,15 @@ def test_names_are_the_packages_names() -> None:
         "Delivered",
         "Placement",
         "Wire",
+        "Link",
+        "Received",
+        "Downlink",
+        "Compressor",
+        "Coordinates",
+        "Entries",
+        "Dense",
+        "Packed",
+        "Sparse",
     }
     for family, package in families.items():
         assert set(re.findall(r"`(\w+)", table[family])) == set(package.__all__) - interfaces
