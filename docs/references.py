@@ -14,6 +14,7 @@ FAMILIES = (
     "attacks",
     "estimators",
     "compressors",
+    "links",
     "optimizers",
     "data",
     "metrics",
