@@ -441,12 +441,12 @@ def test_what_comes_back_is_what_the_link_makes_of_the_aggregate(link, compresso
     whole, state = Coordinates([(D,)]), torch.zeros(D)
     for step in range(6):
         aggregate, vector = plain.step(rows_of(step)).vector.clone(), run.step(rows_of(step)).vector.clone()
-        outgoing = link.outgoing(state, aggregate)
+        outgoing = link.outgoing(state, aggregate.clone())
         part = compressor.encode(outgoing, whole, generator=torch.Generator()).part(0, D)
         compressor.decode(part, whole, generator=torch.Generator(), out=(decoded := torch.empty(D)))
         row, after = link.receive(state, decoded)
-        state = after if after is not None else link.after(state, outgoing, decoded)
         assert torch.equal(vector, row)
+        state = after if after is not None else link.after(state, outgoing, decoded)
         assert isinstance(compressor, Identity) <= torch.allclose(vector, aggregate, atol=1e-6)
 
 
