@@ -28,7 +28,7 @@ class Diana(Link):
         ValueError: If ``alpha`` is out of range; at the start of a run, with a compressor that is biased.
 
     References:
-        Mishchenko, Gorbunov, Takac, Richtarik. Distributed Learning with Compressed Gradient Differences. arXiv 1901.09269.
+        Mishchenko, Gorbunov, Takac, Richtarik. Distributed Learning with Compressed Gradient Differences. 2019, arXiv 1901.09269.
 
     Example:
         >>> link, shift = Diana(alpha=0.5), torch.tensor([1.0, 1.0])

@@ -19,7 +19,7 @@ class Downlink:
 
     References:
         Fatkhullin, Sokolov, Gorbunov, Li, Richtarik. EF21 with Bells & Whistles: Practical Algorithmic Extensions of Modern Error Feedback.
-            arXiv 2110.03294.
+            2021, arXiv 2110.03294.
 
     Example:
         >>> from lightning_byz.compressors import TopK

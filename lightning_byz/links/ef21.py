@@ -28,9 +28,10 @@ class EF21(Link):
         ValueError: At the start of a run, with a compressor that is not contractive.
 
     References:
-        Richtarik, Sokolov, Fatkhullin. EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback. NeurIPS
-            2021, arXiv 2106.05203.
-        Liu, Li, Yi, Johansson. Byzantine-Robust and Communication-Efficient Distributed Learning via Compressed Momentum Filtering. arXiv 2409.08640.
+        Richtarik, Sokolov, Fatkhullin. EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback. NeurIPS 2021,
+            arXiv 2106.05203.
+        Liu, Li, Yi, Johansson. Byzantine-Robust and Communication-Efficient Distributed Learning via Compressed Momentum Filtering. TNNLS 2026,
+            arXiv 2409.08640.
 
     Example:
         >>> link, mirror = EF21(), torch.tensor([1.0, 1.0])
