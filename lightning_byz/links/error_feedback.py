@@ -27,7 +27,7 @@ class ErrorFeedback(Link):
 
     References:
         Seide, Fu, Droppo, Li, Yu. 1-Bit Stochastic Gradient Descent. Interspeech 2014.
-        Karimireddy, Rebjock, Stich, Jaggi. Error Feedback Fixes SignSGD and other Gradient Compression Schemes. ICML 2019, arXiv 1901.09847.
+        Karimireddy, Rebjock, Stich, Jaggi. Error Feedback Fixes SignSGD and Other Gradient Compression Schemes. ICML 2019, arXiv 1901.09847.
 
     Example:
         >>> link, waits = ErrorFeedback(), torch.tensor([0.0, 2.0])
