@@ -15,6 +15,7 @@ FAMILIES = (
     "estimators",
     "compressors",
     "links",
+    "codes",
     "optimizers",
     "data",
     "metrics",

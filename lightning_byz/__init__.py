@@ -1,7 +1,7 @@
 """Training that survives bad workers: Byzantine-robust aggregation for PyTorch Lightning.
 
-Rules, pre-aggregators, attacks, estimators, compressors, links, exchanges, partitions, optimizers and ``lightning_byz.testing`` load torch and not
-Lightning, which is imported when ``RobustStrategy`` or ``WorkerMonitor`` is first used.
+Rules, pre-aggregators, attacks, estimators, compressors, links, codes, exchanges, partitions, optimizers and ``lightning_byz.testing`` load torch
+and not Lightning, which is imported when ``RobustStrategy`` or ``WorkerMonitor`` is first used.
 
 ``Trainer(strategy="robust")`` needs the name to be known to Lightning. ``import lightning_byz.strategies`` and ``from lightning_byz import
 RobustStrategy`` make it so wherever they stand; a bare ``import lightning_byz`` does if ``lightning.pytorch`` has been imported before it. Lightning
@@ -30,6 +30,7 @@ _ROOMS = (
     "arrivals",
     "attacks",
     "callbacks",
+    "codes",
     "compressors",
     "data",
     "demos",

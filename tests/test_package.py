@@ -53,7 +53,7 @@ FLOORS = {
     5: {"cli", "compare", "redteam", "kinds", "mistakes", "__main__", "__init__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-RULES = ("aggregators", "preaggregators", "attacks", "estimators", "compressors")
+RULES = ("aggregators", "preaggregators", "attacks", "estimators", "compressors", "codes")
 
 
 def name_of(path: Path) -> str:
@@ -189,6 +189,7 @@ WITHOUT = (
     "from lightning_byz.attacks import *",
     "from lightning_byz.estimators import *",
     "from lightning_byz.compressors import *",
+    "from lightning_byz.codes import *",
     "from lightning_byz.exchange import *",
     "from lightning_byz.optimizers import *",
     "from lightning_byz.data import *",

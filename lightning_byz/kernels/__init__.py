@@ -12,6 +12,7 @@ from lightning_byz.kernels.blocks import (
     square_sums,
     weighted_rows,
 )
+from lightning_byz.kernels.coded import differing, mixed_pieces, projected_pieces
 from lightning_byz.kernels.medians import coordinate_median, trimmed_mean
 from lightning_byz.kernels.neighbours import neighbour_scores
 from lightning_byz.kernels.networks import Comparator, network
@@ -29,15 +30,18 @@ __all__ = [
     "block_size",
     "coordinate_median",
     "cross_products",
+    "differing",
     "majority_signs",
     "mean_around_median",
     "minority",
     "mixed_distances",
+    "mixed_pieces",
     "moments",
     "nearest_shares",
     "neighbour_scores",
     "network",
     "principal_spread",
+    "projected_pieces",
     "sampled_products",
     "saturate",
     "scaled_rows",
