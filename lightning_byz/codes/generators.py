@@ -1,7 +1,7 @@
-"""Matrices of which a code takes some columns: orthonormal, and polynomials of their number in a node at every worker."""
+"""Matrices of codes: polynomials in a root of unity, one for every worker of a group, as far apart as nodes can be."""
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -9,41 +9,43 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Polynomials:
-    """A code whose words are the values of polynomials at the nodes, one node per row.
+    """A code whose words are values of polynomials at the nodes, times a factor per node that is the same for all words.
 
     Args:
-        values: Orthonormal, square: column k is a polynomial of degree k, times a factor per node that is the same for all.
-        locators: The polynomials by which errors are located, without that factor.
-        dimension: How many columns are combined to a word.
+        values: Square and unitary: the powers of the nodes, times the factor; words are combinations of the first ``dimension`` columns.
+        locators: The powers without the factor.
+        generator: An orthonormal basis of the words.
 
     """
 
     values: Tensor
     locators: Tensor
-    dimension: int
+    generator: Tensor
 
-    @cached_property
-    def generator(self) -> Tensor:
-        """The columns that are combined."""
-        return self.values[:, : self.dimension]
-
-
-@lru_cache(maxsize=64)
-def chebyshev(rows: int, dimension: int) -> Polynomials:
-    r"""Return Chebyshev polynomials at their nodes :math:`\cos((2 i + 1) \pi / 2 r)`: the discrete cosine transform, real."""
-    row, degree = (torch.arange(rows, dtype=torch.float64) for _ in range(2))
-    values = torch.cos(torch.outer(2 * row + 1, degree) * (torch.pi / (2 * rows))) * (2 / rows) ** 0.5
-    values[:, 0] = rows**-0.5
-    return Polynomials(values, values, dimension)
+    @property
+    def dimension(self) -> int:
+        """How many numbers a word is made of."""
+        return self.generator.shape[1]
 
 
 @lru_cache(maxsize=64)
 def roots_of_unity(rows: int, dimension: int) -> Polynomials:
-    """Return powers of the roots of unity, of exponents from ``-middle(dimension)`` on: the discrete Fourier transform, complex."""
-    numbers = torch.arange(rows)
-    shifted = numbers - middle(dimension)
-    values, locators = (_unit(torch.outer(numbers, powers), rows) * rows**-0.5 for powers in (shifted, numbers))
-    return Polynomials(values, locators, dimension)
+    """Return the discrete Fourier transform, of exponents from ``-middle(dimension)`` on: complex."""
+    values = _powers(rows, -2 * middle(dimension))
+    return Polynomials(values, _powers(rows, 0), values[:, :dimension])
+
+
+@lru_cache(maxsize=64)
+def circle(rows: int, dimension: int) -> Polynomials:
+    r"""Return the transform of exponents symmetric about 0, of which cosines and sines are a real basis.
+
+    Frequencies are :math:`0, 1, 2, \ldots` for an odd dimension and :math:`1/2, 3/2, \ldots` for an even one, at the angles :math:`2 \pi i / r`.
+    """
+    values = _powers(rows, 1 - dimension)
+    half = values[:, (dimension + 1) // 2 : dimension] * 2**0.5
+    constant = values[:, dimension // 2 : dimension // 2 + dimension % 2].real
+    waves = torch.stack([half.real, half.imag], 2).flatten(1)
+    return Polynomials(values, _powers(rows, 0), torch.cat([constant, waves], 1))
 
 
 def middle(dimension: int) -> int:
@@ -58,18 +60,19 @@ def cyclic(workers: int, held: int) -> Tensor:
     A part's column is the one polynomial that vanishes at the workers without it, scaled so that its middle coefficient is 1.
     """
     code = roots_of_unity(workers, workers - held + 1)
-    nodes = _unit(torch.arange(workers), workers)
-    apart = 1 - nodes[:, None] / nodes
-    columns = []
+    sum_of_parts = code.values[:, middle(code.dimension)]
+    nodes = code.locators[:, 1] * workers**0.5
+    apart, columns = 1 - nodes[:, None] / nodes, []
     for part in range(workers):
         holding = torch.tensor([(part - worker) % workers < held for worker in range(workers)])
-        column = apart[:, ~holding].prod(1) * _unit(torch.arange(workers) * -middle(code.dimension), workers)
+        column = apart[:, ~holding].prod(1) * code.values[:, 0]
         columns.append(torch.where(holding, column, 0.0))
     made = torch.stack(columns, 1)
-    return made / (code.values[:, middle(code.dimension)].conj() @ made)
+    return made / (sum_of_parts.conj() @ made)
 
 
-def _unit(steps: Tensor, rows: int) -> Tensor:
-    """Return the roots of unity of so many steps around the circle."""
-    angles = (steps % rows).double() * (2 * torch.pi / rows)
-    return torch.complex(angles.cos(), angles.sin())
+def _powers(rows: int, first: int) -> Tensor:
+    """Return the powers of the roots of unity from half of ``first`` on, one column after another, of length 1."""
+    steps = torch.outer(torch.arange(rows), 2 * torch.arange(rows) + first) % (2 * rows)
+    angles = steps.double() * (torch.pi / rows)
+    return torch.complex(angles.cos(), angles.sin()) * rows**-0.5

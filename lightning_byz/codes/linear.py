@@ -47,7 +47,7 @@ class LinearCode(Code):
         blocks, whole = coordinates.blocks(slice), coordinates.blocks()
         width = min(coordinates.width, max(coordinates.coded, 1)) // coordinates.carried
         table, factors = (
-            torch.randn(count, COLUMNS, generator=generator, dtype=torch.float64, device=generator.device).to(
+            torch.randn(COLUMNS, count, generator=generator, dtype=torch.float64, device=generator.device).to(
                 rows.device
             )
             for count in (width, len(whole))
@@ -55,8 +55,8 @@ class LinearCode(Code):
         partials = kernels.projected_pieces(rows, blocks, table, coordinates.carried)
         if slice is not None:
             partials = slice.gather(partials)
-        sums = (partials * factors[:, None]).sum(0)
-        return sums if coordinates.carried == 1 else torch.complex(sums[0::2], sums[1::2])
+        sums = (partials * factors.T[:, :, None]).sum(0).T
+        return sums.contiguous() if coordinates.carried == 1 else torch.complex(sums[0::2], sums[1::2])
 
     def locate(self, projections: Shaped[Tensor, "n k"], *, dtype: torch.dtype = torch.float32) -> list[int]:
         """Return the workers whose rows are no values of one polynomial of low degree at their nodes, in each group.

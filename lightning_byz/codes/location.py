@@ -54,7 +54,7 @@ def _candidates(values: Tensor, code: Polynomials, alive: Sequence[int], believe
         left.pop(order[0])
     yield left
     if comb(len(alive), believed) <= _TRIED:
-        yield from combinations(alive, believed)
+        yield from map(list, combinations(alive, believed))
 
 
 def _located(values: Tensor, code: Polynomials, rows: Sequence[int], errors: int) -> list[int]:

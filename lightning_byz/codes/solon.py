@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_byz.codes.code import check_count, groups_of
-from lightning_byz.codes.generators import Polynomials, chebyshev
+from lightning_byz.codes.generators import Polynomials, circle
 from lightning_byz.codes.interleaved import Interleaved
 from lightning_byz.codes.linear import LinearCode
 
@@ -17,12 +17,14 @@ from lightning_byz.codes.linear import LinearCode
 class Solon(LinearCode):
     r"""Have the :math:`r = 2 s + r_c` workers of a group compute the same part; each sends a combination of the :math:`r_c` pieces of its gradient.
 
-    .. math:: z_i = \sum_{k < r_c} V_{ik}\, g^{(k)}, \qquad V_{i0} = r^{-1/2}, \quad V_{ik} = (2/r)^{1/2} \cos\frac{k (2 i + 1) \pi}{2 r},
+    .. math:: z_i = \sum_{k < r_c} V_{ik}\, g^{(k)}, \qquad V_{i\cdot} = (2 / r)^{1/2}\,(\cos \omega \theta_i, \sin \omega \theta_i)_\omega,
+        \qquad \theta_i = 2 \pi i / r,
 
-    values of a polynomial of degree :math:`r_c - 1` at the Chebyshev nodes. Any :math:`r_c` honest rows determine it, and two of them differ in
-    :math:`2 s + 1` rows or more, so that up to :math:`s` liars in every group are named and the mean of all parts is exact up to rounding: the step
-    is the one without liars. A lie below the tolerance, 1e-5 of the row in float32 and 1e-12 in float64, may pass and moves the mean by about its
-    own size (times up to the condition of ``V``, docs/codes.md). More than :math:`s` liars are refused where their rows fit no message; a coalition
+    with frequencies :math:`\omega = 1/2, 3/2, \ldots` for an even :math:`r_c`, and :math:`1, 2, \ldots` beside a constant column for an odd one: a
+    real basis of the Fourier code, whose nodes are as far apart as nodes can be. Any :math:`r_c` honest rows determine the gradient, and the rows
+    of two gradients differ in :math:`2 s + 1` places or more, so that up to :math:`s` liars in every group are named and the mean of all parts is
+    exact up to rounding: the step is the one without liars. A lie below the tolerance, 1e-5 of the row in float32 and 1e-12 in float64, may pass
+    and moves the mean by about its own size (docs/codes.md). More than :math:`s` liars are refused where their rows fit no message; a coalition
     that knows the code can make them fit.
 
     Cost: a worker computes :math:`r` times the gradients of training without redundancy and sends :math:`d / r_c` numbers. Encoding reads the
@@ -38,7 +40,8 @@ class Solon(LinearCode):
 
     References:
         Chen, Chen, Wang, Davidson, Dobriban. Solon: Communication-efficient Byzantine-resilient Distributed Training via Redundant Gradients. 2021,
-        arXiv 2110.01595. The paper's code is not public: generator, location and decoding are derived here, from Berlekamp and Welch.
+        arXiv 2110.01595. The paper's code is not public: generator, location and decoding are
+        derived here, from Berlekamp and Welch.
 
     Example:
         >>> code, gradient = Solon(s=1, compression=2), torch.arange(1000.0)
@@ -87,8 +90,8 @@ class Solon(LinearCode):
         return Interleaved(total, pieces=self.compression)
 
     def polynomials(self, workers: int) -> Polynomials:
-        """Return Chebyshev polynomials of degrees below ``compression``."""
-        return chebyshev(self.size, self.compression)
+        """Return the Fourier code of ``compression`` frequencies."""
+        return circle(self.size, self.compression)
 
     def encode(
         self,
