@@ -4,8 +4,8 @@
     python benchmarks/codes.py --coordinates='[100000, 1000000, 10000000]' --rounds=3
 
 Encoding is measured in copies of a gradient, location and decoding in copies of all received rows, both into memory that has been touched before: the
-fastest of three calls by the fastest of three copies just before them, the median over the rounds, the smallest and the largest. One worker of each group
-lies. Targets: encoding 3 copies at most, location and decoding 8 together.
+fastest of three calls by the fastest of three copies just before them; the median over the rounds, the smallest and the largest. One worker of
+each group lies. Targets: encoding 3 copies at most, location and decoding 8 together.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_byz.codes import Code, Cyclic, Interleaved, Repetition, Solon
+from lightning_byz.codes import Code, Cyclic, Interleaved, Repetition, Solon, location
 from lightning_byz.codes.generators import circle, cyclic, middle, roots_of_unity
 from lightning_byz.errors import TooManyLiars
 from lightning_byz.exchange.pairwise import slice_bounds
@@ -170,6 +170,53 @@ def test_the_result_is_not_one_of_the_draw(code: Code, workers: int) -> None:
     rows = lied(run.rows, [workers - 1], reverse)
     assert {tuple(run.found(rows, key)) for key in range(20)} == {(workers - 1,)}
     assert all(run.found(run.rows, key) == [] for key in range(20))
+
+
+@pytest.mark.parametrize(("code", "workers"), [(Solon(4, 8), 16), (Solon(4, 16), 24), (Cyclic(4), 16)], ids=str)
+def test_rows_of_unlike_machines_are_no_lies(code: Code, workers: int) -> None:
+    """A millionth apart, as other kernels make them."""
+    run = Run(code, workers)
+    for key in range(20):
+        noise = torch.randn(run.rows.shape, generator=generator(key))
+        rows = run.rows + 1e-6 * noise * run.rows.square().mean(1, keepdim=True).sqrt()
+        assert run.found(lied(rows, [key % workers], reverse)) == [key % workers]
+
+
+@pytest.mark.parametrize(("code", "workers"), [(Solon(4, 8), 16), (Solon(2, 12), 16), (Cyclic(4), 16)], ids=str)
+def test_a_thousandth_of_the_row_is_found_by_every_draw(code: Code, workers: int) -> None:
+    run = Run(code, workers)
+    for key in range(60):
+        liars = sorted((key + step) % workers for step in range(code.s))
+        rows = lied(run.rows, liars, lambda *where: tiny(*where, size=1e-3))
+        assert run.found(rows, key) == liars
+
+
+def sizes_apart(run: Run) -> tuple[Tensor, list[int]]:
+    """Rows with lies from a hundred-thousandfold down to a ten-billionth, and who sent them."""
+    liars = [*range(1, run.code.s + 1)]
+    exponents = torch.linspace(5, -10, len(liars)).tolist()
+    rows = run.rows.clone()
+    for liar, exponent in zip(liars, exponents, strict=True):
+        rows[liar] = tiny(rows[liar], liar, 1, 10.0**exponent)
+    return rows, liars
+
+
+def test_the_small_among_the_large_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equations in which large lies leave no digits for small ones: the surest liar is erased, and the rest looked at anew."""
+    monkeypatch.setattr(location, "_TRIED", 0)
+    for code in (Cyclic(7), Cyclic(4), Solon(4, 8)):
+        for seed in range(5):
+            run = Run(code, 16, dtype=torch.float64, seed=seed)
+            rows, liars = sizes_apart(run)
+            assert run.found(rows) == liars
+
+
+def test_all_sets_are_tried_where_the_locator_errs(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = location._located
+    monkeypatch.setattr(location, "_located", lambda *arguments: right(*arguments)[::-1])
+    run = Run(Solon(2, 4), 8)
+    for liars in combinations(range(8), 2):
+        assert run.found(lied(run.rows, liars, reverse)) == [*liars]
 
 
 @pytest.mark.parametrize(("code", "workers"), [(Solon(2, 4), 8), (Solon(1, 2), 4), (Cyclic(2), 8)], ids=str)

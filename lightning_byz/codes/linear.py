@@ -16,14 +16,14 @@ from lightning_byz.codes.location import TOLERANCE, liars_of
 from lightning_byz.errors import TooManyLiars
 from lightning_byz.slice import Slice
 
-COLUMNS = 3
-"""Numbers of a row that are looked at: one alone would be blind to a lie that happens to be nearly orthogonal to the draw."""
+COLUMNS = 6
+"""Numbers of a row that are looked at: with few of them some draw is nearly orthogonal to a lie now and then."""
 
 
 class LinearCode(Code):
     """A code whose rows are values of polynomials at one node per worker of a group.
 
-    Liars are found on three projections of each row: products with numbers drawn after all rows are here, normal within a block and times another
+    Liars are found on six projections of each row: products with numbers drawn after all rows are here, normal within a block and times another
     normal number per block, added up in float64 over block partials.
     """
 
@@ -43,7 +43,7 @@ class LinearCode(Code):
         *,
         generator: torch.Generator,
     ) -> Shaped[Tensor, "n k"]:
-        """Return three sums of each row's numbers times drawn ones; not finite where a row is not."""
+        """Return six sums of each row's numbers times drawn ones; not finite where a row is not."""
         blocks, whole = coordinates.blocks(slice), coordinates.blocks()
         width = min(coordinates.width, max(coordinates.coded, 1)) // coordinates.carried
         table, factors = (

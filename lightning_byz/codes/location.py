@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """How far a projection may be from where the others say it is, relative to the group's scale, by the dtype of the rows."""
 
 _BEYOND = 2.0**20  # no honest row is so much larger than the (s + 1)-th largest
-_ROUNDING = 0.1  # of the tolerance: what rounding makes of an honest row at most, which a prediction multiplies
+_ROUNDING = 0.1  # of the tolerance, which rows that are alike but for rounding do not need; tried first, for the sake of small lies
 _TRIED = 5000  # sets of rows that are tried one by one where Berlekamp and Welch see too little
 
 
@@ -38,23 +38,35 @@ def liars_of(projections: Tensor, code: Polynomials, s: int, tolerance: float) -
         return erased.nonzero().flatten().tolist()
     scaled = torch.where(erased[:, None], 0.0, projections) / scale
     alive = [row for row in range(rows) if not erased[row]]
-    for believed in _candidates(scaled, code, alive, rows - s):
-        fitting = _fitting(scaled, code, alive, believed, tolerance)
+    for believed, strict in _tried(scaled, code, alive, rows - s):
+        fitting = _fitting(scaled, code, alive, believed, tolerance, strict)
         if fitting is not None:
             return [row for row in range(rows) if row not in fitting]
     return None
 
 
-def _candidates(values: Tensor, code: Polynomials, alive: Sequence[int], believed: int) -> Iterator[Sequence[int]]:
-    """Yield sets of rows that may be honest: those that are left by the locator, by one with its surest liar erased, and so on, then all sets."""
+def _tried(values: Tensor, code: Polynomials, alive: Sequence[int], believed: int) -> Iterator[tuple[list[int], float]]:
+    """Yield sets of rows that may be honest, and which part of the tolerance they are to fit each other by."""
+    left = []
+    for rows in _left(values, code, alive, believed):
+        left.append(rows)
+        yield rows, _ROUNDING
+    for rows in left:
+        yield rows, 1.0
+    if comb(len(alive), believed) <= _TRIED:
+        for rows in combinations(alive, believed):
+            yield [*rows], 1.0
+
+
+def _left(values: Tensor, code: Polynomials, alive: Sequence[int], believed: int) -> Iterator[list[int]]:
+    """Yield the rows that the locator of errors leaves, then those that it leaves where its surest liar is erased, and so on."""
     left = list(alive)
+    if len(left) == believed:
+        yield left
     while len(left) > believed:
         order = _located(values, code, left, len(left) - believed)
         yield [left[place] for place in order[len(left) - believed :]]
         left.pop(order[0])
-    yield left
-    if comb(len(alive), believed) <= _TRIED:
-        yield from map(list, combinations(alive, believed))
 
 
 def _located(values: Tensor, code: Polynomials, rows: Sequence[int], errors: int) -> list[int]:
@@ -71,13 +83,13 @@ def _located(values: Tensor, code: Polynomials, rows: Sequence[int], errors: int
 
 
 def _fitting(
-    values: Tensor, code: Polynomials, alive: Sequence[int], believed: Sequence[int], tolerance: float
+    values: Tensor, code: Polynomials, alive: Sequence[int], believed: Sequence[int], tolerance: float, strict: float
 ) -> set[int] | None:
-    """Return all rows that fit what the believed ones say; ``None`` if these do not fit each other."""
+    """Return all rows that fit what the believed ones say; ``None`` if these do not fit each other so strictly."""
     predict = code.generator @ torch.linalg.pinv(code.generator[believed])
     apart = (values - predict @ values[believed]).abs().amax(1)
-    if not bool((apart[believed] <= tolerance).all()):
+    if not bool((apart[believed] <= strict * tolerance).all()):
         return None
-    gains = torch.linalg.vector_norm(predict, dim=1)
-    allowed = tolerance * (_ROUNDING * gains).clamp(min=1.0)
+    gains = torch.linalg.vector_norm(predict, dim=1)  # of the rounding of the believed ones
+    allowed = tolerance * gains.clamp(min=1.0)
     return {row for row in alive if bool(apart[row] <= allowed[row])} | set(believed)
