@@ -236,6 +236,14 @@ def test_compressors(tmp_path: Path) -> None:
     assert [row[0] for row in rows[12:]] == ["normal", "constant", "three values", "mostly zero", "resonant"]
 
 
+def test_codes(tmp_path: Path) -> None:
+    """A row for each code, numbers counted, and every time with its spread."""
+    rows = rows_of("codes", "--coordinates=[12000]", "--rounds=1", folder=tmp_path)
+    assert [row[2] for row in rows] == ["0.2500", "0.5000", "0.1667", *["1.0000"] * 4]
+    for row in rows:
+        assert all(is_spread(row[place], row[place + 1]) for place in (3, 5, 7, 9))
+
+
 def test_fuzz_decoders(tmp_path: Path) -> None:
     rows = rows_of("fuzz_decoders", "--payloads=40", "--compressors=[Cast]", folder=tmp_path)
     assert [row[:2] for row in rows] == [["Cast(dtype='bfloat16')", "40"], ["Cast(dtype='float16')", "40"]]

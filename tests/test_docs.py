@@ -51,7 +51,7 @@ def test_citation_is_of_this_version() -> None:
     assert {"cff-version", "message", "title", "authors", "license"} <= told.keys()
 
 
-@pytest.mark.parametrize("page", ["arrivals.md", "compression.md"])
+@pytest.mark.parametrize("page", ["arrivals.md", "codes.md", "compression.md"])
 def test_what_is_ones_own_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)[0]
     exec(compile(code, page, "exec"), {"__name__": page})

@@ -16,6 +16,11 @@ class Polynomials:
         locators: The powers without the factor.
         generator: An orthonormal basis of the words.
 
+    Example:
+        >>> code = circle(4, 2)  # frequency one half at four nodes
+        >>> code.generator[:, 0].round(decimals=3), code.dimension
+        (tensor([ 0.7070,  0.5000,  0.0000, -0.5000], dtype=torch.float64), 2)
+
     """
 
     values: Tensor
