@@ -3,6 +3,7 @@
 from lightning_byz.testing.law import Law
 from lightning_byz.testing.laws import (
     attacks,
+    codes,
     collectives,
     compressors,
     estimators,
@@ -102,6 +103,9 @@ LINK_LAWS: tuple[Law, ...] = (
 )
 """What a link signs."""
 
+CODE_LAWS: tuple[Law, ...] = (codes.code_parts, codes.code_purity, codes.code_slices, codes.code_recovery)
+"""What a code signs."""
+
 EXCHANGE_LAWS: tuple[Law, ...] = (
     wires.exchange_places,
     wires.exchange_slices,
@@ -120,6 +124,7 @@ EXCHANGE_LAWS: tuple[Law, ...] = (
 __all__ = [
     "AGGREGATOR_LAWS",
     "ATTACK_LAWS",
+    "CODE_LAWS",
     "COMPRESSOR_LAWS",
     "ESTIMATOR_LAWS",
     "EXCHANGE_LAWS",
