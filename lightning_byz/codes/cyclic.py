@@ -115,6 +115,6 @@ class Cyclic(LinearCode):
 
     def _decoder(self, group: range, honest: Sequence[int], workers: int) -> Tensor:
         code = self.polynomials(workers)
-        factors = torch.linalg.pinv(code.generator[list(honest)])[middle(code.dimension)]
+        factors = code.solved(honest)[middle(code.dimension)]
         columns = torch.stack([factors, 1j * factors], 1).flatten()
         return torch.stack([columns.real, columns.imag])

@@ -1,5 +1,6 @@
 """Matrices of codes: polynomials in a root of unity, one for every worker of a group, as far apart as nodes can be."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,6 +32,11 @@ class Polynomials:
     def dimension(self) -> int:
         """How many numbers a word is made of."""
         return self.generator.shape[1]
+
+    def solved(self, rows: Sequence[int]) -> Tensor:
+        """Return by what these rows of a word are multiplied to get its numbers, by least squares: by Householder's way, which costs no digits."""
+        orthonormal, upper = torch.linalg.qr(self.generator[list(rows)])
+        return torch.linalg.solve_triangular(upper, orthonormal.mH, upper=True)
 
 
 @lru_cache(maxsize=64)

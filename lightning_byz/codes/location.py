@@ -86,7 +86,7 @@ def _fitting(
     values: Tensor, code: Polynomials, alive: Sequence[int], believed: Sequence[int], tolerance: float, strict: float
 ) -> set[int] | None:
     """Return all rows that fit what the believed ones say; ``None`` if these do not fit each other so strictly."""
-    predict = code.generator @ torch.linalg.pinv(code.generator[believed])
+    predict = code.generator @ code.solved(believed)
     apart = (values - predict @ values[believed]).abs().amax(1)
     if not bool((apart[believed] <= strict * tolerance).all()):
         return None

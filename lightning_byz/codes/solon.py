@@ -114,4 +114,4 @@ class Solon(LinearCode):
         return out
 
     def _decoder(self, group: range, honest: Sequence[int], workers: int) -> Tensor:
-        return torch.linalg.pinv(self.polynomials(workers).generator[list(honest)])
+        return self.polynomials(workers).solved(honest)
