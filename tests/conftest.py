@@ -18,6 +18,9 @@ from tests.ranks import Nursery, RankPool
 torch.set_num_threads(1)  # as on the ranks: bits are equal for equal numbers of threads
 
 
+RANKS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What a launcher of ranks leaves behind: a process started with it would wait for ranks that nobody starts."""
+
 KERNELS = pytest.mark.parametrize("kernels_path", ["torch", "compiled"], indirect=True, scope="module")
 """For files whose tests run on both paths of the kernels."""
 
@@ -60,6 +63,8 @@ def ranks(kernels_path: str | None, nursery: Nursery) -> Iterator[Callable[[int]
 @pytest.fixture(autouse=True)
 def _leave_no_trace() -> Iterator[None]:
     """Take back what a fit in this process leaves behind: environment variables of ranks and seeds, and the process group."""
+    for name in RANKS:  # a fixture of a whole file may have trained
+        os.environ.pop(name, None)
     before = dict(os.environ)
     yield
     for name in set(os.environ) - set(before):

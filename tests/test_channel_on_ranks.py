@@ -50,7 +50,7 @@ def moved(exchange, compressor, downlink) -> dict[str, Any]:
     for worker in placement.local:
         wire.row(worker).copy_(rows()[worker])
         sent[worker] = Sent([wire.row(worker)], [True])
-    vector, _, report = round.take(Memory(), sent, wire, parameters=1, shapes=[(D,)])
+    vector, _, report = round.take(Memory(), sent, wire, parameters=1)
     assert vector is not None
     return {
         "vector": vector.clone(),

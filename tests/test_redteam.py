@@ -425,8 +425,10 @@ def test_without_optuna_it_says_what_to_install(run: Run, monkeypatch: pytest.Mo
 
 
 @pytest.mark.timeout(400)
-def test_a_run_on_two_ranks(run: Run) -> None:
-    """It is made in processes of its own, by the launcher of Lightning, and leaves one record."""
+def test_a_run_on_two_ranks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made in processes of its own, by the launcher of Lightning, and leaves one record; also where this one has trained before."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     config = yaml.safe_load(Path("fit.yaml").read_text())
     config["trainer"].update(
         devices=2, max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False, callbacks=[]

@@ -111,7 +111,7 @@ def test_another_signature_is_refused_with_what_to_write(refuse: Any, attack: At
         refuse(attack)
     assert str(caught.value) == (
         f"{type(attack).__name__}.replace takes ({asked}), but it is given one argument, a Sight: write replace(self, sight), and read"
-        " sight.stack, sight.attackers, sight.generator, sight.defence, sight.past, sight.ages, sight.step"
+        " sight.stack, sight.attackers, sight.generator, sight.defence, sight.past, sight.ages, sight.step, sight.mirrors"
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 from lightning_byz.compare.fit import Job, SeveralRanks, perform
+from lightning_byz.compare.isolation import without_ranks
 from lightning_byz.compare.records import full_disk
 
 WORKER = "lightning_byz.compare.worker"
@@ -19,7 +20,7 @@ def answer(job: Job) -> str:
             perform(job)
         except SeveralRanks:
             told = json.dumps(replace(job, alone=True).told())
-            done = subprocess.run([sys.executable, "-m", WORKER, told], check=False)
+            done = subprocess.run([sys.executable, "-m", WORKER, told], env=without_ranks(), check=False)
             return "" if done.returncode == 0 else f"the process of run {job.id} ended with status {done.returncode}"
     except OSError as error:
         if not full_disk(error):

@@ -19,6 +19,14 @@ import torch
 PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
 """Where Python's own modules are."""
 
+RANKS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What launchers of ranks leave in the environment of a process that has trained."""
+
+
+def without_ranks() -> dict[str, str]:
+    """Return the environment for a process that starts ranks of its own, whatever this one has trained before."""
+    return {name: value for name, value in os.environ.items() if name not in RANKS}
+
 
 @contextmanager
 def untouched(threads: int) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """Where workers come from: a process that has imported what runs need, and forks, so that they start at once and share its memory."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from contextlib import ExitStack, suppress
 from signal import SIGKILL
 
 from lightning_byz.compare.answer import WORKER
+from lightning_byz.compare.isolation import without_ranks
 
 FORKS = sys.platform == "linux"
 """Elsewhere libraries of the system do not survive a fork, and a process becomes the worker itself."""
@@ -92,7 +92,7 @@ class Nursery:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,
-                    env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
+                    env={**without_ranks(), "OMP_NUM_THREADS": str(self._threads)},
                 )
             self._running = process, mine
         return self._running[1]

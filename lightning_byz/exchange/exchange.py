@@ -40,6 +40,9 @@ class Wire(ABC):
     starts: Sequence[int] = (0,)
     """The first coordinate of each rank's slice that is not empty."""
 
+    shapes: Sequence[tuple[int, ...]] | None = None
+    """Those of the parameters that the vectors are made of, where whoever has opened it says; ``None`` for one tensor."""
+
     local: range
     """The workers of this rank."""
 

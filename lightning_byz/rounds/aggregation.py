@@ -141,9 +141,8 @@ class Aggregation:
             if self.round.points > 1 and sent:
                 here = self._flat([parameter.detach() for parameter in parameters], layout)
                 sent = {worker: Sent(own.gradients, own.used, here) for worker, own in sent.items()}
-            of = {"parameters": len(parameters), "shapes": layout.shapes}
             vector, self.memory, report = self.round.take(
-                before, sent, self._wire, **of, scale=scale, diagnose=diagnose
+                before, sent, self._wire, parameters=len(parameters), scale=scale, diagnose=diagnose
             )
         self._before = self.round.unstepped(before, self.memory)
         if vector is not None:
@@ -198,6 +197,7 @@ class Aggregation:
     def _open(self, layout: Layout) -> None:
         self.round.check(layout.shapes, sliced=self._exchange.slices and self._placement.ranks > 1)
         wire = self._exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=self._placement)
+        wire.shapes = layout.shapes
         rows = {worker: wire.row(worker) for worker in self._placement.local}
         self._opened = layout, wire, {worker: (row, layout.views(row)) for worker, row in rows.items()}
 

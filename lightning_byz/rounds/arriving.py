@@ -15,7 +15,6 @@ from lightning_byz.census import Arrival, Census
 from lightning_byz.exchange import Placement, Wire
 from lightning_byz.memory import NOWHERE, Memory, Sliced, Vectors
 from lightning_byz.rounds.attackers import ATTACK_STAGE
-from lightning_byz.rounds.channel import Shapes
 from lightning_byz.rounds.checks import share_memory
 from lightning_byz.rounds.ends import without_aggregate
 from lightning_byz.rounds.ledger import Counts, Ledger, refuse_foreign
@@ -126,7 +125,6 @@ class Arriving(Robust):
         wire: Wire,
         *,
         parameters: int,
-        shapes: Shapes | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
@@ -135,7 +133,7 @@ class Arriving(Robust):
         The table of the memory is written in place; it is as it was if this raises.
         """
         with kept_rows(memory, self.due(memory.step)) as before:
-            return self._taken(memory, sent, wire, parameters, scale, shapes=shapes, before=before, diagnose=diagnose)
+            return self._taken(memory, sent, wire, parameters, scale, before=before, diagnose=diagnose)
 
     def _taken(
         self,
@@ -145,7 +143,6 @@ class Arriving(Robust):
         parameters: int,
         scale: float | None,
         *,
-        shapes: Shapes | None,
         before: Tensor | None,
         diagnose: bool,
     ) -> Outcome:
@@ -159,7 +156,7 @@ class Arriving(Robust):
         hand_over(workers, due, wire)
         used = usage.told({worker: own.used for worker, own in sent.items()})
         told_now = torch.cat([telling(sent, over, workers=self.workers), used])
-        delivered = self.channel.deliver(memory, due, told_now, wire, shapes=shapes, apart=self.attackers.acting)
+        delivered = self.channel.deliver(memory, due, told_now, wire, apart=self.attackers.acting)
         arrived = perf_counter()
         facts, told = delivered.facts.tolist(), len(due) + self.workers
         computing, heard_of = self.computing(memory.step), facts[len(due) : told]
@@ -169,7 +166,7 @@ class Arriving(Robust):
         table = updated(rows_of(memory), delivered.vectors, due, arrival)
         stack, census = self._seen(table, ledger, counts, arrival, memory, wire)
         past = self.attackers.remembered(memory, stack, census)
-        behind = {"channel": self.channel, "shapes": shapes}
+        behind = {"channel": self.channel, "shapes": wire.shapes}
         attacked, broken, played = self.attackers.replaced(stack, census, memory, self.defence, **behind)
         if not share_memory(attacked.vectors, table):  # rules see a copy while somebody has sent nothing usable yet
             table[due] = attacked.vectors[due]
@@ -183,7 +180,7 @@ class Arriving(Robust):
         tried, report, counts = self.judge.tolerated(stack, report, counts)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
-        back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
+        back = None if tried is None else self._returned(vector, tried, memory, wire)
         exchanged = perf_counter() - ruled + arrived - started
         left = {
             TABLE: Sliced({"rows": table}, wire.slice),
@@ -198,7 +195,7 @@ class Arriving(Robust):
             report = replace(report, taken=False, reason=report.reason or (back.reason if back else ""))
             left = after_refusal(kept, report, counts=scale is None or scale <= 1.0)
         else:
-            report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, shapes))
+            report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, wire.shapes))
             after, rules = kept.workers_after(back.workers), {**kept.rules, **back.rules}
             left = replace(kept, step=memory.step + 1, faults=0, workers=after, rules=rules)
         report = replace(report, exchange_seconds=exchanged, rule_seconds=ruled - arrived, **wire.moved_since(moved))

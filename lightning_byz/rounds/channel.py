@@ -105,7 +105,6 @@ class Channel:
         facts: Int64[Tensor, " k"],
         wire: Wire,
         *,
-        shapes: Shapes | None,
         apart: Sequence[int] = (),
     ) -> Carried:
         """Bring the messages that lie in the wire's rows, which are given away, to the rules, and add up the ranks' facts. Every rank must call it.
@@ -115,7 +114,6 @@ class Channel:
             due: Whose messages they are.
             facts: What this rank tells of them.
             wire: The exchange, open for vectors of this length.
-            shapes: Those of the parameters; ``None`` for one tensor.
             apart: Whose rows will be written to, so that their states are in memory of their own.
 
         """
@@ -123,7 +121,7 @@ class Channel:
         if self.plain:
             delivered = wire.deliver(due, facts)
             return Carried(delivered.vectors, delivered.facts, {}, {}, like.nbytes)
-        here = coordinates(shapes, wire.slice, like.numel())
+        here = coordinates(wire.shapes, wire.slice, like.numel())
         whole, draws = here.whole, self._draws(memory.step, like)
         link = self.link.fitted(self.compressor, whole)
         told, entries, workers = [0] * count, {}, {}

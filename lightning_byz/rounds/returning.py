@@ -15,7 +15,7 @@ from lightning_byz.links import Downlink
 from lightning_byz.memory import Memory, Sliced, Vectors
 from lightning_byz.random import generator
 from lightning_byz.rounds.assembling import assembled, refuse_values
-from lightning_byz.rounds.channel import Channel, Shapes, coordinates
+from lightning_byz.rounds.channel import Channel, coordinates
 from lightning_byz.rounds.ends import DOWN_STAGE, blank
 from lightning_byz.slice import Slice
 from lightning_byz.stack import Stack
@@ -51,7 +51,6 @@ def returned(
     name: str,
     channel: Channel,
     memory: Memory,
-    shapes: Shapes | None,
 ) -> Returned:
     """Bring each rank's part of the aggregate to all. Every rank must call it.
 
@@ -62,7 +61,6 @@ def returned(
         name: The rule that made it.
         channel: Says how it comes back.
         memory: What is remembered of earlier steps.
-        shapes: Those of the parameters.
 
     Raises:
         RuntimeError: If a part is not finite.
@@ -70,7 +68,7 @@ def returned(
     """
     if channel.downlink is None:
         return Returned(assembled(vector, stack, wire, name=name), vector)
-    place = coordinates(shapes, wire.slice, stack.vectors.shape[1])
+    place = coordinates(wire.shapes, wire.slice, stack.vectors.shape[1])
     return _sent(vector, stack.vectors[0], wire, channel.downlink, place, memory, name=name, channel=channel)
 
 

@@ -118,14 +118,13 @@ class Robust(Round):
         wire: Wire,
         *,
         parameters: int,
-        shapes: Shapes | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
         started, moved = perf_counter(), (wire.received, wire.sent)
         proposed = self._estimate(memory, sent, wire, scale)
-        told, about = self._facts(sent, parameters), {"shapes": shapes, "apart": self.attackers.acting}
+        told, about = self._facts(sent, parameters), {"apart": self.attackers.acting}
         vectors, facts, ends, known, length = self.channel.deliver(memory, range(self.workers), told, wire, **about)
         proposed = {worker: {"estimator": left, **ends.get(worker, {})} for worker, left in proposed.items()}
         arrived = perf_counter()
@@ -136,7 +135,7 @@ class Robust(Round):
         try:
             honest = present(stack.inspected(facts[: self.workers]), census).sanitised()
             past = self.attackers.remembered(memory, honest, census)
-            behind = {"channel": self.channel, "shapes": shapes}
+            behind = {"channel": self.channel, "shapes": wire.shapes}
             stack, broken, played = self.attackers.replaced(honest, census, memory, self.defence, **behind)
             census = self._counted(census, broken)
             stack = stack.sanitised()
@@ -148,27 +147,26 @@ class Robust(Round):
         report = Report(memory.step, False, census, reason=reason, message_bytes=length)
         vector, report = (None, report) if tried is None else self._aggregated(tried, report, diagnose=diagnose)
         ruled = perf_counter()
-        back = None if tried is None else self._returned(vector, tried, memory, wire, shapes)
+        back = None if tried is None else self._returned(vector, tried, memory, wire)
         seconds = {"exchange_seconds": perf_counter() - ruled + arrived - started, "rule_seconds": ruled - arrived}
         if back is None or back.whole is None:
             report = replace(report, taken=False, reason=report.reason or (back.reason if back else ""))
             after = after_untaken(memory, report, self.defence, counts=scale is None or scale <= 1.0)
         else:
             adopted = {worker: own for worker, own in proposed.items() if census.arrival[worker] is Arrival.ARRIVED}
-            report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, shapes))
+            report = replace(report, aggregate_bytes=self.channel.aggregate_bytes(back.whole, wire.shapes))
             workers = memory.workers_after(adopted, back.workers)
             after = self._committed(memory, workers, {**left, **back.rules}, sent, census, wire)
         return Outcome(back and back.whole, after, replace(report, **seconds, **wire.moved_since(moved)))
 
-    def _returned(
-        self, vector: Tensor | None, stack: Stack, memory: Memory, wire: Wire, shapes: Shapes | None
-    ) -> Returned:
+    def _returned(self, vector: Tensor | None, stack: Stack, memory: Memory, wire: Wire) -> Returned:
         """What all ranks step on, and what is remembered of it where rules read it."""
         name = type(self.defence.aggregator).__name__
-        back = returned(vector, stack, wire, name=name, channel=self.channel, memory=memory, shapes=shapes)
+        back = returned(vector, stack, wire, name=name, channel=self.channel, memory=memory)
         if back.part is None or not self.defence.uses_reference:
             return back
-        return back._replace(rules={**back.rules, REFERENCE: Sliced({"aggregate": back.part.clone()}, wire.slice)})
+        reference = {REFERENCE: Sliced({"aggregate": back.part.clone()}, wire.slice)}
+        return Returned(back.whole, back.part, {**back.rules, **reference}, back.workers)
 
     def _aggregated(self, stack: Stack, report: Report, *, diagnose: bool) -> tuple[Tensor | None, Report]:
         """This rank's part of the aggregate, and the report of it; none where a rule does not tolerate who is left."""

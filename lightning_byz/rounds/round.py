@@ -155,7 +155,6 @@ class Round(ABC):
         wire: Wire,
         *,
         parameters: int,
-        shapes: Sequence[tuple[int, ...]] | None = None,
         scale: float | None = None,
         diagnose: bool = False,
     ) -> Outcome:
@@ -166,7 +165,6 @@ class Round(ABC):
             sent: What each local worker that computed has left.
             wire: The exchange, open for vectors of this length.
             parameters: Number of parameters, alike on all ranks.
-            shapes: Their shapes, for messages that are compressed tensor by tensor; ``None`` for one tensor.
             scale: The gradient scaler's scale, by which the gradients are divided and the aggregate is not multiplied;
                 ``None`` without a scaler.
             diagnose: Whether to measure norms and distances.

@@ -75,7 +75,7 @@ class RobustStrategy(PlannedStrategy):
         arrivals: Which workers deliver at each step. Other than ``Synchronous()``, due workers deliver what they computed at parameters fetched
             earlier, and rules see the last message of each; an epoch has as many deliveries as all shards have batches.
         link: What a worker compresses of its messages, and how the rules rebuild them.
-        compressor: What makes a message smaller; counts bytes for real on several ranks, and obeyed by attackers too.
+        compressor: What makes bytes of a message, fewer of them; attackers can send nothing that its format cannot say.
         downlink: How the aggregate comes back: a compressor, or a ``Downlink`` of one with a link; ``None`` for as it is.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; under arrivals ``"counts"`` for the messages delivered (Dahan and Levy, 2024), or ``"samples*counts"``;

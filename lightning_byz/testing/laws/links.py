@@ -159,7 +159,7 @@ def link_inputs(link: Link, case: Case) -> None:
     given = {name: values.clone() for name, values in given.items() if values is not None}
     before = {name: (values.clone(), version(values)) for name, values in given.items()}
     states = given.get("the worker's state"), given.get("the rules' state")
-    _made(link, step._replace(states=states), lambda values: values)
+    _made(link, Step(states, *step[1:]), lambda values: values)
     for name, (kept, written) in before.items():
         require_bits(given[name], kept, f"{name} after the call")
         require(version(given[name]) == written, f"{name} was written to, perhaps the numbers that were there")
