@@ -8,9 +8,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 COLUMNS = ("worker", "attacks", "coefficient", "left_out", "broken", "absent", "norm", "distance")
-ARRIVING = ("delivered", "age", "oldest", "weight")
-"""Columns that stale workers have beside these."""
-COUNTS = ("left_out", "broken", "absent")
+MORE = ("named", "delivered", "age", "oldest", "weight")
+"""Columns that workers have beside these under a code, and those that are stale."""
+COUNTS = ("left_out", "broken", "absent", "named")
 
 Means = Mapping[str, Tensor]
 
@@ -37,7 +37,7 @@ def of_groups(means: Means, attackers: Sequence[int]) -> dict[str, float]:
             if len(values):
                 told[f"{group}/{name}_mean"], told[f"{group}/{name}_max"] = float(values.mean()), float(values.max())
         told[f"{group}/share"] = float(means["coefficient"][ids].sum())
-        told |= {f"{group}/{name}": float(means[name][ids].sum()) for name in COUNTS}
+        told |= {f"{group}/{name}": float(means[name][ids].sum()) for name in COUNTS if name in means}
         if "age" in means:
             told |= {f"{group}/{name}": float(means[name][ids].sum()) for name in ("delivered", "weight")}
             told[f"{group}/age_mean"] = float(means["age"][ids].nanmean())
@@ -57,7 +57,7 @@ def known(values: Mapping[str, Any]) -> dict[str, float]:
 
 def columns(means: Means) -> tuple[str, ...]:
     """Return the names of what a line says."""
-    return (*COLUMNS, *(name for name in ARRIVING if name in means))
+    return (*COLUMNS, *(name for name in MORE if name in means))
 
 
 def rows(means: Means, attackers: Sequence[int]) -> list[list[Any]]:

@@ -55,6 +55,9 @@ class WorkerMonitor(Callback):
     * what messages take on a wire wherever workers live, as if each were on a machine of its own: means per step ``messages/uplink_bytes`` of all
       workers and ``messages/downlink_bytes`` to one of them, and ``messages/uplink_total`` and ``messages/downlink_total`` of the fit.
 
+    Under a code ``honest/named`` counts messages that did not fit what their group sent, which nothing but more than ``s`` liars can make wrong; they
+    are those left out, and there is no distance.
+
     What is not known is not logged. Loggers with tables (W&B, TensorBoard) get one of the workers as ``workers``. The table at the end counts every
     step, and shows weights where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the
     aggregate of a step is *left out* of it; that says nothing about why. Under arrivals a second table follows, of deliveries, weights and ages.

@@ -57,6 +57,10 @@ class Code(ABC):
         """Return the dtype of coded rows: at least float32, since narrower sums would hide lies."""
         return torch.promote_types(gradients, torch.float32)
 
+    def tolerance(self, gradients: torch.dtype) -> float:
+        """Return how far apart, in parts of its length, honest workers' gradients of the same part may be; 0 where their bits must be equal."""
+        return 0.0
+
     @abstractmethod
     def encode(
         self,

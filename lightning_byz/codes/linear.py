@@ -35,6 +35,10 @@ class LinearCode(Code):
     def _decoder(self, group: range, honest: Sequence[int], workers: int) -> Tensor:
         """Return by what the pieces of these honest rows of a group are multiplied to get the sum of its parts, a line per piece of a gradient."""
 
+    def tolerance(self, gradients: torch.dtype) -> float:
+        """Return how far rounding may take an honest row: 1e-5 in float32, 1e-12 in float64."""
+        return TOLERANCE[self.dtype(gradients)]
+
     def project(
         self,
         rows: Float[Tensor, "n s"],
@@ -66,7 +70,7 @@ class LinearCode(Code):
 
         """
         workers, told = len(projections), projections.detach().cpu()
-        code, tolerance = self.polynomials(workers), TOLERANCE[self.dtype(dtype)]
+        code, tolerance = self.polynomials(workers), self.tolerance(dtype)
         groups = self.groups(workers)
         found = [liars_of(told[group.start : group.stop], code, self.s, tolerance) for group in groups]
         liars = [group[row] for group, rows in zip(groups, found, strict=True) for row in rows or ()]

@@ -1,5 +1,6 @@
 """Which rank hosts which logical workers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +20,8 @@ class Placement:
         workers: Number of logical workers, n.
         ranks: Number of processes.
         rank: This process.
-        in_turn: Whether workers take turns even where each rank is one, because not all of them compute at each step.
+        in_turn: Whether workers take turns even where each rank is one, because not all of them compute at each step, or on batches of their own.
+        batches: How many batches each worker gets at a step.
 
     Raises:
         ValueError: If there are fewer workers than ranks.
@@ -30,6 +32,7 @@ class Placement:
     ranks: int
     rank: int
     in_turn: bool = False
+    batches: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a rank without a worker."""
@@ -49,6 +52,16 @@ class Placement:
     def local(self) -> range:
         """The workers of this rank."""
         return self.of(self.rank)
+
+    @cached_property
+    def seats(self) -> tuple[int, ...]:
+        """The batches of this rank's workers, by worker: ``worker + k * workers`` is a worker's k-th."""
+        return tuple(worker + k * self.workers for worker in self.local for k in range(self.batches))
+
+    def draws(self, parts: Sequence[Sequence[int]] | None) -> dict[int, int]:
+        """Return what names the draws of each of this rank's seats: the part of its worker, or itself where all have their own."""
+        own = self.seats if parts is None else [part for worker in self.local for part in parts[worker]]
+        return dict(zip(self.seats, own, strict=True))
 
     def of(self, rank: int) -> range:
         """Return the workers of ``rank``."""

@@ -24,7 +24,7 @@ from lightning_byz.optimizers.refusals import check_module, check_optimizer, che
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.rounds import Attackers, WorkerBuffers, arguments, start_up
 from lightning_byz.rounds.checks import check_memory
-from lightning_byz.rounds.plan import Plan, check_arrivals
+from lightning_byz.rounds.plan import Plan
 from lightning_byz.rounds.second_momentum import second_momentum
 from lightning_byz.rounds.trained import held_by, trained_by
 from lightning_byz.rounds.ways import check_parameters, checked_ways
@@ -65,7 +65,7 @@ def begun(
     arguments.check_stages(("anytime", stage, Anytime) for stage in [anytime] if stage is not None)
     check_weights_here(weights)
     weights = checked_weights(weights, max_share, workers)
-    check_arrivals(arrivals, weights, age_decay)
+    arguments.check_arrivals(arrivals, weights, age_decay)
     back = checked_ways(link, compressor, downlink)
     arguments.check_buffers(buffers)
     arguments.check_digest_every(digest_every)
@@ -95,7 +95,7 @@ def begun(
     return PlainRun(
         optimizer,
         module,
-        plan.round(defence),
+        plan.robust(defence),
         exchange,
         placement,
         buffers=own,

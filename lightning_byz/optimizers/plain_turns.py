@@ -143,7 +143,8 @@ class PlainTurns:
             if earlier and lossless != (loss is None):
                 self._apart.add(worker)
             if loss is not None or before is not None:
-                self._sent[worker] = self._aggregation.collect(worker, [parameter.grad for parameter in trained])
+                sent = self._aggregation.collect(worker, [parameter.grad for parameter in trained])
+                self._sent.update({} if sent is None else {worker: sent})
         return loss
 
     def sent(self) -> dict[int, Sent]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Aggregation:
         self._device = device
         self._parameters: list[Tensor] = []
         self._before: Memory | None = None
-        self._opened: tuple[Layout, Wire, dict[int, tuple[Tensor, list[Tensor]]]] | None = None
+        self._opened: tuple[Layout, Wire, dict[int, list[tuple[Tensor, list[Tensor]]]]] | None = None
+        self._written: list[tuple[Tensor, list[bool]]] = []
 
     @property
     def opened(self) -> bool:
@@ -51,6 +53,7 @@ class Aggregation:
 
     def turns(self, position: tuple[int, ...]) -> Sequence[Turn]:
         """Return the turns that this rank's workers take at a position of the training."""
+        self._written = []
         return self.round.turns(self.memory, self._placement, position)
 
     def fit(self, named: Named) -> None:
@@ -66,7 +69,9 @@ class Aggregation:
         self._before = None
         if known == layout:
             return
-        memory, start = self.memory, self._flat([parameter.detach() for parameter in self._parameters], layout)
+        start, rules = self._flat([parameter.detach() for parameter in self._parameters], layout), self.memory.rules
+        rules = {stage: own for stage, own in rules.items() if self.round.wire_of(stage, wire) is wire}
+        memory = replace(self.memory, rules=rules)  # messages of other parameters say nothing any more
         self._open(layout)
         moved = memory.map(
             lambda vector: vector,
@@ -99,8 +104,10 @@ class Aggregation:
             for parameter, values in zip(parameters, held, strict=True):
                 parameter.data = values
 
-    def collect(self, worker: int, gradients: Gradients, earlier: Gradients | None = None) -> Sent:
-        """Write a local worker's gradients to its row; missing ones count as zero. The tensors are not needed any more.
+    def collect(self, worker: int, gradients: Gradients, earlier: Gradients | None = None) -> Sent | None:
+        """Write a local worker's gradients of a batch to its row; missing ones count as zero. The tensors are not needed any more.
+
+        ``None`` until its last batch of a step is there; between these nothing of other workers may be collected.
 
         Args:
             worker: Whose they are.
@@ -109,11 +116,16 @@ class Aggregation:
 
         """
         assert self._opened is not None
-        layout, _, rows = self._opened
-        row, views = rows[worker]
+        layout, wire, rooms = self._opened
+        row, views = rooms[worker][len(self._written)]
         layout.flatten(gradients, out=views)
-        flat = [row] if earlier is None else [row, self._flat(earlier, layout)]
-        return Sent(flat, [gradient is not None for gradient in gradients])
+        self._written.append((row, [gradient is not None for gradient in gradients]))
+        if len(self._written) < len(rooms[worker]):
+            return None
+        written, self._written = self._written, []
+        flat = self.round.told(worker, [row for row, _ in written], wire)
+        used = [any(flags) for flags in zip(*(flags for _, flags in written), strict=True)]
+        return Sent(flat if earlier is None else [*flat, self._flat(earlier, layout)], used)
 
     def beside(self, sent: Sent, earlier: Gradients) -> Sent:
         """Return what was collected of a worker, with its gradients at the earlier point."""
@@ -178,11 +190,17 @@ class Aggregation:
         self._open(layout)
         self._before = None
         memory = self.round.loaded(memory, self._placement.local, self._device)
-        self.memory = memory.map(lambda vector: vector, self._cut, self._wire.slice)
+        wires = {stage: self.round.wire_of(stage, self._wire) for stage in memory.rules}
+        rules = {
+            stage: own.map(partial(self._cut, wire=wires[stage]), wires[stage].slice)
+            for stage, own in memory.rules.items()
+        }
+        self.memory = replace(memory, rules=rules)
 
-    def whole(self, vector: Tensor) -> Tensor:
+    def whole(self, vector: Tensor, stage: str) -> Tensor:
         """Return all coordinates of a vector (s,) of the rules' side. Every rank must call it."""
-        return self._wire.assemble(vector, out=vector.new_empty(self.layout.total))
+        wire = self.round.wire_of(stage, self._wire)
+        return wire.assemble(vector, out=vector.new_empty(len(vector) if wire.slice is None else wire.slice.total))
 
     @property
     def _wire(self) -> Wire:
@@ -196,10 +214,12 @@ class Aggregation:
 
     def _open(self, layout: Layout) -> None:
         self.round.check(layout.shapes, sliced=self._exchange.slices and self._placement.ranks > 1)
-        wire = self._exchange.open(layout.total, dtype=layout.dtype, device=self._device, placement=self._placement)
+        known = {"dtype": layout.dtype, "device": self._device, "placement": self._placement}
+        wire = self.round.opened(self._exchange, layout.total, **known)
         wire.shapes = layout.shapes
-        rows = {worker: wire.row(worker) for worker in self._placement.local}
-        self._opened = layout, wire, {worker: (row, layout.views(row)) for worker, row in rows.items()}
+        rooms = self.round.rooms(wire)
+        views = {worker: [(row, layout.views(row)) for row in rows] for worker, rows in rooms.items()}
+        self._opened = layout, wire, views
 
     def _as_rows(self, stage: str, own: Sliced, known: Layout) -> Sliced:
         """Return what rules remember, in the rows' dtype what was in theirs; both ends of a link keep their own."""
@@ -207,8 +227,8 @@ class Aggregation:
             return own
         return own.map(lambda row: row.to(self.layout.dtype) if row.dtype == known.dtype else row, own.slice)
 
-    def _cut(self, whole: Tensor) -> Tensor:
+    def _cut(self, whole: Tensor, wire: Wire | None = None) -> Tensor:
         """Return this rank's coordinates of a whole vector, in memory of their own."""
-        part = self._wire.slice
+        part = (wire or self._wire).slice
         own = whole if part is None else whole[part.start : part.stop]
         return own.to(self._device, copy=True)

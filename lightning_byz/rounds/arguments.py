@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from lightning_byz.aggregators import Aggregator, CoordinateMedian, Mean
+from lightning_byz.arrivals import Arrivals, Synchronous
 from lightning_byz.attacks import Attack
 from lightning_byz.attacks.attack import check_signature
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.preaggregators import PreAggregator
+from lightning_byz.rounds.weighing import COUNTED
 
 BUFFER_RULES: dict[str, Aggregator] = {"median": CoordinateMedian(), "mean": Mean()}
 """What makes one buffer of the workers' buffers, by what users call it."""
@@ -87,6 +89,42 @@ def check_rules(
     check_points(estimator)
     if attack is not None:
         check_signature(attack)
+
+
+def check_arrivals(
+    arrivals: object, weights: object, age_decay: object, *, local: bool = False, split: bool = False
+) -> None:
+    """Refuse arguments that do not go together.
+
+    Args:
+        arrivals: As users give them.
+        weights: Likewise.
+        age_decay: Likewise.
+        local: Whether each rank has data of its own.
+        split: Whether workers share the batches of a loader.
+
+    """
+    in_lock_step = isinstance(arrivals, Synchronous)
+    if not isinstance(arrivals, Arrivals):
+        raise TypeError(f"arrivals={arrivals!r}: give an instance of an Arrivals, e.g. RandomArrivals('squared').")
+    number = isinstance(age_decay, int | float) and not isinstance(age_decay, bool) and 0 < age_decay <= 1
+    if age_decay is not None and not number:
+        raise ValueError(
+            f"age_decay={age_decay!r}: give the factor by which a message's weight goes down with each step of its age, above 0 and at"
+            " most 1, or None."
+        )
+    for name, given in (("weights", weights if weights in COUNTED else None), ("age_decay", age_decay)):
+        if in_lock_step and given is not None:
+            raise ValueError(
+                f"{name}={given!r} follows from what workers deliver, which under arrivals=Synchronous() is one message a step from each: leave"
+                f" {name} out, or give arrivals, such as RandomArrivals()."
+            )
+    if (local or split) and not in_lock_step:
+        asked = "data='local'" if local else "split_batches=True"
+        raise ValueError(
+            f"arrivals={type(arrivals).__name__}(...) has each worker go through its own shard at its own pace, and {asked} does not allow"
+            " that: leave it out, or give arrivals=Synchronous()."
+        )
 
 
 def several(placement: Placement) -> str:

@@ -31,7 +31,7 @@ class WorkerBuffers:
 
     Args:
         module: The user's module.
-        workers: The logical workers of this rank.
+        workers: The logical workers of this rank, or their seats where they get several batches at a step: a worker's number is its first one's.
         rule: What makes one buffer of the workers' buffers.
 
     """

@@ -38,13 +38,21 @@ class MemoryFile:
         local = self._placement.local
         own = {worker: {"buffers": buffers.state(worker)} for worker in local}
         own = {worker: states | self._waiting(buffers, worker) for worker, states in own.items()}
-        collected = self._workers(own, dict.fromkeys(("buffers", WAITING), own[local[0]]["buffers"]))
+        more = {k: f"buffers {k}" for k in range(1, self._placement.batches)}
+        for worker, states in own.items():
+            states.update((name, buffers.state(worker + k * self._placement.workers)) for k, name in more.items())
+        collected = self._workers(own, dict.fromkeys(("buffers", WAITING, *more.values()), own[local[0]]["buffers"]))
+        seats = {
+            worker + k * self._placement.workers: values[name]
+            for k, name in more.items()
+            for worker, values in collected.items()
+        }
         return {
             "version": FORMAT,
             "seed": int(seed),
             "workers": self._placement.workers,
             "optimizers": {index: self._optimizer(aggregations[index]) for index in sorted(aggregations)},
-            "buffers": {worker: values["buffers"] for worker, values in collected.items()},
+            "buffers": {worker: values["buffers"] for worker, values in collected.items()} | seats,
             WAITING: {worker: values[WAITING] for worker, values in collected.items() if WAITING in values},
         }
 
@@ -98,7 +106,9 @@ class MemoryFile:
         like = torch.empty(layout.total, dtype=layout.dtype, device=self._device)
         template = aggregation.round.remembered(like)
         rules = {
-            stage: {name: self._rules(values, aggregation) for name, values in memory.rules[stage].values.items()}
+            stage: {
+                name: self._rules(values, stage, aggregation) for name, values in memory.rules[stage].values.items()
+            }
             for stage in sorted(memory.rules)
         }
         return {
@@ -140,11 +150,11 @@ class MemoryFile:
         arrived = self._exchange.gather_to_first(number, host=host, like=torch.tensor(like, **exact))
         return None if arrived is None else arrived.item()
 
-    def _rules(self, values: Tensor, aggregation: Aggregation) -> Tensor:
+    def _rules(self, values: Tensor, stage: str, aggregation: Aggregation) -> Tensor:
         """Bring a vector, or a table row by row, of the rules' side to rank 0; others keep nothing of it."""
         first = self._placement.rank == 0
         rows = [values] if values.ndim == 1 else list(values)
-        wholes = [whole.cpu() if first else whole[:0] for whole in map(aggregation.whole, rows)]
+        wholes = [whole.cpu() if first else whole[:0] for whole in (aggregation.whole(row, stage) for row in rows)]
         return wholes[0] if values.ndim == 1 else torch.stack(wholes)
 
     def _points(self, memory: Memory, like: Tensor) -> dict[int, Tensor]:

@@ -15,6 +15,11 @@ from lightning_byz.rounds.unseen import Unseen
 
 Batch = TypeVar("Batch")
 
+_TWICE = (
+    "an estimator with two points evaluates it twice: let the loader yield tensors or containers of them, or use an estimator with one point, such as"
+    " WorkerMomentum()"
+)
+
 
 class EarlierGradients:
     """Each local worker's gradients at its earlier point, added up over micro-batches.
@@ -62,8 +67,10 @@ class EarlierGradients:
         self._sums.clear()
 
 
-def copied(batch: Batch) -> Batch:
-    """Return a copy for the pass that comes first, which may change its batch.
+def copied(batch: Batch, *, why: str = _TWICE) -> Batch:
+    """Return a copy of a batch for a pass beside another one, each of which may change its own.
+
+    ``why`` says what it is needed for, and what needs none.
 
     Raises:
         ValueError: If it cannot be copied.
@@ -72,10 +79,7 @@ def copied(batch: Batch) -> Batch:
     try:
         return deepcopy(batch, {id(one): _clone(one) for one in _tensors(batch)})
     except Exception as error:
-        raise ValueError(
-            f"A batch of type {type(batch).__name__} cannot be copied ({error}), and an estimator with two points evaluates it twice: let the loader"
-            " yield tensors or containers of them, or use an estimator with one point, such as WorkerMomentum()."
-        ) from error
+        raise ValueError(f"A batch of type {type(batch).__name__} cannot be copied ({error}), and {why}.") from error
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

@@ -6,15 +6,20 @@ from dataclasses import dataclass, field, replace
 
 from lightning_byz.arrivals import Arrivals, Schedule, Synchronous
 from lightning_byz.arrivals.arrivals import due_at, schedule_of
+from lightning_byz.codes import Code
 from lightning_byz.compressors import Compressor, Identity
 from lightning_byz.estimators import Estimator, Gradient
+from lightning_byz.exchange import Placement
 from lightning_byz.links import Direct, Downlink, Link
 from lightning_byz.memory import Memory
 from lightning_byz.rounds.arriving import Arriving
 from lightning_byz.rounds.attackers import Attackers
 from lightning_byz.rounds.channel import Channel
+from lightning_byz.rounds.coded import Coded
+from lightning_byz.rounds.coding import check_spread, described
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.robust import Robust
+from lightning_byz.rounds.round import Round
 from lightning_byz.rounds.weighing import COUNTED, Weighing
 from lightning_byz.rounds.weights import capped
 
@@ -36,6 +41,7 @@ class Plan:
         link: What is compressed of a message, and how rules rebuild it.
         compressor: What makes bytes of it.
         downlink: How the aggregate comes back; ``None`` for as it is.
+        code: Who computes which parts, where several workers compute the same; ``None`` for each its own.
 
     """
 
@@ -48,6 +54,7 @@ class Plan:
     link: Link = field(default_factory=Direct)
     compressor: Compressor = field(default_factory=Identity)
     downlink: Downlink | None = None
+    code: Code | None = None
 
     @property
     def in_lock_step(self) -> bool:
@@ -79,8 +86,30 @@ class Plan:
         decay = 1.0 if self.age_decay is None else float(self.age_decay)
         return Weighing(defence.weights, self.weights in COUNTED, decay, self.max_share, self.share)
 
-    def round(self, defence: Defence) -> Robust:
+    def parts(self, workers: int) -> Sequence[Sequence[int]] | None:
+        """The parts of which each worker computes the gradients; ``None`` where each has its own."""
+        return None if self.code is None else self.code.parts(workers)
+
+    def placed(self, placement: Placement) -> Placement:
+        """Return the placement with what this plan makes workers do.
+
+        Raises:
+            ValueError: If a code cannot be spread over them.
+
+        """
+        if self.code is None:
+            return replace(placement, in_turn=not self.in_lock_step)
+        check_spread(self.code, placement.workers)
+        return replace(placement, in_turn=True, batches=len(self.code.parts(placement.workers)[0]))
+
+    def round(self, defence: Defence) -> Round:
         """Return what a step of one optimizer is, behind these rules."""
+        if self.code is not None:
+            return Coded(defence, self.code, self.estimator, self.attackers)
+        return self.robust(defence)
+
+    def robust(self, defence: Defence) -> Robust:
+        """Return what a step without a code is."""
         channel = self.channel(defence.seed, defence.optimizer)
         if self.in_lock_step:
             return Robust(defence, self.estimator, self.attackers, channel)
@@ -101,6 +130,8 @@ class Plan:
 
     def described(self, defence: Defence) -> str:
         """Return who delivers when, and what weights and f mean then, for the start-up line; nothing in lock-step."""
+        if self.code is not None:
+            return described(self.code, defence.workers)
         if self.in_lock_step:
             return ""
         return f"; {self.arrivals!r}; {self.weighing(defence).described(defence.f)}"
@@ -187,39 +218,3 @@ def said_at_the_end(memory: Memory) -> str | None:
         f"workers {never} have delivered at the first step only of {memory.step}: their first message counted to the end. Give more steps, or another"
         " schedule."
     )
-
-
-def check_arrivals(
-    arrivals: object, weights: object, age_decay: object, *, local: bool = False, split: bool = False
-) -> None:
-    """Refuse arguments that do not go together.
-
-    Args:
-        arrivals: As users give them.
-        weights: Likewise.
-        age_decay: Likewise.
-        local: Whether each rank has data of its own.
-        split: Whether workers share the batches of a loader.
-
-    """
-    in_lock_step = isinstance(arrivals, Synchronous)
-    if not isinstance(arrivals, Arrivals):
-        raise TypeError(f"arrivals={arrivals!r}: give an instance of an Arrivals, e.g. RandomArrivals('squared').")
-    number = isinstance(age_decay, int | float) and not isinstance(age_decay, bool) and 0 < age_decay <= 1
-    if age_decay is not None and not number:
-        raise ValueError(
-            f"age_decay={age_decay!r}: give the factor by which a message's weight goes down with each step of its age, above 0 and at"
-            " most 1, or None."
-        )
-    for name, given in (("weights", weights if weights in COUNTED else None), ("age_decay", age_decay)):
-        if in_lock_step and given is not None:
-            raise ValueError(
-                f"{name}={given!r} follows from what workers deliver, which under arrivals=Synchronous() is one message a step from each: leave"
-                f" {name} out, or give arrivals, such as RandomArrivals()."
-            )
-    if (local or split) and not in_lock_step:
-        asked = "data='local'" if local else "split_batches=True"
-        raise ValueError(
-            f"arrivals={type(arrivals).__name__}(...) has each worker go through its own shard at its own pace, and {asked} does not allow"
-            " that: leave it out, or give arrivals=Synchronous()."
-        )

@@ -24,7 +24,10 @@ class Report:
         census: What became of each worker's message, and what is known of its row.
         norms: Euclidean norm of the row that the rules saw, NaN where none arrived; ``None`` unless diagnosing.
         distances: Euclidean distance of that row from the aggregate, likewise.
-        coefficients: Share of the row in the aggregate; ``None`` where the rule is no weighted sum of rows.
+        coefficients: Share of the row in the aggregate; ``None`` where the rule is no weighted sum of rows. Under a code, the rows of a group that
+            fit have equal shares: none of them changes the aggregate.
+        named: The workers whose rows did not fit what their group sent, which is exact unless more of it lie than the code corrects; ``None`` without
+            a code.
         error: Squared distance of the aggregate from the weighted mean of the rows whose workers do not attack in this run, NaN where there is no
             such row; ``None`` unless diagnosing. Without attackers all rows count, and it says how far the rule is from the mean.
         variance: Weighted mean of these rows' squared distances from that mean, likewise.
@@ -48,6 +51,7 @@ class Report:
     norms: Float64[Tensor, " n"] | None = None
     distances: Float64[Tensor, " n"] | None = None
     coefficients: Float64[Tensor, " n"] | None = None
+    named: Sequence[int] | None = None
     error: float | None = None
     variance: float | None = None
     kappa: float | None = None

@@ -18,6 +18,7 @@ from lightning_byz.random import generator
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel, Shapes
 from lightning_byz.rounds.checks import estimated, plain
+from lightning_byz.rounds.counted import census_of, facts_of, with_broken
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.ends import DOWN_STAGE, LINK_STAGE
 from lightning_byz.rounds.report import Report, diagnosed
@@ -91,6 +92,11 @@ class Robust(Round):
 
     def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
         """Refuse the memory of a run in which messages waited."""
+        if "named" in counts:
+            raise ValueError(
+                "The checkpoint is of a run with code=, whose estimate is of the decoded mean: resume with the same code, or start a new run from"
+                " the weights alone."
+            )
         if "turns" in counts:
             raise ValueError(
                 "The checkpoint is of a run with arrivals=, in which messages wait: resume with the same arrivals, or start a new run from the"
@@ -124,11 +130,11 @@ class Robust(Round):
         """Estimate, deliver, sanitise, attack, sanitise, aggregate, assemble; commit what was accepted if the step is taken."""
         started, moved = perf_counter(), (wire.received, wire.sent)
         proposed = self._estimate(memory, sent, wire, scale)
-        told, about = self._facts(sent, parameters), {"apart": self.attackers.acting}
+        told, about = facts_of(sent, workers=self.workers, parameters=parameters), {"apart": self.attackers.acting}
         vectors, facts, ends, known, length = self.channel.deliver(memory, range(self.workers), told, wire, **about)
         proposed = {worker: {"estimator": left, **ends.get(worker, {})} for worker, left in proposed.items()}
         arrived = perf_counter()
-        census = self._census(facts.tolist())
+        census = census_of(facts.tolist(), self.defence.weights, workers=self.workers)
         away = census.workers(Arrival.ABSENT)
         stack = self.defence.stack(vectors, slice=wire.slice, reference=reference_of(memory), absent=away)
         tried, reason, left = None, "", {}
@@ -137,7 +143,7 @@ class Robust(Round):
             past = self.attackers.remembered(memory, honest, census)
             behind = {"channel": self.channel, "shapes": wire.shapes}
             stack, broken, played = self.attackers.replaced(honest, census, memory, self.defence, **behind)
-            census = self._counted(census, broken)
+            census = with_broken(census, broken, self.defence.weights)
             stack = stack.sanitised()
             left = {ATTACK_STAGE: Sliced(past, wire.slice)} if past else {}
             left |= self.channel.ends.kept(memory, census, known, played, wire.slice)
@@ -205,26 +211,6 @@ class Robust(Round):
         known = stages["estimator"] if "estimator" in stages else plain(self.estimator.init(own.gradients[0]))
         adopted = memory.counts.get("adopted", [0] * self.workers)
         return estimated(self.estimator, known, own.gradients, count=adopted[worker])
-
-    def _facts(self, sent: Mapping[int, Sent], parameters: int) -> Tensor:
-        """Which of the local workers sent something, and by how many of them each parameter was used."""
-        used = [sum(flags) for flags in zip(*(own.used for own in sent.values()), strict=True)] or [0] * parameters
-        return torch.tensor([*(worker in sent for worker in range(self.workers)), *used], dtype=torch.int64)
-
-    def _census(self, facts: Sequence[int]) -> Census:
-        """Read the facts of all ranks: numbers that no rule can use per row, who sent something, uses per parameter."""
-        n = self.workers
-        arrival = [Arrival.ARRIVED if here else Arrival.ABSENT for here in facts[n : 2 * n]]
-        return self._counted(Census(arrival, (), [0] * n, facts[2 * n :]), [w for w in range(n) if facts[w]])
-
-    def _counted(self, census: Census, broken: Sequence[int]) -> Census:
-        """The census with some messages broken."""
-        if census.weights and not broken:
-            return census
-        arrival = [Arrival.BROKEN if worker in broken else word for worker, word in enumerate(census.arrival)]
-        own = [1.0] * self.workers if self.defence.weights is None else self.defence.weights
-        weights = [float(one) if word is Arrival.ARRIVED else 0.0 for one, word in zip(own, arrival, strict=True)]
-        return replace(census, arrival=arrival, weights=weights)
 
     def _committed(
         self,

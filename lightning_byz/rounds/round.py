@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_byz.exchange import Placement, Wire
+from lightning_byz.exchange import Exchange, Placement, Wire
 from lightning_byz.memory import Memory, Vectors
 from lightning_byz.rounds.report import Report
 
@@ -26,6 +26,7 @@ class Turn:
         point: The parameters (d,) to compute at; ``None`` where the module's are.
         visible: Whether hooks, logs, metrics and buffers see it.
         attacks: Whether :meth:`Round.poisoned` has something to do to its batch.
+        seat: Which batch it gets, and whose buffers, where its worker has several of them; ``None`` for its worker's only ones.
 
     """
 
@@ -34,14 +35,20 @@ class Turn:
     point: Float[Tensor, " d"] | None = None
     visible: bool = True
     attacks: bool = False
+    seat: int | None = None
+
+    @property
+    def sits(self) -> int:
+        """The seat, which is the worker's own number for its first batch."""
+        return self.worker if self.seat is None else self.seat
 
 
 class Sent(NamedTuple):
     """What the turns of one local worker have left; a worker that sent nothing has none.
 
     Args:
-        gradients: Flat, one per turn, the visible one's first. The first lies in the worker's row of the wire, and all
-            may be written to.
+        gradients: Flat, one per turn, the visible one's first, or what :meth:`Round.told` has made of them. The first lies in
+            the worker's row of the wire, and all may be written to.
         used: For each parameter whether the worker used it.
         point: The parameters that it computed at, where its estimator asks for them.
 
@@ -79,8 +86,33 @@ class Round(ABC):
     adds_up: ClassVar[bool] = True
     """Whether the gradients of several batches of a worker may add up to its message."""
 
+    silence_is_zero: ClassVar[bool] = False
+    """Whether a worker whose batch has no loss sends a gradient of zeros, rather than nothing."""
+
     wide: ClassVar[frozenset[str]] = frozenset()
     """Stages of the rules' side that keep their dtype where that of the rows changes."""
+
+    def slack(self, dtype: torch.dtype) -> float | None:
+        """Return how far apart, in parts of its length, two computations of the same gradient may be; ``None`` where nobody computes it twice."""
+        return None
+
+    def opened(
+        self, exchange: Exchange, total: int, *, dtype: torch.dtype, device: torch.device, placement: Placement
+    ) -> Wire:
+        """Return a wire for the messages that workers make of gradients of ``total`` coordinates."""
+        return exchange.open(total, dtype=dtype, device=device, placement=placement)
+
+    def rooms(self, wire: Wire) -> Mapping[int, Sequence[Float[Tensor, " d"]]]:
+        """Return where each local worker's gradients are written, one vector per batch that it gets; workers may share them."""
+        return {worker: [wire.row(worker)] for worker in wire.local}
+
+    def told(self, worker: int, gradients: Sequence[Float[Tensor, " d"]], wire: Wire) -> Sequence[Tensor]:
+        """Return what is kept until the step of a local worker's gradients, which are all there."""
+        return gradients
+
+    def wire_of(self, stage: str, wire: Wire) -> Wire:
+        """Return the wire at whose coordinates the rules remember a stage: ``wire``, or that of messages of another length."""
+        return wire
 
     def check(self, shapes: Sequence[tuple[int, ...]], *, sliced: bool) -> None:
         """Refuse parameters of these shapes; ``sliced`` where rules see slices of their coordinates."""

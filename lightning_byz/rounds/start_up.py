@@ -13,6 +13,7 @@ from lightning_byz.kernels import block_size, paths
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import derive
 from lightning_byz.rounds.attackers import Attackers
+from lightning_byz.rounds.coding import warn_of_crowds
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.plan import Plan
 from lightning_byz.rounds.remedies import refused
@@ -66,6 +67,11 @@ def planned_defence(
 
     """
     n, (aggregator, before) = placement.workers, rules
+    if plan.code is not None:
+        defence = Defence(n, float(f), aggregator, seed=seed)
+        if placement.rank == 0:
+            warn_of_crowds(plan.code, n, plan.attackers.workers)
+        return defence
     capped = None if weights is None else worker_weights(weights, plan.capped_at_once, workers=n)
 
     def make(tolerated: float) -> Defence:
@@ -174,7 +180,8 @@ def start_up_line(
     line = (
         f"lightning_byz: {_counted(placement.workers, 'worker')} on {_counted(placement.ranks, 'rank')}, f = {defence.f:g};"
         f" {_rules(defence, plan, anytime)}; {_attacking(plan.attackers)}; exchange {type(exchange).__name__} trusts {exchange.trusts};"
-        f" {_counted(torch.get_num_threads(), 'torch thread')} per rank;{_cost(defence)} {paths.described(placement.workers * parameters)}"
+        f" {_counted(torch.get_num_threads(), 'torch thread')} per rank;"
+        f"{_cost(defence) if plan.code is None else ''} {paths.described(placement.workers * parameters)}"
     )
     weights = defence.weights or [1.0] * placement.workers
     crowded = [
@@ -184,7 +191,7 @@ def start_up_line(
     ]
     if placement.ranks > 1 and crowded:
         line += f"; one broken machine exceeds f: workers {', '.join(map(str, crowded))} share a rank"
-    if not plan.in_lock_step or defence.weights is None:
+    if plan.code is not None or not plan.in_lock_step or defence.weights is None:
         return line + plan.described(defence)
     return line + _on_weights(defence, defence.weights)
 
@@ -193,7 +200,10 @@ def _rules(defence: Defence, plan: Plan | None = None, anytime: object | None = 
     """Return the chain from what a worker sends to the aggregate, and what averages the steps made of it."""
     sent = () if plan is None else (plan.estimator, *plan.ways)
     back = None if plan is None else plan.downlink
-    stages = (*sent, *defence.preaggregators, defence.aggregator, back, anytime)
+    rules = (*defence.preaggregators, defence.aggregator, back)
+    if plan is not None and plan.code is not None:
+        sent, rules = (plan.code,), (plan.estimator,)
+    stages = (*sent, *rules, anytime)
     return " -> ".join(repr(stage) for stage in stages if stage is not None)
 
 

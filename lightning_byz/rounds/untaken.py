@@ -28,14 +28,12 @@ def after_untaken(memory: Memory, report: Report, defence: Defence, *, counts: b
     census = report.census
     away = census.workers(Arrival.ABSENT)
     sent = [worker for worker in range(defence.workers) if worker not in away]
-    faults = memory.faults + (counts and defence.weight(sent) > 0)
-    if faults < PATIENCE:
-        return replace(memory, step=memory.step + 1, faults=faults)
-    raise TooManyFaults(
+    told = (
         f"{PATIENCE} steps in a row could not be taken. In the last one, workers {census.workers(Arrival.BROKEN)} sent"
         f" values that are not finite and workers {away} sent nothing, with f = {defence.f:g} of {defence.workers}"
         f" tolerated: {report.reason}. Look for the cause at these workers, or change f."
     )
+    return after_fault(memory, told, fault=counts and defence.weight(sent) > 0)
 
 
 def after_refusal(kept: Memory, report: Report, *, counts: bool) -> Memory:
@@ -50,9 +48,22 @@ def after_refusal(kept: Memory, report: Report, *, counts: bool) -> Memory:
         TooManyFaults: If it was the third in a row.
 
     """
-    faults = kept.faults + bool(counts and report.fault)
-    if faults < PATIENCE:
-        return replace(kept, step=kept.step + 1, faults=faults)
-    raise TooManyFaults(
-        f"{PATIENCE} times in a row more weight was broken than may be: {report.reason}. Look for the cause at these workers, or change f."
-    )
+    told = f"{PATIENCE} times in a row more weight was broken than may be: {report.reason}. Look for the cause at these workers, or change f."
+    return after_fault(kept, told, fault=bool(counts and report.fault))
+
+
+def after_fault(memory: Memory, told: str, *, fault: bool) -> Memory:
+    """Return what is remembered after a step that was not taken.
+
+    Args:
+        memory: What is remembered of it otherwise.
+        told: What stops the run if it was the third in a row.
+        fault: Whether it counts.
+
+    Raises:
+        TooManyFaults: If it was the third in a row that counts.
+
+    """
+    if (faults := memory.faults + fault) < PATIENCE:
+        return replace(memory, step=memory.step + 1, faults=faults)
+    raise TooManyFaults(told)

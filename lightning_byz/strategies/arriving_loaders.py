@@ -17,6 +17,8 @@ from lightning_byz.strategies.inside_lightning import with_sampler
 from lightning_byz.strategies.loaders import KeyedLoader, WorkerBatches, WorkerLoaders, refuse_small_dataset, splittable
 from lightning_byz.strategies.run import Run
 
+STALE = "Under arrivals= each worker needs a shard of its own", "give arrivals=Synchronous()"
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -116,7 +118,7 @@ def paced(
         ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
 
     """
-    whole = splittable(loader, partition, workers, stale=True)
+    whole = splittable(loader, partition, workers, because=STALE)
     refuse_small_dataset(whole.dataset, workers)
     shuffles = bool(getattr(whole.sampler, "shuffle", False))
     samplers, samples = partition.endless(whole.dataset, workers=workers, shuffle=shuffles, seed=seed)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class EarlierPass:
             if loss is None:
                 self._lossless.add(turn.worker)
             else:
-                self._backward(loss)
+                backward_unseen(self._module, loss)
 
     def seen(self, worker: int, *, loss: bool) -> None:
         """Note whether the pass that is seen had a loss; gradients of a worker where only one of both had say nothing together."""
@@ -70,9 +70,10 @@ class EarlierPass:
         self._lossless.clear()
         self._apart.clear()
 
-    def _backward(self, loss: Tensor) -> None:
-        """Run the backward pass as the precision plugin does, without its hooks."""
-        trainer = self._module.trainer
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scaled = loss if scaler is None else scaler.scale(loss)
-        trainer.precision_plugin.backward(scaled, self._module, trainer.optimizers[0])
+
+def backward_unseen(module: pl.LightningModule, loss: Tensor) -> None:
+    """Run the backward pass as the precision plugin does, without its hooks."""
+    trainer = module.trainer
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaled = loss if scaler is None else scaler.scale(loss)
+    trainer.precision_plugin.backward(scaled, module, trainer.optimizers[0])

@@ -144,7 +144,7 @@ class WorkerLoaders:
 
 
 def split_loader(
-    loader: object, partition: Partition, *, workers: int, seed: int
+    loader: object, partition: Partition, *, workers: int, seed: int, because: tuple[str, str] | None = None
 ) -> tuple[Callable[[int], DataLoader], int]:
     """Return what makes the loader of a logical worker from the user's loader, as Lightning handed it over, and the shortest one's length.
 
@@ -152,7 +152,7 @@ def split_loader(
         ValueError: If the loader's order is the user's own, so that it cannot be split without changing it; or if a shard is empty.
 
     """
-    whole = splittable(loader, partition, workers)
+    whole = splittable(loader, partition, workers, because=because)
     dataset: Any = whole.dataset
     refuse_small_dataset(dataset, workers)
     samplers = partition.samplers(
@@ -172,14 +172,16 @@ def split_loader(
     return make, min(lengths)
 
 
-def splittable(loader: object, partition: Partition, workers: int, *, stale: bool = False) -> DataLoader:
-    """Return the loader, or refuse it if splitting would change what the user asked for."""
+def splittable(
+    loader: object, partition: Partition, workers: int, *, because: tuple[str, str] | None = None
+) -> DataLoader:
+    """Return the loader, or refuse it if splitting would change what the user asked for; ``because`` says why that is needed, and what helps."""
     several = f"With several logical workers per rank ({workers} in all)"
     why = f"{several if type(partition) is IID else f'With partition={type(partition).__name__}(...)'} each worker needs a shard of its own"
     whole = "give split_batches=True or run one worker per rank"
     instead = whole if type(partition) is IID else "leave partition out, with one worker per rank or split_batches=True"
-    if stale:
-        why, instead = "Under arrivals= each worker needs a shard of its own", "give arrivals=Synchronous()"
+    if because is not None:
+        why, instead = because
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             f"{why}, and {type(loader).__name__} over iterable data has none: {instead}, or give a map-style dataset."

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.arrivals import Arrivals
 from lightning_byz.attacks import Attack
+from lightning_byz.codes import Code
 from lightning_byz.compressors import Compressor
 from lightning_byz.estimators import Estimator
 from lightning_byz.exchange import Exchange, Placement
@@ -34,6 +35,7 @@ class PlannedStrategy(WorkerStrategy):
     link: Link
     compressor: Compressor
     downlink: Downlink | None
+    code: Code | None
     _defence: Defence | None
 
     @property
@@ -46,7 +48,8 @@ class PlannedStrategy(WorkerStrategy):
         """What steps are made of besides the rules."""
         attackers = Attackers(self.attackers, self.attack)
         weights = self.weights, self.max_share, self.age_decay
-        return Plan(self.estimator, attackers, self.arrivals, *weights, self.link, self.compressor, self.downlink)
+        ways = self.link, self.compressor, self.downlink
+        return Plan(self.estimator, attackers, self.arrivals, *weights, *ways, self.code)
 
     def round(self, defence: Defence) -> Round:
         """Return what a step of one optimizer is, behind these rules."""

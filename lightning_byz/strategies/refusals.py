@@ -69,6 +69,11 @@ def check_run(
     """Refuse what this module and trainer cannot do with these workers."""
     arguments.check_attackers(plan.attackers.workers, placement.workers)
     _check_arriving(plan, trainer, module)
+    if plan.code is not None and not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization, which steps inside training_step, and under code= a step is made of rows of several"
+            " workers' gradients: use automatic optimization, or leave code out."
+        )
     check_module(module, placement, plan.estimator, synchronized=synchronized)
 
 

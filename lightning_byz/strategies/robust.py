@@ -1,7 +1,6 @@
 """The Lightning strategy: an unchanged LightningModule trains through robust aggregation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch.distributed.constants import default_pg_timeout
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.arrivals import Arrivals, Synchronous
 from lightning_byz.attacks import Attack
+from lightning_byz.codes import Code
 from lightning_byz.compressors import Compressor, Identity
 from lightning_byz.data import IID, Partition
 from lightning_byz.estimators import Estimator, Gradient
@@ -25,9 +25,9 @@ from lightning_byz.optimizers import Anytime
 from lightning_byz.preaggregators import PreAggregator
 from lightning_byz.random import Streams
 from lightning_byz.rounds import Defence, WorkerBuffers, start_up
-from lightning_byz.rounds.arguments import BUFFER_RULES, check_buffers
+from lightning_byz.rounds.arguments import BUFFER_RULES, check_arrivals, check_buffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
-from lightning_byz.rounds.plan import check_arrivals
+from lightning_byz.rounds.coding import check_code, rules_under
 from lightning_byz.rounds.ways import check_parameters, checked_ways
 from lightning_byz.rounds.weights import checked_weights
 from lightning_byz.strategies.arriving_loaders import Pace
@@ -58,8 +58,8 @@ class RobustStrategy(PlannedStrategy):
 
     Args:
         f: How many workers may be Byzantine, whoever they are (may be fractional); ``"max"`` for the largest whole number that the rules tolerate.
-            With unequal weights that is the weight of the ``f`` heaviest workers who take part in a step.
-        aggregator: The robust rule.
+            With unequal weights that is the weight of the ``f`` heaviest workers who take part in a step. ``None`` for a code's ``s``.
+        aggregator: The robust rule; ``None`` under a code, whose rule is the mean.
         preaggregators: Rules applied before it, in order.
         estimator: What a worker sends instead of its raw gradient.
         anytime: Keeps the module at a running average of the iterates of its optimizers, each of them; ``None`` for the iterates themselves.
@@ -77,6 +77,8 @@ class RobustStrategy(PlannedStrategy):
         link: What a worker compresses of its messages, and how the rules rebuild them.
         compressor: What makes bytes of a message, fewer of them; attackers can send nothing that its format cannot say.
         downlink: How the aggregate comes back: a compressor, or a ``Downlink`` of one with a link; ``None`` for as it is.
+        code: Has several workers compute the same parts, so that liars are named and the mean of all parts is exact, and estimators see that mean;
+            ``None`` for each worker's own gradient and an aggregator.
         weights: How much each worker counts: one number >= 0 per worker, or ``"samples"`` for the size of each worker's shard, which is only as
             trustworthy as whoever says it; under arrivals ``"counts"`` for the messages delivered (Dahan and Levy, 2024), or ``"samples*counts"``;
             ``None`` for all alike. Rules that take equal weights only are refused. With ``byzantine_share`` stated, that part of the weight may be
@@ -109,8 +111,8 @@ class RobustStrategy(PlannedStrategy):
     def __init__(
         self,
         *,
-        f: float | Literal["max"],
-        aggregator: Aggregator,
+        f: float | Literal["max"] | None = None,
+        aggregator: Aggregator | None = None,
         preaggregators: Sequence[PreAggregator] = (),
         estimator: Estimator = Gradient(),  # noqa: B008 - frozen
         anytime: Anytime | None = None,
@@ -125,6 +127,7 @@ class RobustStrategy(PlannedStrategy):
         link: Link = Direct(),  # noqa: B008 - frozen
         compressor: Compressor = Identity(),  # noqa: B008 - frozen
         downlink: Compressor | Downlink | None = None,
+        code: Code | None = None,
         weights: Sequence[float | int] | Literal["samples", "counts", "samples*counts"] | None = None,
         age_decay: float | None = None,
         max_share: float | None = None,
@@ -144,14 +147,18 @@ class RobustStrategy(PlannedStrategy):
         gradient_as_bucket_view: bool = False,
         ddp_comm_hook: Callable[..., Any] | None = None,
     ) -> None:
-        check_arguments(f, workers, attackers, attack, seed=seed)
-        stages = {"aggregator": aggregator, "estimator": estimator, "partition": partition}
+        tolerated, rule = rules_under(code, f, aggregator)
+        check_arguments(tolerated, workers, attackers, attack, seed=seed)
+        stages = {"aggregator": rule, "estimator": estimator, "partition": partition}
         check_rules(stages, attack=attack, exchange=exchange, preaggregators=preaggregators)
         weights = checked_weights(weights, max_share, workers)
         check_data(data, partition)
         check_splitting(split_batches, partition, weights)
         check_arrivals(arrivals, weights, age_decay, local=data == "local", split=split_batches)
         downlink = checked_ways(link, compressor, downlink)
+        asked = {"preaggregators": preaggregators, "arrivals": arrivals, "link": link, "compressor": compressor}
+        asked |= {"downlink": downlink, "weights": weights, "max_share": max_share}
+        check_code(code, estimator, **asked, local=data == "local", split=split_batches)
         check_buffers(buffers)
         super().__init__(
             seed=seed,
@@ -170,8 +177,8 @@ class RobustStrategy(PlannedStrategy):
             static_graph=static_graph,
             gradient_as_bucket_view=gradient_as_bucket_view,
         )
-        self.f = f
-        self.aggregator = aggregator
+        self.f = tolerated
+        self.aggregator: Aggregator = rule
         self.preaggregators = tuple(preaggregators)
         self.estimator = estimator
         self.workers = workers
@@ -186,7 +193,8 @@ class RobustStrategy(PlannedStrategy):
         self.link = link
         self.compressor = compressor
         self.downlink = downlink
-        self.weights = weights
+        self.code = code
+        self.weights = weights if code is None else None
         self.max_share = max_share
         self.buffers = buffers
         self._defence: Defence | None = None
@@ -200,7 +208,7 @@ class RobustStrategy(PlannedStrategy):
         assert module is not None
         exchange = self.exchange or (Local() if self.world_size == 1 else AllToAll())
         plan, placement = self.plan, exchange.place(self.workers or self.world_size)
-        placement = replace(placement, in_turn=not plan.in_lock_step)
+        placement = plan.placed(placement)
         if self._saved is not None:
             refuse_other_run(self._saved, placement.workers)
         check_sites(self.data, placement)
@@ -212,13 +220,15 @@ class RobustStrategy(PlannedStrategy):
             self._defence = self._fitting(plan.constant, exchange, placement)
         deals = {"partition": self.partition, "local": self.data == "local", "split": self.split_batches}
         deals["pace"] = None if plan.in_lock_step else Pace(lambda: self._run, plan, placement, self.seed)
+        deals["parts"] = parts = plan.parts(placement.workers)
         self._data = TrainingData(trainer, module, placement, exchange, streams=streams, seed=self.seed, **deals)
         self._data.install(self._weigh if self._defence is None else None)
         super().setup(trainer)
         check_optimizers(module, self.optimizers, plan)
         check_parameters(plan, self.optimizers, exchange, placement)
         self.workers = placement.workers
-        buffers = WorkerBuffers(module, placement.local, rule=BUFFER_RULES[self.buffers])
-        self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
+        buffers = WorkerBuffers(module, placement.seats, rule=BUFFER_RULES[self.buffers])
+        known = {"buffers": buffers, "streams": streams, "seed": self.seed, "parts": parts}
+        self._run = Run(module, exchange, placement, **known)
         if self._defence is not None:
             self._begin(self._defence)

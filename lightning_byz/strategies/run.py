@@ -32,6 +32,7 @@ class Run:
         buffers: The workers' buffers.
         streams: The global random streams.
         seed: The run's seed.
+        parts: The parts that each worker computes, where workers compute the same ones.
 
     """
 
@@ -44,13 +45,15 @@ class Run:
         buffers: WorkerBuffers,
         streams: Streams,
         seed: int,
+        parts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.module = module
         self.exchange = exchange
         self.placement = placement
         self.buffers = buffers
         values = StepValues(module, exchange, placement)
-        self.loop = WorkerLoop(module, placement, buffers=buffers, streams=streams, seed=seed, values=values)
+        shared = {"buffers": buffers, "streams": streams, "seed": seed, "values": values}
+        self.loop = WorkerLoop(module, exchange, placement, parts=parts, **shared)
         self.steps = 0
         """Steps of all optimizers in this fit."""
         self._tally = [0, 0]
@@ -117,7 +120,8 @@ class Run:
                 parameter.grad = None  # nobody else has seen it
         if report is not None:
             self._count(report)
-            self.buffers.adopt(report.adopted, waiting=aggregation.round.waiting(aggregation.memory))
+            adopted = report.adopted * self.placement.batches
+            self.buffers.adopt(adopted, waiting=aggregation.round.waiting(aggregation.memory))
         return report
 
     def refuse_second_evaluation(self, index: int, optimizer: Optimizer) -> None:

@@ -26,7 +26,7 @@ MISSING, LOGGED, WITH_VALUE = 0, 1, 2
 class StepValues:
     """Makes every rank log the same: the same keys in the same order, and for a step the reduction of all workers' values.
 
-    Each worker, one that attacks too, counts alike. Epoch values are reduced over ranks, whatever ``sync_dist`` says, in the order of the keys,
+    Each turn, an attacker's too, counts alike. Epoch values are reduced over ranks, whatever ``sync_dist`` says, in the order of the keys,
     on which ranks agree when one of them logs a new one.
 
     Args:
@@ -45,13 +45,13 @@ class StepValues:
         self._logged: dict[int, dict[str, Tensor | None]] = {}
 
     @contextmanager
-    def turn(self, worker: int) -> Iterator[None]:
-        """Note what ``worker`` logs in the block."""
+    def turn(self, seat: int) -> Iterator[None]:
+        """Note what is logged in the block, a worker's turn on one of its batches."""
         results, heard = results_of(self._module.trainer), list[str]()
         kept = keeping_values(self._module.trainer) if any(self._logged.values()) else nullcontext()
         with kept, listening(results, heard.append, synchronized=self._synchronized):
             yield
-        self._logged[worker] = {key: step_value(results[key]) for key in heard}
+        self._logged[seat] = {key: step_value(results[key]) for key in heard}
 
     def reduce(self) -> None:
         """Reduce what the workers have logged since the last call. Every rank must call it."""
@@ -65,27 +65,27 @@ class StepValues:
             _, states, values = self._table(logged, 0)
         results = results_of(self._module.trainer)
         for key, present, own in zip(self._keys, states, values, strict=True):
-            workers = [worker for worker, state in enumerate(present) if state == WITH_VALUE]
+            turns = [seat for seat, state in enumerate(present) if state == WITH_VALUE]
             if any(present) and results[key].has_reset:
                 self._take_part(description(results[key]))
-            if workers:
-                set_step_value(results[key], own[workers])
+            if turns:
+                set_step_value(results[key], own[turns])
 
     def _table(self, logged: dict[int, dict[str, Tensor | None]], new: int) -> tuple[int, list[list[int]], Tensor]:
-        """Return how many keys some rank does not know yet, and for each known key what each worker has logged: whether, and the value."""
-        shape, device = (len(self._keys), self._placement.workers), self._module.device
+        """Return how many keys some rank does not know yet, and for each known key what each turn has logged: whether, and the value."""
+        n = self._placement.workers * self._placement.batches
+        shape, device = (len(self._keys), n), self._module.device
         states = torch.zeros(shape, dtype=torch.int64)
         values = torch.zeros(shape, dtype=torch.float64, device=device)
-        for worker, own in logged.items():
+        for seat, own in logged.items():
             for place, key in enumerate(self._keys):
                 value = own.get(key)
-                states[place, worker] = MISSING if key not in own else LOGGED if value is None else WITH_VALUE
+                states[place, seat] = MISSING if key not in own else LOGGED if value is None else WITH_VALUE
                 if value is not None:
-                    values[place, worker] = value.detach().double().view(())
+                    values[place, seat] = value.detach().double().view(())
         facts = torch.cat([torch.tensor([new]), states.view(-1)]).to(device)
         summed = self._exchange.all_reduce(torch.cat([facts, values.view(torch.int64).view(-1)]))
         head = summed[: len(facts)].tolist()
-        n = self._placement.workers
         present = [head[1 + n * place : 1 + n * (place + 1)] for place in range(len(self._keys))]
         return head[0], present, summed[len(facts) :].view(torch.float64).view(shape)
 

@@ -11,6 +11,7 @@ from lightning_byz.data import IID, Partition
 from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.random import Streams, derive
 from lightning_byz.strategies.arriving_loaders import ArrivingLoaders, Pace, PacedLoader, paced
+from lightning_byz.strategies.coded_loaders import CODED, CodedLoaders
 from lightning_byz.strategies.inside_lightning import before_transfer, replace_before_transfer, restore_before_transfer
 from lightning_byz.strategies.loaders import (
     KeyedLoader,
@@ -53,6 +54,7 @@ class TrainingData:
         local: Whether each rank's loader has data of its own.
         split: Whether the workers of a rank share the batches of the user's loader, rather than each having a loader of its own.
         pace: Which workers compute at a step, where not all do.
+        parts: The parts that each worker computes, where workers compute the same ones.
 
     """
 
@@ -66,6 +68,7 @@ class TrainingData:
         local: bool,
         split: bool,
         pace: Pace | None = None,
+        parts: Sequence[Sequence[int]] | None = None,
         partition: Partition,
         streams: Streams,
         seed: RunSeed,
@@ -77,6 +80,7 @@ class TrainingData:
         self._local = local
         self._split = split
         self._pace = pace
+        self._parts = parts
         self._partition = partition
         self._streams = streams
         self._seed = seed
@@ -144,6 +148,8 @@ class TrainingData:
         refuse_half_known(sites)
         if self._pace is not None:
             return self._paced(loader, self._pace)
+        if self._parts is not None:
+            return self._coded(loader, self._parts)
         if self._placement.one_per_rank and type(self._partition) is IID:
             if carries_run_seed(loader):
                 refuse_small_dataset(loader.dataset, workers)
@@ -161,6 +167,13 @@ class TrainingData:
         make, batches = paced(loader, self._partition, workers=workers, per_step=per_step, seed=self._seed)
         loaders = [self._keyed(make(worker), worker, kind=PacedLoader) for worker in self._placement.local]
         return ArrivingLoaders(loaders, batches=batches, pace=pace)
+
+    def _coded(self, loader: Any, parts: Sequence[Sequence[int]]) -> CodedLoaders:
+        """Return the loaders of the parts that this rank's workers compute."""
+        here, count = [part for worker in self._placement.local for part in parts[worker]], 1 + max(map(max, parts))
+        make, batches = split_loader(loader, self._partition, workers=count, seed=self._seed, because=CODED)
+        loaders = {part: self._keyed(make(part), part) for part in dict.fromkeys(here)}
+        return CodedLoaders(loaders, here, batches=batches)
 
     def _site(self, loader: Any, sites: Sequence[Site]) -> KeyedLoader:
         """Return the keyed loader of this rank's own data."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_byz.exchange import Placement
+from lightning_byz.exchange import Exchange, Placement
 from lightning_byz.random import Streams
-from lightning_byz.rounds import Aggregation, EarlierGradients, Sent, WorkerBuffers
+from lightning_byz.rounds import Aggregation, EarlierGradients, Sent, Turn, WorkerBuffers
+from lightning_byz.strategies.computed_twice import ComputedTwice
 from lightning_byz.strategies.earlier_pass import EarlierPass
 from lightning_byz.strategies.inside_lightning import accumulates, loss_of, skips_backward
 from lightning_byz.strategies.loaders import WorkerBatches
@@ -26,23 +27,27 @@ class WorkerLoop:
 
     Args:
         module: The user's module.
+        exchange: Tells ranks what others have found.
         placement: Which workers live here.
         buffers: Their buffers.
         streams: The global random streams.
         seed: The run's seed.
         values: What several workers log.
+        parts: The parts that each worker computes, where workers compute the same ones: they name draws then.
 
     """
 
     def __init__(
         self,
         module: pl.LightningModule,
+        exchange: Exchange,
         placement: Placement,
         *,
         buffers: WorkerBuffers,
         streams: Streams,
         seed: int,
         values: StepValues,
+        parts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._module = module
         self._placement = placement
@@ -50,7 +55,9 @@ class WorkerLoop:
         self._streams = streams
         self._seed = seed
         self._values = values
-        self._earlier = EarlierPass(module, EarlierGradients(module, buffers, streams, seed=seed))
+        self._named = placement.draws(parts)
+        unseen = EarlierGradients(module, buffers, streams, seed=seed)
+        self._earlier, self._twice = EarlierPass(module, unseen), ComputedTwice(module, unseen, exchange, streams, seed)
         self._accumulated: dict[int, dict[int, Tensor | None]] = {}
         self._sent: dict[int, Sent] = {}
         self._computed = False
@@ -103,18 +110,18 @@ class WorkerLoop:
         aggregation.withdraw()
         last, computes, trained = not accumulates(trainer), not skips_backward(trainer), self._trained(parameters)
         with self._turns_apart(), self._streams.together() as enter:
-            given = dict(zip(self._placement.local, batches, strict=True))
-            for worker, (*earlier, turn) in groupby(aggregation.turns(self._position), attrgetter("worker")):
-                batch = given[worker]
-                here = worker in self._accumulated
-                own = self._accumulated.pop(worker, {})
+            given = dict(zip(self._placement.seats, batches, strict=True))
+            for seat, (*earlier, turn) in groupby(aggregation.turns(self._position), attrgetter("sits")):
+                worker, batch, here = turn.worker, given[seat], seat in self._accumulated
+                own = self._accumulated.pop(seat, {})
                 for parameter in trained:
                     parameter.grad = own.get(id(parameter))
-                with self._at_work(worker):
+                with self._at_work(worker, seat):
                     for unseen in earlier if not isinstance(batch, NoPart) else ():
                         self._earlier.run(unseen, aggregation, trained, step, batch, *rest)
+                    self._twice.compute(turn, aggregation, trained, step, batch, *rest)
                     enter(self._seed, *turn.key)
-                    with self._values.turn(worker):
+                    with self._values.turn(seat):
                         loss = None
                         if not isinstance(batch, NoPart):
                             poisoned = aggregation.round.poisoned(turn, batch) if turn.attacks else batch
@@ -125,7 +132,9 @@ class WorkerLoop:
                         if loss is not None and computes:
                             backward(loss)
                             here = True
-                self._put_away(worker, aggregation, trained, count=len(parameters), here=here, last=last)
+                here = here or (computes and last and aggregation.round.silence_is_zero)
+                self._put_away(turn, aggregation, trained, count=len(parameters), here=here, last=last)
+        self._twice.judge(aggregation)
         self.finished = True
         return torch.stack(losses).mean().requires_grad_() if losses else self._nothing()
 
@@ -154,14 +163,15 @@ class WorkerLoop:
     def each(self, function: Callable[[Any], Any], batch: Any, *, purpose: str | None = None) -> Any:
         """Apply ``function`` to each worker's part of a batch; in a random stream of its own where it has a purpose that draws."""
         epoch, batch_idx = self._position
-        parts = [batch] if self._placement.one_per_rank else parts_of(batch, len(self._placement.local))
+        seats = self._placement.seats
+        parts = [batch] if self._placement.one_per_rank else parts_of(batch, len(seats))
         if purpose is None:
             done = [part if part is None or isinstance(part, NoPart) else function(part) for part in parts]
         else:
             done = []
             with self._streams.together() as enter:
-                for worker, part in zip(self._placement.local, parts, strict=True):
-                    enter(self._seed, purpose, epoch, batch_idx + 1, worker)
+                for seat, part in zip(seats, parts, strict=True):
+                    enter(self._seed, purpose, epoch, batch_idx + 1, self._named[seat])
                     done.append(part if part is None or isinstance(part, NoPart) else function(part))
         return done[0] if self._placement.one_per_rank else WorkerBatches(done)
 
@@ -182,11 +192,11 @@ class WorkerLoop:
                 metric.distributed_available_fn = function
 
     @contextmanager
-    def _at_work(self, worker: int) -> Iterator[None]:
-        """Make ``worker`` the one that computes, with its own buffers."""
+    def _at_work(self, worker: int, seat: int | None = None) -> Iterator[None]:
+        """Make ``worker`` the one that computes, with the buffers of its seat."""
         self.worker = worker
         try:
-            with self._buffers.inside(worker) if self._buffers.some else nullcontext():
+            with self._buffers.inside(worker if seat is None else seat) if self._buffers.some else nullcontext():
                 yield
         finally:
             self.worker = None
@@ -203,13 +213,13 @@ class WorkerLoop:
         return list({id(p): p for p in (*parameters, *others) if p.requires_grad}.values())
 
     def _put_away(
-        self, worker: int, aggregation: Aggregation, trained: Sequence[Tensor], *, count: int, here: bool, last: bool
+        self, turn: Turn, aggregation: Aggregation, trained: Sequence[Tensor], *, count: int, here: bool, last: bool
     ) -> None:
-        """Keep the worker's gradients for its next micro-batch, or hand them over; leave none on the parameters."""
+        """Keep the gradients of a turn for its next micro-batch, or hand them over; leave none on the parameters."""
         if here and last and count:
-            self._collect(worker, aggregation, trained[:count])
+            self._collect(turn.worker, aggregation, trained[:count])
         elif here:
-            self._accumulated[worker] = {id(parameter): parameter.grad for parameter in trained}
+            self._accumulated[turn.sits] = {id(parameter): parameter.grad for parameter in trained}
         for parameter in trained:
             parameter.grad = None
 

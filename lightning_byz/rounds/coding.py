@@ -1,0 +1,166 @@
+"""What goes with a code, and what of a run cannot be right under one."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from lightning_byz.aggregators import Aggregator, Mean
+from lightning_byz.arrivals import Synchronous
+from lightning_byz.codes import Code
+from lightning_byz.compressors import Identity
+from lightning_byz.estimators import Estimator
+from lightning_byz.links import Direct
+
+
+def rules_under(code: object, f: Any, aggregator: Aggregator | None) -> tuple[Any, Any]:
+    """Return ``f`` and aggregator as users give them, or what they are under a code: its ``s`` and the mean.
+
+    Raises:
+        TypeError: If ``code`` is no code.
+        ValueError: If one of them is missing without a code, or does not go with it.
+
+    """
+    if code is None:
+        if f is None:
+            raise ValueError(
+                "f=None: say how many workers may be Byzantine, e.g. f=2 or f='max', or give a code, such as Solon(s=2, compression=4)."
+            )
+        if aggregator is None:
+            raise ValueError(
+                "aggregator=None: give a robust rule, e.g. CTMA(CoordinateMedian()), or a code, such as Solon(s=2, compression=4)."
+            )
+        return f, aggregator
+    if not isinstance(code, Code):
+        given = f"the class {code.__name__}" if isinstance(code, type) else repr(code)
+        raise TypeError(f"code={given}: give an instance of a Code, e.g. Solon(s=1, compression=2).")
+    if aggregator is not None:
+        raise ValueError(
+            f"aggregator={aggregator!r} has nothing to do with {code}: a code leaves liars out and decodes the mean of all parts. Leave aggregator"
+            " or code out."
+        )
+    number = isinstance(f, int | float) and not isinstance(f, bool)
+    if number and f > code.s:
+        raise ValueError(
+            f"f={f:g}: {code} finds {code.s} liars of a group, and all Byzantine workers may be in one: give f up to {code.s}, or leave it out, or"
+            " raise s."
+        )
+    return code.s if f is None or f == "max" else f, Mean()
+
+
+def check_code(
+    code: Code | None,
+    estimator: Estimator,
+    *,
+    preaggregators: Sequence[Any],
+    arrivals: Any,
+    link: Any,
+    compressor: Any,
+    downlink: Any,
+    weights: Any,
+    max_share: float | None,
+    local: bool,
+    split: bool,
+) -> None:
+    """Refuse what does not go with a code; the arguments are as users give them.
+
+    Raises:
+        ValueError: For the first that does not.
+
+    """
+    if code is None:
+        return
+    if not isinstance(arrivals, Synchronous):
+        _refuse(
+            code, "arrivals", arrivals, "decodes the rows of one step, of which those that are not there count as lies"
+        )
+    if type(link) is not Direct:
+        _refuse(
+            code, "link", link, "makes messages shorter itself, and rows that a link has changed are no words of it"
+        )
+    if type(compressor) is not Identity:
+        _refuse(code, "compressor", compressor, "makes messages shorter itself, and rounded rows are no words of it")
+    if downlink is not None:
+        _refuse(code, "downlink", downlink, "sends the mean back as it is, which all ranks can tell from any other")
+    if preaggregators:
+        _refuse(code, "preaggregators", preaggregators, "leaves liars out by itself, and mixed rows are no words of it")
+    if max_share is not None:
+        _refuse(code, "max_share", max_share, "has all parts count alike")
+    equal = weights is None or (not isinstance(weights, str) and len(set(weights)) == 1)
+    if not equal:
+        _refuse(code, "weights", weights, "has all parts count alike")
+    if local:
+        _refuse(code, "data", "local", "has several workers compute on the same samples")
+    if split:
+        _refuse(code, "split_batches", True, "deals parts out itself, of which several workers compute the same")
+    _check_estimator(code, estimator)
+
+
+def check_spread(code: Code, workers: int) -> None:
+    """Refuse a number of workers that a code cannot be spread over.
+
+    Raises:
+        ValueError: If it cannot.
+
+    """
+    code.check(workers)
+    counts = {len(parts) for parts in code.parts(workers)}
+    if len(counts) > 1:
+        raise ValueError(f"{code} gives workers {min(counts)} to {max(counts)} parts: let each compute as many.")
+
+
+def described(code: Code, workers: int) -> str:
+    """Return what is caught of liars and what is not, for the start-up line."""
+    groups, size, parts = code.groups(workers), len(code.groups(workers)[0]), 1 + max(map(max, code.parts(workers)))
+    named = f"up to {code.s} of a group who lie are named, and the step is the mean of all parts"
+    return (
+        f"; {len(groups)} group{'s' * (len(groups) > 1)} of {size} compute {parts} part{'s' * (parts > 1)}: {named};"
+        f" {code.s + 1} or more are refused where their rows do not fit, and not caught where they know the code and agree"
+    )
+
+
+def warn_of_crowds(code: Code, workers: int, attackers: Sequence[int]) -> None:
+    """Warn where more of a group attack than a code finds."""
+    for group in code.groups(workers):
+        if len(own := [worker for worker in attackers if worker in group]) > code.s:
+            warnings.warn(
+                f"workers {own} of the group {group.start} to {group.stop - 1} attack in this experiment, and {code} finds {code.s} liars of a group:"
+                " no guarantee holds.",
+                stacklevel=2,
+            )
+
+
+def _check_estimator(code: Code, estimator: Estimator) -> None:
+    """Refuse what cannot be told of the mean at one rank's coordinates."""
+    name = type(estimator).__name__
+    instead = "give Gradient(), or WorkerMomentum() without clip, which is taken of the decoded mean then"
+    if estimator.points > 1:
+        raise ValueError(
+            f"estimator={name}(...) asks for a second gradient at each worker's own point, and {code} has one row for both: {instead}."
+        )
+    memory = estimator.init(torch.zeros(2))
+    if not all(isinstance(value, torch.Tensor) and value.shape == (2,) for value in memory.values()):
+        raise ValueError(
+            f"estimator={name}(...) remembers numbers of its worker, and under {code} it is taken of the mean: {instead}."
+        )
+    if "coordinates" in estimator.exceptions or _mixes(estimator):
+        raise ValueError(
+            f"estimator={estimator!r} mixes coordinates, and under {code} each rank decodes a slice of them: {instead}."
+        )
+
+
+def _mixes(estimator: Estimator) -> bool:
+    """Whether an estimate of the first half of some coordinates is another than that half of an estimate of all."""
+    gradients = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    told = []
+    for width in (8, 4):
+        memory, estimate = estimator.init(torch.zeros(width)), torch.zeros(width)
+        for count, gradient in enumerate(gradients[:, :width].clone()):
+            estimate, memory = estimator.update(memory, [gradient], count=count)
+        told.append(estimate[:4])
+    return not torch.allclose(*told)
+
+
+def _refuse(code: Code, name: str, given: Any, why: str) -> NoReturn:
+    raise ValueError(f"{name}={given!r} does not go with code={code}, which {why}: leave one of them out.")
