@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_byz import aggregators, attacks, cli, compressors, data, estimators, exchange, links, preaggregators
+from lightning_byz import aggregators, attacks, cli, codes, compressors, data, estimators, exchange, links, preaggregators
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -121,6 +121,7 @@ def test_names_are_the_packages_names() -> None:
         "exchanges": exchange,
         "links": links,
         "compressors": compressors,
+        "codes": codes,
     }
     interfaces = {
         "Aggregator",
@@ -144,6 +145,10 @@ def test_names_are_the_packages_names() -> None:
         "Dense",
         "Packed",
         "Sparse",
+        "Code",
+        "LinearCode",
+        "Interleaved",
+        "Polynomials",
     }
     for family, package in families.items():
         assert set(re.findall(r"`(\w+)", table[family])) == set(package.__all__) - interfaces
