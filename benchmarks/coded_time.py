@@ -3,17 +3,17 @@
     python benchmarks/coded_time.py
     python benchmarks/coded_time.py --results=runs/compare/codes/results.csv
 
-20 workers of which 4 lie, 320 samples a step, and a perceptron of about as many parameters as --coordinates. Measured, on one thread: the gradient of one
-worker's samples, encoding, and all that the server does with the rows (location and decoding, or the rule). The model of a step is
+20 workers of which 4 lie, 320 samples a step, and a perceptron of about as many parameters as --coordinates. Measured, on one thread: the gradient of
+one worker's samples, encoding, and all that the server does with the rows (location and decoding, or the rule). The model of a step is
 
     gradient + encoding + 20 rows through the server's one link + server + one gradient's length through it, broadcast as a pipeline
 
-where a link in memory takes the time of a copy. "all to all" is the layout of the library instead: each worker's link carries its row and the mean once,
-and the server's work is shared by all. Bulyan as written measures all distances anew for each vector that it chooses, as its peers' code does; SignMajority
-sends and gets bits.
+where a link in memory takes the time of a copy. "all to all" is the layout of the library instead: each worker's link carries its row and the mean
+once, and the server's work is shared by all. Bulyan as written measures all distances anew for each vector that it chooses, as its peers' code does;
+SignMajority sends and gets bits.
 
-With --results, of a comparison with configs/studies/codes.yaml, a method's steps to the accuracy of --target make a time of each step: the first evaluation
-at which the mean over seeds reaches it, under the attack of --attack.
+With --results, of a comparison with configs/studies/codes.yaml, a method's steps to the accuracy of --target make a time of each step: the first
+evaluation at which the mean over seeds reaches it, under the attack of --attack on the data of --data.
 """
 
 from collections.abc import Callable
@@ -35,6 +35,7 @@ CODES: dict[str, Code] = {
     "Solon(4, 12)": Solon(LIARS, 12),
     "Cyclic(4) (Draco)": Cyclic(LIARS),
 }
+WRITTEN = "Bulyan, as written"
 LINKS = {"memory": None, "1 Gbit/s": 1.25e8, "100 Mbit/s": 1.25e7}
 
 
@@ -89,11 +90,11 @@ def methods(coordinates: int) -> dict[str, Method]:
     draws = torch.Generator().manual_seed(0)
     rows = torch.randn(WORKERS, coordinates, generator=draws)
     rows[-LIARS:] *= -100
-    stack, whole = lambda: Stack(rows, f=LIARS), 4.0 * coordinates  # noqa: E731
+    stack, whole = lambda: Stack(rows, f=LIARS), 4.0 * coordinates
     result = {name: _coded(code, coordinates) for name, code in CODES.items()}
     own = SAMPLES // WORKERS
     bits = rows[0] > 0
-    result["Bulyan, as written"] = Method(own, _nothing, lambda: bulyan_as_written(rows, LIARS), whole, whole)
+    result[WRITTEN] = Method(own, _nothing, lambda: bulyan_as_written(rows, LIARS), whole, whole)
     result["Bulyan"] = Method(own, _nothing, lambda: Bulyan()(stack()), whole, whole)
     result["SignMajority"] = Method(
         own, lambda: torch.gt(rows[0], 0, out=bits), lambda: SignMajority()(stack()), whole / 32, whole / 32
@@ -148,18 +149,18 @@ def measured(subject: Callable[[], object], rounds: int) -> float:
     return median(seconds(subject) for _ in range(rounds))
 
 
-def steps_to(results: str, attack: str, target: float) -> dict[str, float]:
+def steps_to(results: str, attack: str, data: str, target: float) -> dict[str, float]:
     """Return each method's step at which the mean accuracy over seeds first reaches the target; infinite for never."""
     import pandas
 
     lines = pandas.read_csv(results)
-    lines = lines[(lines.purpose == "run") & (lines.attack == attack) & lines.val_accuracy.notna()]
+    lines = lines[(lines.attack == attack) & (lines.data == data) & lines.val_accuracy.notna()]
     found = {}
     for method, own in lines.groupby("method"):
         means = own.groupby("step").val_accuracy.mean()
         reached = means.index[means >= target]
         found[str(method)] = float(reached[0]) if len(reached) else float("inf")
-    return found
+    return {**found, WRITTEN: found.get("Bulyan", float("nan"))}
 
 
 def main(
@@ -168,6 +169,7 @@ def main(
     rounds: int = 5,
     results: str | None = None,
     attack: str = "none",
+    data: str = "alike",
     target: float = 0.95,
 ) -> None:
     """Measure and print a table per length.
@@ -177,10 +179,11 @@ def main(
         rounds: How often each part is timed.
         results: Of a comparison of the same methods, by name.
         attack: Of it, under which steps are counted.
+        data: Of it, likewise.
         target: Accuracy to which they are.
     """
     torch.set_num_threads(1)
-    needed = {} if results is None else steps_to(results, attack, target)
+    needed = {} if results is None else steps_to(results, attack, data, target)
     for count in coordinates:
         module = network(count)
         total = sum(one.numel() for one in module.parameters())
@@ -193,10 +196,10 @@ def main(
                 "gradient ms",
                 "encode ms",
                 "server ms",
-                "bytes sent / d",
+                "bytes per number",
                 *(f"step, {link}" for link in LINKS),
             ),
-            *("all to all, 100 Mbit/s", *(["steps", "seconds, memory", "seconds, 100 Mbit/s"] if needed else [])),
+            *("s, all to all, 100 Mbit/s", *(["steps", "s in all, memory", "s in all, 100 Mbit/s"] if needed else [])),
         )
         for name, method in methods(total).items():
             computed, encoded, served = (
@@ -211,7 +214,7 @@ def main(
                 name,
                 *(f"{1e3 * one:.1f}" for one in (computed, encoded, served)),
                 f"{method.sent / total:.3f}",
-                *(f"{one:.3f} s" for one in (*steps, everyone)),
+                *(f"{one:.3f}" for one in (*steps, everyone)),
                 *told,
             )
         console().print(result)

@@ -3,9 +3,9 @@
     python benchmarks/tradeoff.py
     python benchmarks/tradeoff.py --workers='[12]' --coordinates=100000
 
-For each n, every s and r_c of which groups of 2 s + r_c divide n: how many times the gradients of training without redundancy a worker computes, the
-bytes it sends, the time to encode, and to locate and decode (median, one thread, one liar in each group), and the most liars of a group that were still
-decoded: in each of 12 draws for each of three lies, at 4,000 coordinates, the mean came out to 1e-4.
+For each n, every s and r_c of which groups of 2 s + r_c divide n: how many times the gradients of training without redundancy a worker computes,
+the bytes it sends for each number of a gradient, the time to encode, and to locate and decode (median, one thread, one liar in each group), and the
+most liars of a group that were still decoded: in each of 12 draws for each of three lies, at 4,000 coordinates, the mean came out to 1e-4.
 
 Beside them rules without a code for as many gradients: every worker computes on as many samples of its own. The figure is the squared distance of the
 aggregate from the true gradient, in units of that of the code's exact mean, the worst of sign flip, IPM and ALIE by s workers: above 1 the code is
@@ -135,7 +135,7 @@ def main(
     for n in workers:
         result = table(
             f"{n} workers, {coordinates:,} coordinates in float32",
-            *("s, r_c", "gradients", "bytes sent / d", "encode ms", "locate, decode ms", "liars decoded", *RULES),
+            *("s, r_c", "gradients", "bytes per number", "encode ms", "locate, decode ms", "liars decoded", *RULES),
         )
         for code in codes(n):
             told = [off(rule, code, n, spread) for rule in RULES.values()]

@@ -244,6 +244,39 @@ def test_codes(tmp_path: Path) -> None:
         assert all(is_spread(row[place], row[place + 1]) for place in (3, 5, 7, 9))
 
 
+def test_tradeoff(tmp_path: Path) -> None:
+    """A row for each code that six workers can form; as many liars as it is made for are decoded, and not one more."""
+    rows = rows_of("tradeoff", "--workers=[6]", "--coordinates=1000", "--rounds=1", folder=tmp_path)
+    assert [row[0] for row in rows] == ["1, 1", "1, 4", "2, 2"]
+    assert [row[1:3] for row in rows] == [["3 x", "4.000"], ["6 x", "1.000"], ["6 x", "2.000"]]
+    assert [row[5] for row in rows] == ["1", "1", "2"]
+    assert [row[8] for row in rows][-1] == "-"  # Bulyan needs 4 f + 3 workers
+
+
+def test_coded_time(tmp_path: Path) -> None:
+    """Parts of a step, links, and with a comparison's results the steps to an accuracy."""
+    lines = ["method,attack,data,step,val_accuracy,seed"]
+    lines += [
+        f"{name},none,alike,{step},{0.5 + step / 100},1"
+        for name in ("Bulyan", '"Solon(4, 2)"')
+        for step in (20, 40, 60)
+    ]
+    (tmp_path / "results.csv").write_text("\n".join(lines))
+    small = ("--coordinates=[8000]", "--rounds=1", "--results=results.csv", "--target=0.85")
+    rows = {row[0]: row[1:] for row in rows_of("coded_time", *small, folder=tmp_path)}
+    assert [rows[name][3] for name in ("Solon(4, 2)", "Cyclic(4) (Draco)", "SignMajority")] == [
+        "2.000",
+        "4.000",
+        "0.125",
+    ]
+    assert [rows[name][8] for name in ("Solon(4, 2)", "Bulyan", "Bulyan, as written", "SignMajority")] == [
+        "40",
+        "40",
+        "40",
+        "nan",
+    ]
+
+
 def test_fuzz_decoders(tmp_path: Path) -> None:
     rows = rows_of("fuzz_decoders", "--payloads=40", "--compressors=[Cast]", folder=tmp_path)
     assert [row[:2] for row in rows] == [["Cast(dtype='bfloat16')", "40"], ["Cast(dtype='float16')", "40"]]

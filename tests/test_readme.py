@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_byz import aggregators, attacks, cli, codes, compressors, data, estimators, exchange, links, preaggregators
+from lightning_byz import (
+    aggregators,
+    attacks,
+    cli,
+    codes,
+    compressors,
+    data,
+    estimators,
+    exchange,
+    links,
+    preaggregators,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

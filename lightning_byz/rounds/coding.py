@@ -43,8 +43,8 @@ def rules_under(code: object, f: Any, aggregator: Aggregator | None) -> tuple[An
     number = isinstance(f, int | float) and not isinstance(f, bool)
     if number and f > code.s:
         raise ValueError(
-            f"f={f:g}: {code} finds {code.s} liars of a group, and all Byzantine workers may be in one: give f up to {code.s}, or leave it out, or"
-            " raise s."
+            f"f={f:g}: {code} finds up to s = {code.s} liars of a group, and all Byzantine workers may be in one: give f up to {code.s}, or leave it"
+            " out, or raise s."
         )
     return code.s if f is None or f == "max" else f, Mean()
 
