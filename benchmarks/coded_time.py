@@ -190,7 +190,7 @@ def main(
         copied = torch.zeros(total)
         rate = 4.0 * total / measured(lambda: copied.copy_(torch.ones(1).expand(total)), rounds)  # noqa: B023
         result = table(
-            f"{total:,} parameters, {WORKERS} workers, {LIARS} liars",
+            f"{total:,} parameters, {WORKERS} workers, {LIARS} liars: seconds of a step by link",
             *(
                 "method",
                 "gradient ms",
@@ -199,7 +199,7 @@ def main(
                 "bytes per number",
                 *(f"step, {link}" for link in LINKS),
             ),
-            *("s, all to all, 100 Mbit/s", *(["steps", "s in all, memory", "s in all, 100 Mbit/s"] if needed else [])),
+            *("all to all, 100 Mbit/s", *(["steps", "all, memory", "all, 100 Mbit/s"] if needed else [])),
         )
         for name, method in methods(total).items():
             computed, encoded, served = (
