@@ -24,7 +24,7 @@ COUNTS = {
     "async_rules": 160,
     "async_third": 36,
     "async_weights": 60,
-    "codes": 108,
+    "codes": 144,
     "compression": 189,
     "ctma": 108,
     "ctma_nightly": 2310,
