@@ -207,7 +207,7 @@ class Coded(Round):
             projections = self.code.project(stack.vectors, wire.where, stack.slice, generator=draws)
             liars = self.code.locate(projections, dtype=stack.vectors.dtype)
         except TooManyLiars as error:
-            overflown = scale is not None and scale > 1.0 and set(error.broken) == set(error.workers)
+            overflown = scale is not None and scale > 1.0 and self._beyond_liars(error)
             return _Decoded(None, error.liars, reason=str(error), fault=not overflown)
         mean = self.code.decode(stack.vectors, liars, wire.where, stack.slice)
         mean = mean if scale is None else mean.mul_(1.0 / scale)
@@ -218,6 +218,11 @@ class Coded(Round):
         return _Decoded(
             None, liars, reason=f"{type(self.estimator).__name__} made of a finite mean what is not finite."
         )
+
+    def _beyond_liars(self, error: TooManyLiars) -> bool:
+        """Whether more rows are not finite than liars can send, in each group whose rows fit nothing: gradients overflowed."""
+        groups = [set(group) for group in self.code.groups(self.workers) if set(group) & set(error.workers)]
+        return all(len(group & set(error.broken)) > self.code.s for group in groups)
 
     def _shares(self, liars: Sequence[int]) -> Tensor:
         """Each row's part of the mean, alike among the rows of a group that fit: any of them could be left out."""
