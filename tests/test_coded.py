@@ -229,6 +229,20 @@ def test_a_part_without_a_loss_counts_as_zero(name):
     assert apart(silent, train(plain(name), steps=20, every=5)) > 1e-3, "some have no loss"
 
 
+class WritesToBatches(Classifier):
+    """Changes its batch in place, as some augmentation does."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        batch[0].mul_(0.5).add_(1.0)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_worker_has_its_own_copy_of_a_batch(name):
+    own = train(coded(name, ReverseGradient(100)), steps=6, every=2, module=WritesToBatches)
+    assert apart(own, train(plain(name), steps=6, every=2, module=WritesToBatches)) < 1e-5
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_accumulated_batches_are_larger_ones(name):
     large, small = Options(shuffle=False, batch_size=8, samples=192), Options(shuffle=False, samples=192)

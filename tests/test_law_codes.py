@@ -3,11 +3,12 @@
 from typing import Any
 from unittest.mock import patch
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_byz.attacks import IPM, Optimized, Replay
+from lightning_byz.attacks import IPM, Constant, Optimized, Replay
 from lightning_byz.codes import Cyclic, Repetition, Solon
 from lightning_byz.estimators import WorkerMomentum
 from lightning_byz.exchange import AllGather, AllToAll, Local
@@ -121,6 +122,35 @@ def test_what_the_rules_remember_is_in_the_file_and_matters(ranks, tmp_path, nam
         torch.save(saved, path)
         other = ranks(1).run(fit, job(name, 2, checkpoint=path), 1)[0]
         assert bool(same_bits(other["parameters"], whole["parameters"])) == (stage == "mean"), stage
+
+
+class Freezes(pl.Callback):
+    """Freezes some parameters before a step, and thaws them later."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.network[0].requires_grad_(not 2 <= trainer.global_step < 4)
+        pl_module.network[-1].bias.requires_grad_(trainer.global_step < 3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frozen_parameters_and_accumulated_batches_are_those_of_one_process(ranks, name):
+    trainer = {"callbacks": [Freezes()], "accumulate_grad_batches": 2, "max_epochs": 6 if name == "cyclic" else 3}
+    alone = ranks(1).run(fit, Fit(OPTIONS, CASES[name], trainer), 1)[0]
+    for result in ranks(2).run(fit, Fit(OPTIONS, CASES[name], trainer), 2):
+        assert not same_bits(result["parameters"], alone["parameters"])
+        assert result["global_step"] == alone["global_step"] >= 6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_that_overflow_are_no_fault_whatever_liars_send(ranks, name):
+    """A scale that is far too large goes down step by step, while liars send what is finite."""
+    strategy = {**CASES[name], "attack": Constant(3.0)}
+    job = Fit(Options(samples=128, loss_factor=32.0, learning_rate=0.003), strategy, {"max_epochs": 2}, scaler=True)
+    alone = ranks(1).run(fit, job, 1)[0]
+    assert alone["scale"] <= 65536.0 / 2**4, "more steps overflow in a row than faults would be suffered"
+    for result in ranks(2).run(fit, job, 2):
+        assert not same_bits(result["parameters"], alone["parameters"])
+        assert result["scale"] == alone["scale"]
 
 
 def gradients(job: Fit, devices: int) -> dict[tuple[int, int, int], Tensor]:
