@@ -127,4 +127,6 @@ def apart(first: Trained, second: Trained) -> float:
     """How far two ways of parameters are apart at most, relative to the second one's length."""
     assert first.noted.keys() == second.noted.keys()
     assert first.noted, "something was noted"
-    return max(float((own - second.noted[step]).norm() / second.noted[step].norm()) for step, own in first.noted.items())
+    return max(
+        float((own - second.noted[step]).norm() / second.noted[step].norm()) for step, own in first.noted.items()
+    )

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from torch import Tensor
 from torchmetrics import Accuracy, MeanMetric
 
@@ -39,7 +38,12 @@ def ids(strategy: dict[str, Any]) -> str:
 def test_who_lied_is_logged_and_shown(strategy, capsys):
     logger, attackers = Memory(), strategy["attackers"]
     train(
-        strategy, steps=6, callbacks=[WorkerMonitor(per_worker=True)], logger=logger, log_every_n_steps=3, enable_model_summary=False
+        strategy,
+        steps=6,
+        callbacks=[WorkerMonitor(per_worker=True)],
+        logger=logger,
+        log_every_n_steps=3,
+        enable_model_summary=False,
     )
     assert logger.values_of("attackers/named") == [3.0 * len(attackers)] * 2
     assert logger.values_of("honest/named") == [0.0] * 2
@@ -65,9 +69,10 @@ def test_steps_that_are_not_taken_name_who_is_known(capsys):
     """In a group that fits, who lies is exact whatever another group does."""
     logger = Memory()
     lies = {**SOLON, "attackers": [0, 1, 6]}
-    with pytest.warns(UserWarning, match=r"workers \[0, 1\] of the group 0 to 3 attack in this experiment, and Solon.* finds 1 liars of a group"):
-        with pytest.raises(RuntimeError, match="the rows of workers 0 to 3 fit no message"):
-            train(lies, steps=6, callbacks=[WorkerMonitor(per_worker=True)], logger=logger, log_every_n_steps=1)
+    said = r"workers \[0, 1\] of the group 0 to 3 attack in this experiment, and Solon.* finds 1 liars of a group"
+    stopped = pytest.raises(RuntimeError, match="the rows of workers 0 to 3 fit no message")
+    with pytest.warns(UserWarning, match=said), stopped:
+        train(lies, steps=6, callbacks=[WorkerMonitor(per_worker=True)], logger=logger, log_every_n_steps=1)
     assert logger.values_of("worker_named/6") == [1.0] * 2
     assert logger.values_of("worker_named/0") == [0.0] * 2
 
@@ -83,13 +88,22 @@ def test_broken_rows_are_named_too(capsys):
 @pytest.mark.parametrize("strategy", CODED, ids=ids)
 def test_the_start_up_line_says_what_is_caught(strategy):
     code, n = strategy["code"], strategy["workers"]
-    plan, defence = Plan(attackers=Attackers(strategy["attackers"], strategy["attack"]), code=code), Defence(n, 1, Mean())
+    plan, defence = (
+        Plan(attackers=Attackers(strategy["attackers"], strategy["attack"]), code=code),
+        Defence(n, 1, Mean()),
+    )
     line = start_up_line(defence, AllToAll(), Placement(n, 2, 0), plan)
-    groups = {"Solon": "2 groups of 4 compute 2 parts", "Repetition": "2 groups of 3 compute 2 parts", "Cyclic": "1 group of 4 compute"}
+    groups = {
+        "Solon": "2 groups of 4 compute 2 parts",
+        "Repetition": "2 groups of 3 compute 2 parts",
+        "Cyclic": "1 group of 4 compute",
+    }
     assert f"; {code!r} -> Gradient(); " in line
     assert groups[type(code).__name__] in line
     assert "up to 1 of a group who lie are named, and the step is the mean of all parts" in line
-    assert "2 or more are refused where their rows do not fit, and not caught where they know the code and agree" in line
+    assert (
+        "2 or more are refused where their rows do not fit, and not caught where they know the code and agree" in line
+    )
     assert "Mean" not in line
     assert "1 part:" in start_up_line(Defence(4, 1, Mean()), Local(), Placement(4, 1, 0), Plan(code=Solon(1, 2)))
 

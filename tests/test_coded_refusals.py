@@ -63,10 +63,16 @@ ARGUMENTS = [
     ({"weights": "samples", "max_share": 0.4}, r"^max_share=0\.4 does not go with code="),
     ({"data": "local"}, r"^data='local' does not go with code=.*several workers compute on the same samples"),
     ({"split_batches": True}, r"^split_batches=True does not go with code=.*deals parts out itself"),
-    ({"estimator": Storm()}, r"^estimator=Storm\(\.\.\.\) asks for a second gradient at each worker's own point.*give Gr"),
+    (
+        {"estimator": Storm()},
+        r"^estimator=Storm\(\.\.\.\) asks for a second gradient at each worker's own point.*give Gr",
+    ),
     ({"estimator": DM21(0.25)}, r"^estimator=DM21\(\.\.\.\) remembers numbers of its worker, and under Solon"),
     ({"estimator": TwoAverages(0.9)}, r"^estimator=TwoAverages\(\.\.\.\) remembers numbers of its worker.*of the mean"),
-    ({"estimator": WorkerMomentum(0.9, clip=1.0)}, r"^estimator=WorkerMomentum\(.*\) mixes coordinates, and under Solon"),
+    (
+        {"estimator": WorkerMomentum(0.9, clip=1.0)},
+        r"^estimator=WorkerMomentum\(.*\) mixes coordinates, and under Solon",
+    ),
     ({"estimator": Neighbours()}, r"^estimator=.*Neighbours\(\) mixes coordinates, and under Solon.*each rank decodes"),
 ]
 ACCEPTED = [
@@ -147,7 +153,10 @@ RUNS = {
         Fit(strategy={"workers": 6, "code": Uneven(1)}),
         r"Uneven\(s=1\) gives workers 1 to 2 parts: let each compute as many\.$",
     ),
-    "manual optimization": (Fit(strategy=SOLON, module=Manual), r"^Manual uses manual optimization, .*under code= a st"),
+    "manual optimization": (
+        Fit(strategy=SOLON, module=Manual),
+        r"^Manual uses manual optimization, .*under code= a st",
+    ),
     "iterable data": (
         Fit(strategy=SOLON, module=OverStream),
         r"^Under code= each part needs a shard of its own, and .* iterable data has none: leave code out",
@@ -161,6 +170,8 @@ RUNS = {
         "LBFGS evaluates the gradient several times a step",
     ),
 }
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_refused_on_every_rank(ranks, name):
     job, sentence = RUNS[name]
@@ -216,8 +227,8 @@ class Sometimes(Classifier):
 
 
 SAID = (
-    r"training_step gave two gradients, ([\d.e-]+|inf) of its length apart for the same batch and random state, on 1 rank, and under code= honest workers"
-    r" of a group must agree: let a step depend on batch, parameters, buffers and the global random streams of torch, numpy and random only, use"
+    r"training_step gave two gradients, ([\d.e-]+|inf) of its length apart for the same batch and random state, on 1 rank, and under code= honest"
+    r" workers of a group must agree: let a step depend on batch, parameters, buffers and the global random streams of torch, numpy and random only, use"
     r" deterministic kernels, or leave code out\.$"
 )
 CODES = [SOLON, {"workers": 3, "code": Repetition(1)}, {"workers": 4, "code": Cyclic(1)}]
@@ -289,7 +300,9 @@ def test_a_file_of_a_run_without_a_code_is_refused_and_the_other_way_round(ranks
     ranks(1).run(fit, Fit(strategy=mean, trainer=once, save=plain), 1)
     for answer in ranks(2).run(attempt, Fit(strategy=SOLON, checkpoint=plain), 2):
         assert answer[0] == "ValueError", answer
-        assert re.search("The checkpoint is of a run without a code, .*: resume without code=, or start a new", answer[1])
+        assert re.search(
+            "The checkpoint is of a run without a code, .*: resume without code=, or start a new", answer[1]
+        )
     for answer in ranks(2).run(attempt, Fit(strategy=mean, checkpoint=coded), 2):
         assert answer[0] == "ValueError", answer
         assert "code" in answer[1], answer
@@ -308,6 +321,8 @@ def test_a_file_of_another_code_is_refused(ranks, tmp_path, other):
 
 def test_a_file_of_steps_that_were_not_taken_is_resumed(ranks, tmp_path):
     path, liars = str(tmp_path / "two.ckpt"), {**SOLON, "attackers": [0, 1], "attack": ReverseGradient()}
-    ranks(1).run(fit, Fit(strategy=liars, trainer={"max_steps": -1, "limit_train_batches": 2, "max_epochs": 1}, save=path), 1)
+    ranks(1).run(
+        fit, Fit(strategy=liars, trainer={"max_steps": -1, "limit_train_batches": 2, "max_epochs": 1}, save=path), 1
+    )
     again = Fit(strategy=SOLON, trainer={"max_epochs": 2, "limit_train_batches": 2}, checkpoint=path)
     assert ranks(1).run(attempt, again, 1) == [("nothing", "was refused")]

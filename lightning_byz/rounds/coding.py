@@ -132,8 +132,8 @@ def refuse_other_code(code: Code, counts: Mapping[str, Sequence[int]], *, worker
         )
     if counts and list(counts[DEALT]) != dealt(code, workers):
         raise ValueError(
-            f"The checkpoint is of a run under another code than {code}, whose workers compute other parts or send other rows: resume with its code, or"
-            " start a new run from the weights alone."
+            f"The checkpoint is of a run under another code than {code}, whose workers compute other parts or send other rows: resume with its code,"
+            " or start a new run from the weights alone."
         )
 
 
