@@ -228,8 +228,8 @@ class Sometimes(Classifier):
 
 SAID = (
     r"training_step gave two gradients, ([\d.e-]+|inf) of its length apart for the same batch and random state, on 1 rank, and under code= honest"
-    r" workers of a group must agree: let a step depend on batch, parameters, buffers and the global random streams of torch, numpy and random only, use"
-    r" deterministic kernels, or leave code out\.$"
+    r" workers of a group must agree: let a step depend on batch, parameters, buffers and the global random streams of torch, numpy and random only,"
+    r" use deterministic kernels, or leave code out\.$"
 )
 CODES = [SOLON, {"workers": 3, "code": Repetition(1)}, {"workers": 4, "code": Cyclic(1)}]
 
