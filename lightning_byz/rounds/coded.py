@@ -24,6 +24,7 @@ from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel
 from lightning_byz.rounds.checks import estimated
 from lightning_byz.rounds.coded_wire import CodedWire
+from lightning_byz.rounds.coding import DEALT, dealt, refuse_other_code
 from lightning_byz.rounds.counted import census_of, facts_of, with_broken
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.report import Report
@@ -34,7 +35,7 @@ from lightning_byz.stack import Stack
 
 MEAN_STAGE = "mean"
 NAMED = "named"
-"""Per worker, at how many steps its row did not fit; runs without a code have no such count."""
+"""Per worker, at how many steps its row did not fit."""
 
 
 class _Decoded(NamedTuple):
@@ -95,12 +96,8 @@ class Coded(Round):
         return remembered
 
     def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
-        """Refuse the memory of a run without a code."""
-        if step and NAMED not in counts:
-            raise ValueError(
-                "The checkpoint is of a run without a code, in which each worker remembers for itself: resume without code=, or start a new run from"
-                " the weights alone."
-            )
+        """Refuse the memory of a run without a code, or under another one."""
+        refuse_other_code(self.code, counts, workers=self.workers)
 
     def wire_of(self, stage: str, wire: Wire) -> Wire:
         """Return the wire of coded rows for what attacks remember of them."""
@@ -207,7 +204,7 @@ class Coded(Round):
             projections = self.code.project(stack.vectors, wire.where, stack.slice, generator=draws)
             liars = self.code.locate(projections, dtype=stack.vectors.dtype)
         except TooManyLiars as error:
-            overflown = scale is not None and scale > 1.0 and set(error.broken) == set(error.workers)
+            overflown = scale is not None and scale > 1.0 and self._beyond_liars(error)
             return _Decoded(None, error.liars, reason=str(error), fault=not overflown)
         mean = self.code.decode(stack.vectors, liars, wire.where, stack.slice)
         mean = mean if scale is None else mean.mul_(1.0 / scale)
@@ -218,6 +215,11 @@ class Coded(Round):
         return _Decoded(
             None, liars, reason=f"{type(self.estimator).__name__} made of a finite mean what is not finite."
         )
+
+    def _beyond_liars(self, error: TooManyLiars) -> bool:
+        """Whether more rows are not finite than liars can send, in each group whose rows fit nothing: gradients overflowed."""
+        groups = [set(group) for group in self.code.groups(self.workers) if set(group) & set(error.workers)]
+        return all(len(group & set(error.broken)) > self.code.s for group in groups)
 
     def _shares(self, liars: Sequence[int]) -> Tensor:
         """Each row's part of the mean, alike among the rows of a group that fit: any of them could be left out."""
@@ -240,4 +242,5 @@ class Coded(Round):
         before = memory.counts.get(NAMED, [0] * self.workers)
         named = [count + (worker in found.liars) for worker, count in enumerate(before)]
         adopted = [1 + max(memory.counts.get("adopted", [0]))] * self.workers
-        return Memory(memory.step + 1, 0, {}, rules, {"adopted": adopted, NAMED: named}, {})
+        counts = {"adopted": adopted, NAMED: named, DEALT: dealt(self.code, self.workers)}
+        return Memory(memory.step + 1, 0, {}, rules, counts, {})

@@ -1,7 +1,7 @@
 """What goes with a code, and what of a run cannot be right under one."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +12,9 @@ from lightning_byz.codes import Code
 from lightning_byz.compressors import Identity
 from lightning_byz.estimators import Estimator
 from lightning_byz.links import Direct
+
+DEALT = "dealt"
+"""Under what a file says :func:`dealt`; runs without a code say nothing of it."""
 
 
 def rules_under(code: object, f: Any, aggregator: Aggregator | None) -> tuple[Any, Any]:
@@ -108,6 +111,30 @@ def check_spread(code: Code, workers: int) -> None:
     counts = {len(parts) for parts in code.parts(workers)}
     if len(counts) > 1:
         raise ValueError(f"{code} gives workers {min(counts)} to {max(counts)} parts: let each compute as many.")
+
+
+def dealt(code: Code, workers: int) -> list[int]:
+    """Return numbers in which codes differ whose workers would remember other buffers, or send other rows."""
+    return [code.s, code.coordinates(2**20).coded, *(part for own in code.parts(workers) for part in own)]
+
+
+def refuse_other_code(code: Code, counts: Mapping[str, Sequence[int]], *, workers: int) -> None:
+    """Refuse to go on from what a run without a code, or under another one, has counted; nothing is counted before a step was taken.
+
+    Raises:
+        ValueError: If it is such a run's.
+
+    """
+    if counts and DEALT not in counts:
+        raise ValueError(
+            "The checkpoint is of a run without a code, in which each worker remembers for itself: resume without code=, or start a new run from the"
+            " weights alone."
+        )
+    if counts and list(counts[DEALT]) != dealt(code, workers):
+        raise ValueError(
+            f"The checkpoint is of a run under another code than {code}, whose workers compute other parts or send other rows: resume with its code,"
+            " or start a new run from the weights alone."
+        )
 
 
 def described(code: Code, workers: int) -> str:
