@@ -108,7 +108,7 @@ class Solon(LinearCode):
         first, *others = self.polynomials(workers).generator[worker % self.size].tolist()
         for row, pieces in zip(coordinates.cut_row(out), coordinates.cut(gradient), strict=True):
             own = row[:, 0]
-            torch.mul(pieces[:, 0], first, out=own)
+            torch.mul(pieces[:, 0].to(own.dtype), first, out=own)  # the product of bfloat16 would be rounded to it
             for place, factor in enumerate(others, 1):
                 own.add_(pieces[:, place], alpha=factor)
         return out
