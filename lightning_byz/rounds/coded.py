@@ -23,6 +23,7 @@ from lightning_byz.random import generator
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel
 from lightning_byz.rounds.checks import estimated
+from lightning_byz.rounds.coded_memory import MEAN_STAGE, NAMED, begun, refuse_other_estimator, refuse_other_rows
 from lightning_byz.rounds.coded_wire import CodedWire
 from lightning_byz.rounds.counted import census_of, facts_of, with_broken
 from lightning_byz.rounds.defence import Defence
@@ -31,10 +32,6 @@ from lightning_byz.rounds.round import Outcome, Round, Sent, Turn
 from lightning_byz.rounds.trying import Trying
 from lightning_byz.rounds.untaken import PATIENCE, after_fault
 from lightning_byz.stack import Stack
-
-MEAN_STAGE = "mean"
-NAMED = "named"
-"""Per worker, at how many steps its row did not fit; runs without a code have no such count."""
 
 
 class _Decoded(NamedTuple):
@@ -95,12 +92,13 @@ class Coded(Round):
         return remembered
 
     def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
-        """Refuse the memory of a run without a code."""
-        if step and NAMED not in counts:
-            raise ValueError(
-                "The checkpoint is of a run without a code, in which each worker remembers for itself: resume without code=, or start a new run from"
-                " the weights alone."
-            )
+        """Refuse the memory of a run without a code, or with one whose rows are others."""
+        refuse_other_rows(self.code, self.workers, step, counts)
+
+    def loaded(self, memory: Memory, local: Sequence[int], device: torch.device) -> Memory:
+        """Return the memory; refuse that of another estimator."""
+        refuse_other_estimator(memory, self.estimator)
+        return memory
 
     def wire_of(self, stage: str, wire: Wire) -> Wire:
         """Return the wire of coded rows for what attacks remember of them."""
@@ -160,6 +158,7 @@ class Coded(Round):
         """Deliver coded rows, attack, find liars, decode, estimate, assemble; a step in which rows do not fit is not taken."""
         assert isinstance(wire, CodedWire)
         started, moved, n = perf_counter(), (wire.received, wire.sent), self.workers
+        memory = begun(memory, self.code, n)
         for worker in wire.local:
             if worker not in sent:
                 wire.row(worker).fill_(torch.nan)
@@ -237,7 +236,6 @@ class Coded(Round):
         vectors = {name: value for name, value in found.left.items() if isinstance(value, Tensor)}
         rules = {MEAN_STAGE: Sliced(vectors, wire.slice)} if vectors else {}
         rules |= {ATTACK_STAGE: Sliced(past, wire.coded.slice)} if past else {}
-        before = memory.counts.get(NAMED, [0] * self.workers)
-        named = [count + (worker in found.liars) for worker, count in enumerate(before)]
+        named = [count + (worker in found.liars) for worker, count in enumerate(memory.counts[NAMED])]
         adopted = [1 + max(memory.counts.get("adopted", [0]))] * self.workers
-        return Memory(memory.step + 1, 0, {}, rules, {"adopted": adopted, NAMED: named}, {})
+        return Memory(memory.step + 1, 0, {}, rules, {**memory.counts, "adopted": adopted, NAMED: named}, {})

@@ -18,6 +18,7 @@ from lightning_byz.random import generator
 from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel, Shapes
 from lightning_byz.rounds.checks import estimated, plain
+from lightning_byz.rounds.coded_memory import NAMED
 from lightning_byz.rounds.counted import census_of, facts_of, with_broken
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.ends import DOWN_STAGE, LINK_STAGE
@@ -92,7 +93,7 @@ class Robust(Round):
 
     def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
         """Refuse the memory of a run in which messages waited."""
-        if "named" in counts:
+        if NAMED in counts:
             raise ValueError(
                 "The checkpoint is of a run with code=, whose estimate is of the decoded mean: resume with the same code, or start a new run from"
                 " the weights alone."
