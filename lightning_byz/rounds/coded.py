@@ -206,7 +206,7 @@ class Coded(Round):
             projections = self.code.project(stack.vectors, wire.where, stack.slice, generator=draws)
             liars = self.code.locate(projections, dtype=stack.vectors.dtype)
         except TooManyLiars as error:
-            overflown = scale is not None and scale > 1.0 and set(error.broken) == set(error.workers)
+            overflown = scale is not None and scale > 1.0 and self._overflown(error)
             return _Decoded(None, error.liars, reason=str(error), fault=not overflown)
         mean = self.code.decode(stack.vectors, liars, wire.where, stack.slice)
         mean = mean if scale is None else mean.mul_(1.0 / scale)
@@ -217,6 +217,12 @@ class Coded(Round):
         return _Decoded(
             None, liars, reason=f"{type(self.estimator).__name__} made of a finite mean what is not finite."
         )
+
+    def _overflown(self, error: TooManyLiars) -> bool:
+        """Whether of each group that fits no message no more rows are finite than liars can send."""
+        finite = {*error.workers} - {*error.broken}
+        small = [len(finite.intersection(group)) <= self.code.s for group in self.code.groups(self.workers)]
+        return bool(error.broken) and all(small)
 
     def _shares(self, liars: Sequence[int]) -> Tensor:
         """Each row's part of the mean, alike among the rows of a group that fit: any of them could be left out."""
