@@ -94,9 +94,9 @@ def test_the_start_up_line_says_what_is_caught(strategy):
     )
     line = start_up_line(defence, AllToAll(), Placement(n, 2, 0), plan)
     groups = {
-        "Solon": "2 groups of 4 compute 2 parts",
-        "Repetition": "2 groups of 3 compute 2 parts",
-        "Cyclic": "1 group of 4 compute",
+        "Solon": "2 parts on 2 groups of 4 workers, 1 to each worker",
+        "Repetition": "2 parts on 2 groups of 3 workers, 1 to each worker",
+        "Cyclic": "4 parts on 1 group of 4 workers, 3 to each worker",
     }
     assert f"; {code!r} -> Gradient(); " in line
     assert groups[type(code).__name__] in line

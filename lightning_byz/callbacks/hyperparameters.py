@@ -12,7 +12,7 @@ VERSIONS = ("lightning-byz", "lightning", "torch")
 
 
 def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
-    """Return rules, f, workers, attack, exchange, seed and versions of a fit that is set up, as numbers and text."""
+    """Return rules or code, f, workers, attack, exchange, seed and versions of a fit that is set up, as numbers and text."""
     told = {
         "aggregator": _named(strategy.aggregator),
         "preaggregators": _listed(map(_named, strategy.preaggregators)),
@@ -32,6 +32,8 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
         told |= {"arrivals": _named(strategy.arrivals), "age_decay": strategy.age_decay or "none"}
     if not strategy.plan.channel().plain:
         told |= {"link": _named(strategy.link), "compressor": _named(strategy.compressor)}
+    if strategy.code is not None:
+        told["code"] = _named(strategy.code)
     if strategy.downlink is not None:
         told["downlink"] = _named(strategy.downlink)
     return {f"lightning_byz/{name}": value for name, value in told.items()}

@@ -156,10 +156,10 @@ def groups_of(code: object, size: int, needed: str, workers: int) -> list[range]
 
     """
     if workers < 1 or workers % size:
-        lower = workers // size * size
+        lower, words = workers // size * size, [word for word in ("s", "compression") if word in needed]
         nearest = f"{lower} or {lower + size}" if lower else f"{size}"
         raise ValueError(
             f"{code} needs groups of {needed} = {size} workers, which {workers} workers cannot be divided into: take {nearest} workers, or "
-            "another s or compression."
+            f"another {' or '.join(words)}."
         )
     return [range(first, first + size) for first in range(0, workers, size)]

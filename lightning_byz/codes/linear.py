@@ -107,6 +107,14 @@ def refuse_unfit(code: Code, groups: Sequence[range], projections: Tensor, liars
     workers = list(chain.from_iterable(groups))
     broken = [worker for worker in workers if not bool(projections[worker].isfinite().all())]
     named = " and those of ".join(f"{group.start} to {group.stop - 1}" for group in groups)
+    if len(broken) == len(workers):
+        raise TooManyLiars(
+            f"{code}: the rows of workers {named} are none of them finite, as their gradients then are: look at the loss, the data and the learning"
+            " rate.",
+            workers=workers,
+            broken=broken,
+            liars=liars,
+        )
     raise TooManyLiars(
         f"{code}: the rows of workers {named} fit no message, whichever {code.s} of them are left out{_told(broken)}: more than {code.s} of a "
         "group lie, or honest workers of a group did not compute the same. Raise s, or make a step of the module depend on its random state alone.",

@@ -24,7 +24,7 @@ from lightning_byz.rounds.attackers import ATTACK_STAGE, Attackers
 from lightning_byz.rounds.channel import Channel
 from lightning_byz.rounds.checks import estimated
 from lightning_byz.rounds.coded_wire import CodedWire
-from lightning_byz.rounds.coding import DEALT, dealt, refuse_other_code
+from lightning_byz.rounds.coding import DEALT, dealt, refuse_other_code, refuse_other_estimator
 from lightning_byz.rounds.counted import census_of, facts_of, with_broken
 from lightning_byz.rounds.defence import Defence
 from lightning_byz.rounds.report import Report
@@ -98,6 +98,12 @@ class Coded(Round):
     def refuse_foreign(self, step: int, counts: Mapping[str, Sequence[int]]) -> None:
         """Refuse the memory of a run without a code, or under another one."""
         refuse_other_code(self.code, counts, workers=self.workers)
+
+    def loaded(self, memory: Memory, local: Sequence[int], device: torch.device) -> Memory:
+        """Return the memory; refuse that of another estimator."""
+        known = memory.rules[MEAN_STAGE].values if MEAN_STAGE in memory.rules else {}
+        refuse_other_estimator(sorted(known), self.estimator, taken=NAMED in memory.counts)
+        return memory
 
     def wire_of(self, stage: str, wire: Wire) -> Wire:
         """Return the wire of coded rows for what attacks remember of them."""
@@ -192,9 +198,7 @@ class Coded(Round):
         replaced = self.attackers.replaced(honest, census, memory, tried, channel=Channel())
         census = with_broken(census, replaced.broken, None)
         rows = replaced.stack.vectors
-        for worker, word in enumerate(census.arrival):
-            if word is not Arrival.ARRIVED:
-                rows[worker] = torch.nan
+        rows[[worker for worker, word in enumerate(census.arrival) if word is not Arrival.ARRIVED]] = torch.nan
         return Stack(rows, f=sent.f, slice=sent.slice), census, past
 
     def _decoded(self, memory: Memory, stack: Stack, wire: CodedWire, scale: float | None) -> _Decoded:
@@ -212,9 +216,8 @@ class Coded(Round):
         vector, left = self._estimated(memory, mean)
         if finite(whole := wire.assemble(vector)):
             return _Decoded(whole, liars, left)
-        return _Decoded(
-            None, liars, reason=f"{type(self.estimator).__name__} made of a finite mean what is not finite."
-        )
+        reason = f"{type(self.estimator).__name__} made of a finite mean what is not finite."
+        return _Decoded(None, liars, reason=reason)
 
     def _beyond_liars(self, error: TooManyLiars) -> bool:
         """Whether more rows are not finite than liars can send, in each group whose rows fit nothing: gradients overflowed."""

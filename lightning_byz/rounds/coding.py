@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -39,8 +39,9 @@ def rules_under(code: object, f: Any, aggregator: Aggregator | None) -> tuple[An
         given = f"the class {code.__name__}" if isinstance(code, type) else repr(code)
         raise TypeError(f"code={given}: give an instance of a Code, e.g. Solon(s=1, compression=2).")
     if aggregator is not None:
+        given = f"the class {aggregator.__name__}" if isinstance(aggregator, type) else repr(aggregator)
         raise ValueError(
-            f"aggregator={aggregator!r} has nothing to do with {code}: a code leaves liars out and decodes the mean of all parts. Leave aggregator"
+            f"aggregator={given} has nothing to do with {code}: a code leaves liars out and decodes the mean of all parts. Leave aggregator"
             " or code out."
         )
     number = isinstance(f, int | float) and not isinstance(f, bool)
@@ -74,29 +75,35 @@ def check_code(
     """
     if code is None:
         return
-    if not isinstance(arrivals, Synchronous):
-        _refuse(
-            code, "arrivals", arrivals, "decodes the rows of one step, of which those that are not there count as lies"
-        )
-    if type(link) is not Direct:
-        _refuse(
-            code, "link", link, "makes messages shorter itself, and rows that a link has changed are no words of it"
-        )
-    if type(compressor) is not Identity:
-        _refuse(code, "compressor", compressor, "makes messages shorter itself, and rounded rows are no words of it")
-    if downlink is not None:
-        _refuse(code, "downlink", downlink, "sends the mean back as it is, which all ranks can tell from any other")
-    if preaggregators:
-        _refuse(code, "preaggregators", preaggregators, "leaves liars out by itself, and mixed rows are no words of it")
-    if max_share is not None:
-        _refuse(code, "max_share", max_share, "has all parts count alike")
     equal = weights is None or (not isinstance(weights, str) and len(set(weights)) == 1)
-    if not equal:
-        _refuse(code, "weights", weights, "has all parts count alike")
-    if local:
-        _refuse(code, "data", "local", "has several workers compute on the same samples")
-    if split:
-        _refuse(code, "split_batches", True, "deals parts out itself, of which several workers compute the same")
+    alike, shorter = (
+        "has all parts count alike",
+        "makes messages shorter itself, and has no row for what is made of them",
+    )
+    asked = [
+        (
+            "arrivals",
+            arrivals,
+            isinstance(arrivals, Synchronous),
+            "decodes the rows of one step, where a row that is missing counts as a lie",
+        ),
+        ("link", link, type(link) is Direct, shorter),
+        ("compressor", compressor, type(compressor) is Identity, shorter),
+        ("downlink", downlink, downlink is None, "sends the decoded mean back as it is"),
+        (
+            "preaggregators",
+            preaggregators,
+            not preaggregators,
+            "leaves liars out itself, and finds none among rows that were mixed",
+        ),
+        ("max_share", max_share, max_share is None, alike),
+        ("weights", weights, equal, alike),
+        ("data", "local", not local, "has several workers compute on the same samples"),
+        ("split_batches", True, not split, "deals parts out itself, of which several workers compute the same"),
+    ]
+    for name, given, fits, why in asked:
+        if not fits:
+            raise ValueError(f"{name}={given!r} does not go with code={code}, which {why}: leave one of them out.")
     _check_estimator(code, estimator)
 
 
@@ -137,14 +144,27 @@ def refuse_other_code(code: Code, counts: Mapping[str, Sequence[int]], *, worker
         )
 
 
+def refuse_other_estimator(known: Sequence[str], estimator: Estimator, *, taken: bool) -> None:
+    """Refuse what another estimator remembers of the mean, by name; nothing is remembered before a step was ``taken``.
+
+    Raises:
+        ValueError: If these are names of another.
+
+    """
+    if taken and known != (own := sorted(estimator.init(torch.zeros(1)))):
+        raise ValueError(
+            f"The checkpoint holds {known} of the decoded mean, and this run's estimator remembers {own}: resume with the same estimator, or start a"
+            " new run from the weights alone."
+        )
+
+
 def described(code: Code, workers: int) -> str:
     """Return what is caught of liars and what is not, for the start-up line."""
-    groups, size, parts = code.groups(workers), len(code.groups(workers)[0]), 1 + max(map(max, code.parts(workers)))
+    groups, parts = code.groups(workers), code.parts(workers)
+    several, count = "s" * (len(groups) > 1), 1 + max(map(max, parts))
+    spread = f"{count} part{'s' * (count > 1)} on {len(groups)} group{several} of {len(groups[0])} workers, {len(parts[0])} to each worker"
     named = f"up to {code.s} of a group who lie are named, and the step is the mean of all parts"
-    return (
-        f"; {len(groups)} group{'s' * (len(groups) > 1)} of {size} compute {parts} part{'s' * (parts > 1)}: {named};"
-        f" {code.s + 1} or more are refused where their rows do not fit, and not caught where they know the code and agree"
-    )
+    return f"; {spread}: {named}; {code.s + 1} or more are refused where their rows do not fit, and not caught where they know the code and agree"
 
 
 def warn_of_crowds(code: Code, workers: int, attackers: Sequence[int]) -> None:
@@ -187,7 +207,3 @@ def _mixes(estimator: Estimator) -> bool:
             estimate, memory = estimator.update(memory, [gradient], count=count)
         told.append(estimate[:4])
     return not torch.allclose(*told)
-
-
-def _refuse(code: Code, name: str, given: Any, why: str) -> NoReturn:
-    raise ValueError(f"{name}={given!r} does not go with code={code}, which {why}: leave one of them out.")

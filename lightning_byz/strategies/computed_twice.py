@@ -85,9 +85,10 @@ class ComputedTwice:
             return
         self._judged, slack = True, aggregation.round.slack(aggregation.layout.dtype)
         assert slack is not None
-        found = torch.tensor([int(self._apart > slack)], dtype=torch.int64, device=self._module.device)
+        differs = not self._apart <= slack  # NaN where parts of both overflow
+        found = torch.tensor([int(differs)], dtype=torch.int64, device=self._module.device)
         if ranks := int(self._exchange.all_reduce(found)):
-            told = f", {self._apart:.2g} of its length apart" if self._apart > slack else ""
+            told = f", {self._apart:.2g} of its length apart" if differs else ""
             raise ValueError(
                 f"{type(self._module).__name__}.training_step gave two gradients{told} for the same batch and random state, on {ranks}"
                 f" rank{'s' * (ranks > 1)}, and under code= honest workers of a group must agree: let a step depend on batch, parameters, buffers and"
