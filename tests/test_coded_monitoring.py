@@ -105,7 +105,9 @@ def test_the_start_up_line_says_what_is_caught(strategy):
         "2 or more are refused where their rows do not fit, and not caught where they know the code and agree" in line
     )
     assert "Mean" not in line
-    assert "1 part:" in start_up_line(Defence(4, 1, Mean()), Local(), Placement(4, 1, 0), Plan(code=Solon(1, 2)))
+    assert "; 1 part on 1 group of 4 workers" in start_up_line(
+        Defence(4, 1, Mean()), Local(), Placement(4, 1, 0), Plan(code=Solon(1, 2))
+    )
 
 
 # ---------------------------------------------------------------------- what modules log

@@ -62,7 +62,7 @@ ARGUMENTS = [
         r"^link=EF21.* does not go with code=.*makes messages shorter itself.*: leave one",
     ),
     ({"compressor": Cast("bfloat16")}, r"^compressor=Cast.* does not go with code=.*makes messages shorter itself"),
-    ({"downlink": Cast("bfloat16")}, r"^downlink=.* does not go with code=.*sends the mean back as it is"),
+    ({"downlink": Cast("bfloat16")}, r"^downlink=.* does not go with code=.*sends the decoded mean back as it is"),
     ({"preaggregators": [NNM()]}, r"^preaggregators=\[NNM\(\)\] does not go with code=.*leaves liars out itself"),
     ({"weights": [1, 1, 2, 1]}, r"^weights=\[1, 1, 2, 1\] does not go with code=.*has all parts count alike"),
     ({"weights": "samples"}, r"^weights='samples' does not go with code="),
