@@ -1,0 +1,264 @@
+"""The server's end of one worker: a thread that receives its messages, one at a time, and sends it parameters."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Lock, Semaphore, Thread
+from time import monotonic
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from lightning_byz.serving.door import LOST, hang_up, set_patience
+from lightning_byz.serving.frames import TEXT, Header, Kind, receive, receive_header, text_of
+from lightning_byz.serving.messages import Sizes, notes_of, vector_of
+
+SLOTS = 4
+"""Messages that the server holds at most beside its table, and parameters that it is sending, of other updates than the last."""
+SLICE = 0.1
+"""Seconds after which a thread that waits looks around."""
+
+
+@dataclass(eq=False)
+class Message:
+    """What a worker has sent of a turn.
+
+    Args:
+        worker: Whose it is.
+        version: The number of updates at the point where it was computed.
+        turn: Its turn.
+        row: The message (d,).
+        used: For each parameter whether the worker used it.
+        buffers: The module's buffers after the turn.
+        loss: Of its batch.
+        logged: What it logged, by name: a number, and flags.
+
+    """
+
+    worker: int
+    version: int
+    turn: int
+    row: Tensor
+    used: list[bool]
+    buffers: np.ndarray
+    loss: float
+    logged: dict[str, tuple[float, list[bool | None]]]
+
+
+class Published(NamedTuple):
+    """Parameters as they are sent: nobody writes to them.
+
+    Args:
+        version: The number of updates.
+        epoch: The Trainer's.
+        step: Likewise.
+        data: Their bytes.
+
+    """
+
+    version: int
+    epoch: int
+    step: int
+    data: Any
+
+
+@dataclass(eq=False)
+class Common:
+    """What the lines of a server share.
+
+    Args:
+        sizes: Of all that travels.
+        digests: Of the server's module and libraries.
+        deadline: Seconds of silence after which a worker is left out, and without progress after which a transfer is broken off.
+        say: Takes what happens to a worker, as a word and a text.
+
+    """
+
+    sizes: Sizes
+    digests: tuple[int, int]
+    deadline: float
+    say: Callable[[int, str, str], None]
+    inbox: SimpleQueue[Message] = field(default_factory=SimpleQueue)
+    receiving: Semaphore = field(default_factory=lambda: Semaphore(SLOTS))
+    sending: Semaphore = field(default_factory=lambda: Semaphore(SLOTS))
+    lock: Lock = field(default_factory=Lock)
+    published: Published | None = None
+    malformed: int = 0
+    """Frames that were none of those expected."""
+    closing: bool = False
+
+
+class Line:
+    """One worker's connection, and the thread that serves it.
+
+    Args:
+        worker: The worker.
+        connection: The connection, whose other end has shown the worker's key.
+        common: What all lines share.
+
+    """
+
+    def __init__(self, worker: int, connection: Connection, common: Common) -> None:
+        self.worker = worker
+        self.connection = connection
+        self.orders: SimpleQueue[tuple[str, bool]] = SimpleQueue()
+        self.memories: SimpleQueue[bytes | None] = SimpleQueue()
+        self.silent = self.gone = self.ready = False
+        self._common = common
+        self._heard = monotonic()
+        self._thread = Thread(target=self._run, name=f"worker {worker}", daemon=True)
+
+    def start(self) -> None:
+        """Serve the worker."""
+        set_patience(self.connection, self._common.deadline)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the connection, and wait for the thread."""
+        self.gone = True
+        self.orders.put(("stop", False))
+        hang_up(self.connection)
+        if self._thread.is_alive():
+            self._thread.join(self._common.deadline + 1.0)
+
+    def _run(self) -> None:
+        why = "the connection ended"
+        try:
+            if self._greeted():
+                self._send_point(accepted=False)
+                while self._turn():
+                    pass
+        except LOST as error:
+            why = str(error) or why
+        finally:
+            with suppress(OSError):
+                self.connection.close()
+            if not (self.gone or self._common.closing):
+                self.gone = True
+                self._common.say(self.worker, "lost", why)
+            self.memories.put(None)
+
+    def _greeted(self) -> bool:
+        """Whether the worker runs what the server runs."""
+        header = self._header()
+        if header is None or header.kind is not Kind.HELLO:
+            return False
+        mine = self._common.digests
+        for own, theirs, what in zip(mine, (header.first, header.second), ("module", "library"), strict=True):
+            if own != theirs:
+                self._common.say(self.worker, "differs", what)
+                return False
+        self._common.say(self.worker, "came", "")
+        return True
+
+    def _turn(self) -> bool:
+        """Receive one thing; whether to go on."""
+        header = self._header()
+        if header is None:
+            return not self.gone
+        if header.kind is Kind.ERROR:
+            self._common.say(self.worker, "error", text_of(self.connection.recv_bytes(TEXT)))
+            self.gone = True
+            return False
+        if header.kind is not Kind.GRADIENT:
+            self._malformed()
+            return True
+        if not self.ready:
+            self.ready = True
+            self._common.say(self.worker, "ready", "")
+        with self._room():
+            self.connection.send_bytes(Header(Kind.GO, self.worker).packed())
+            message = self._message(header)
+            if message is None:
+                return True
+            self._common.inbox.put(message)
+            del message
+            accepted = self._answered()
+        self._send_point(accepted=accepted)
+        return True
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Hold one of the places for messages, as soon as one is free."""
+        while not self._common.receiving.acquire(timeout=SLICE):
+            self._do(self.orders.get() if not self.orders.empty() else ("", False))
+        try:
+            yield
+        finally:
+            self._common.receiving.release()
+
+    def _header(self) -> Header | None:
+        """Return the next header, however long that takes; ``None`` for a frame that is none, or at the end."""
+        while not self.connection.poll(SLICE):
+            if self.gone:
+                return None
+            if not self.silent and monotonic() - self._heard > self._common.deadline:
+                self.silent = True
+                self._common.say(self.worker, "silent", "")
+        header = receive_header(self.connection)
+        self._heard = monotonic()
+        if header is None or header.worker != self.worker:
+            self._malformed()
+            return None
+        if self.silent:
+            self.silent = False
+            self._common.say(self.worker, "back", "")
+        return header
+
+    def _message(self, header: Header) -> Message | None:
+        sizes = self._common.sizes
+        vector, tail = receive(self.connection, sizes.vector), receive(self.connection, sizes.tail)
+        notes = self.connection.recv_bytes(TEXT)
+        current = self._common.published
+        assert current is not None
+        if vector is None or tail is None or not 0 <= header.first <= current.version or header.second < 0:
+            self._malformed()
+            return None
+        count = len(sizes.layout.names)
+        used = [bool(flag) for flag in tail[:count]]
+        buffers = np.frombuffer(tail, np.float64, sizes.buffers, count).copy()
+        row = vector_of(vector, sizes.layout)
+        return Message(self.worker, header.first, header.second, row, used, buffers, header.value, notes_of(notes))
+
+    def _answered(self) -> bool:
+        """Do as the server says until it has looked at the message; whether it accepted it."""
+        while True:
+            order, accepted = self.orders.get()
+            if order == "answer":
+                return accepted
+            self._do((order, accepted))
+
+    def _do(self, order: tuple[str, bool]) -> None:
+        """Do what the server asks for while the worker waits."""
+        if order[0] == "stop" or self.gone:
+            raise EOFError("the run ended")
+        if order[0] == "ask":
+            self._ask()
+
+    def _ask(self) -> None:
+        """Ask the worker what it remembers."""
+        self.connection.send_bytes(Header(Kind.ASK, self.worker).packed())
+        header = receive_header(self.connection)
+        known = header is not None and header.kind is Kind.MEMORY
+        self.memories.put(receive(self.connection, self._common.sizes.memory) if known else None)
+
+    def _send_point(self, *, accepted: bool) -> None:
+        """Send the parameters as they are now."""
+        while not self._common.sending.acquire(timeout=SLICE):
+            self._do(("", False))
+        try:
+            point = self._common.published
+            assert point is not None
+            about = (point.version, point.epoch, point.step)
+            self.connection.send_bytes(Header(Kind.POINT, self.worker, accepted, *about).packed())
+            self.connection.send_bytes(point.data)
+        finally:
+            self._common.sending.release()
+        self._heard = monotonic()
+
+    def _malformed(self) -> None:
+        with self._common.lock:
+            self._common.malformed += 1
