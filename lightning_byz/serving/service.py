@@ -10,9 +10,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lightning_byz.errors import TooManyFaults
+from lightning_byz.serving.common import SLICE, Common, Message, Published
 from lightning_byz.serving.door import Door, hang_up
 from lightning_byz.serving.engine import Engine, Seat
-from lightning_byz.serving.line import SLICE, Common, Line, Message, Published
+from lightning_byz.serving.line import Line
 from lightning_byz.serving.messages import Remembered, Sizes, memory_of, raw
 
 STEP = 0.01

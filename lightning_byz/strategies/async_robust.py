@@ -1,6 +1,6 @@
 """The Lightning strategy of workers that do not wait: each goes at its own pace, and rules weigh it by what it delivers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -9,8 +9,6 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lightning_byz.aggregators import Aggregator
 from lightning_byz.attacks import Attack
@@ -28,14 +26,13 @@ from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.serving.one_row import OneByOne
 from lightning_byz.serving.serving import AsTheyCome, Desk, ServingPlan
 from lightning_byz.strategies.async_checks import check_async_arguments, check_async_run, check_trained
-from lightning_byz.strategies.planned import PlannedStrategy
 from lightning_byz.strategies.refusals import check_arguments, check_optimizers, check_rules
 from lightning_byz.strategies.run import Run
-from lightning_byz.strategies.served_data import ServedData, Update
-from lightning_byz.strategies.served_run import ServedRun
+from lightning_byz.strategies.served_data import ServedData
+from lightning_byz.strategies.serving import ServingStrategy
 
 
-class AsyncRobustStrategy(PlannedStrategy):
+class AsyncRobustStrategy(ServingStrategy):
     r"""Train an unchanged LightningModule with workers that go at their own pace: a slow one slows nobody, a dead one stops nobody.
 
     The process that runs the Trainer serves: validation, checkpoints, loggers, schedulers and callbacks are as ever, with a world of one. Workers are
@@ -67,10 +64,10 @@ class AsyncRobustStrategy(PlannedStrategy):
         engine: What starts the workers: ``"processes"`` for children of this process, on this machine.
         start_method: How processes start: ``"spawn"``, ``"forkserver"``, or ``"fork"`` for at once, on the CPU only.
         threads: torch's threads in each worker.
-        accelerator: As for ``DDPStrategy``.
-        parallel_devices: As for ``DDPStrategy``.
-        checkpoint_io: As for ``DDPStrategy``.
-        precision_plugin: As for ``DDPStrategy``; without a gradient scaler.
+        accelerator: As for ``DDPStrategy``, as the next three.
+        parallel_devices: Likewise.
+        checkpoint_io: Likewise.
+        precision_plugin: Likewise, without a gradient scaler.
 
     Raises:
         ValueError: For arguments that no run can use; when the run starts, for a module, loader or checkpoint that does not fit.
@@ -147,16 +144,13 @@ class AsyncRobustStrategy(PlannedStrategy):
         self.arrivals = AsTheyCome(byzantine_share)
         self.link, self.compressor, self.downlink = Direct(), Identity(), None
         self.weights, self.max_share = "counts", None
-        self.served: ServedRun | None = None
-        """The workers of the present run, or of the last."""
-        self._desk = Desk()
-        self._defence = None
+        self._desk, self._defence = Desk(), None
 
     @property
     def plan(self) -> ServingPlan:
         """What steps are made of besides the rules."""
-        attackers, share = Attackers(self.attackers, self.attack), {"age_decay": self.age_decay, "desk": self._desk}
-        return ServingPlan(self.estimator, attackers, self.arrivals, "counts", **share)
+        attackers, rest = Attackers(self.attackers, self.attack), {"age_decay": self.age_decay, "desk": self._desk}
+        return ServingPlan(self.estimator, attackers, self.arrivals, "counts", **rest)
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Prepare a run; refuse what cannot be right."""
@@ -183,73 +177,3 @@ class AsyncRobustStrategy(PlannedStrategy):
         self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
         self._begin(self._defence)
         self.served = None
-
-    # ------------------------------------------------------------------ steps
-
-    def on_train_start(self) -> None:
-        """Start the workers, and wait for a first message of each: what they cannot do is found before the first update."""
-        super().on_train_start()
-        assert self._run is not None
-        assert isinstance(self._data, ServedData)
-        self.served = ServedRun(self, self._run, self._data, self._desk)
-        self.served.start()
-
-    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        """Leave an update as it is: batches are at the workers."""
-        return batch if isinstance(batch, Update) else super().batch_to_device(batch, device, dataloader_idx)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for the arrivals of an update; return their mean loss."""
-        assert self.served is not None
-        self.report, loss = self.served.update(diagnose=self.diagnose)
-        self.backward = self._gradients_are_there
-        return loss
-
-    def _gradients_are_there(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Give the parameters the aggregate."""
-        assert self.served is not None
-        self.served.show_gradients()
-        self._unstepped = self.report
-        return closure_loss
-
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
-    ) -> Any:
-        """Step the user's optimizer on the aggregate, and send the new parameters to whoever has delivered."""
-        output = super().optimizer_step(optimizer, closure, model, **kwargs)
-        assert self.served is not None
-        self.served.go_on()
-        return output
-
-    # ------------------------------------------------------------------ evaluation, checkpoints, the end
-
-    def _show_consensus(self) -> bool:
-        if self.served is not None:
-            self.served.share_buffers()
-        return super()._show_consensus()
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the module's state, with what all workers' buffers have in common."""
-        if self.served is not None:
-            self.served.share_buffers()
-        return super().lightning_module_state_dict()
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Save what the workers remember in the same file: each that answers within the deadline hands it over."""
-        if self.served is None:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
-        with self.served.handed_over():
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-
-    def on_train_end(self) -> None:
-        """Leave the module with what all workers' buffers have in common; the workers end."""
-        super().on_train_end()
-        if self.served is not None:
-            self.served.end()
-
-    def teardown(self) -> None:
-        """End the workers, however the run ended."""
-        if self.served is not None:
-            self.served.close()
-        super().teardown()

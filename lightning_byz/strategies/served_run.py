@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from time import monotonic
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -15,20 +13,16 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_byz.census import Arrival
-from lightning_byz.random import derive
 from lightning_byz.rounds import Report, Sent
-from lightning_byz.serving.line import Message
+from lightning_byz.serving.common import Message
 from lightning_byz.serving.messages import Sizes, packed_memory
 from lightning_byz.serving.processes import Processes
 from lightning_byz.serving.service import Service
 from lightning_byz.serving.serving import UPDATES, Desk, handed_over, remembered_by
-from lightning_byz.strategies.module_job import ModuleJob, Pause
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.served_data import ServedData
-from lightning_byz.strategies.training_data import TRANSFER_HOOKS
+from lightning_byz.strategies.served_jobs import digests_of, jobs_of
 from lightning_byz.strategies.worker_log import WorkerLog
-from lightning_byz.strategies.worker_trainer import facts_of
-from lightning_byz.versions import TESTED
 
 PATIENCE = 20
 """Arrivals per worker, in a row without an update, after which that is worth a warning; the next at twice as many."""
@@ -56,7 +50,7 @@ class ServedRun:
         self._waiting: tuple[int, bool] | None = None
         self._refused, self._warn_at = 0, PATIENCE * strategy.workers
         self._ended = False
-        self._began = monotonic()
+        self._began, self._stopped = monotonic(), 0.0
         self.delivered = dict.fromkeys(range(strategy.workers), 0)
         """Messages of each worker that were accepted in this fit."""
         self._aggregation, self._trained = run.ready(0, strategy.optimizers[0])
@@ -65,8 +59,8 @@ class ServedRun:
         self._aggregation.memory = replace(memory, workers={})
         desk.updates = memory.counts[UPDATES][0] if UPDATES in memory.counts else 0
         self._sizes = Sizes(layout, sum(one.numel() for one in run.module.buffers()), strategy.estimator)
-        self._digests = _digests(run.module)
-        jobs = _jobs(strategy, data, layout, self._digests)
+        self._digests = digests_of(run.module)
+        jobs = jobs_of(strategy, data, layout, self._digests)
         self.engine = Processes(jobs, method=strategy.start_method, threads=strategy.threads)
         limits = {"deadline": strategy.deadline, "restarts": strategy.restarts}
         self.service = Service(self.engine, self._sizes, self._digests, tell=rank_zero_warn, **limits)
@@ -88,6 +82,7 @@ class ServedRun:
         """Take messages until the rules have made an update of them; return what became of the last, and the mean loss."""
         self._refuse_other_parameters()
         losses: list[float] = []
+        deliveries = [0] * self._strategy.workers
         while True:
             message = self._awaited()
             report = self._take(message, diagnose=diagnose)
@@ -96,6 +91,7 @@ class ServedRun:
             accepted = report.census.arrival[message.worker] is Arrival.ARRIVED
             if accepted:
                 self.delivered[message.worker] += 1
+                deliveries[message.worker] += 1
                 self._buffers[message.worker] = message.buffers
             if report.taken:
                 self._waiting = message.worker, accepted
@@ -107,6 +103,7 @@ class ServedRun:
         for parameter in self._trained:
             parameter.grad = None  # what clears gradients before the backward pass is not to clear these
         self._log.tell()
+        report = replace(report, deliveries=deliveries)
         return report, torch.tensor(float(np.mean(losses)), device=self._module.device, requires_grad=True)
 
     def show_gradients(self) -> None:
@@ -131,13 +128,13 @@ class ServedRun:
     def close(self) -> None:
         """End the workers, whatever they do."""
         if not self._ended:
-            self._ended = True
+            self._ended, self._stopped = True, monotonic()
             self.service.close()
 
     @property
     def rates(self) -> dict[int, float]:
         """Messages per second of each worker that were accepted since the start."""
-        seconds = max(monotonic() - self._began, 1e-9)
+        seconds = max((self._stopped or monotonic()) - self._began, 1e-9)
         return {worker: count / seconds for worker, count in self.delivered.items()}
 
     # ------------------------------------------------------------------ memories
@@ -215,58 +212,6 @@ class ServedRun:
                 f"The optimizer trains {len(trained)} parameters now and {len(known)} when the workers started, who know of these: freeze and thaw"
                 " before the fit, or use RobustStrategy."
             )
-
-
-def _jobs(strategy: Any, data: ServedData, layout: Any, digests: tuple[int, int]) -> Mapping[int, ModuleJob]:
-    """Return what each worker computes."""
-    module, make, forks = strategy.lightning_module, data.make, strategy.start_method == "fork"
-    assert make is not None
-    trainer, datamodule = module.trainer, getattr(module.trainer, "datamodule", None)
-    known = [_overridden(datamodule, hook) for hook in TRANSFER_HOOKS]
-    held = module if forks else _apart(module)
-    hooks: Any = tuple(
-        getattr(datamodule if there else held, hook) for hook, there in zip(TRANSFER_HOOKS, known, strict=True)
-    )
-    acting = strategy.plan.attackers.acting
-    return {
-        worker: ModuleJob(
-            module=held,
-            loader=make(worker),
-            worker=worker,
-            seed=int(strategy.seed),
-            names=layout.names,
-            layout=layout,
-            hooks=hooks,
-            precision=strategy.precision_plugin,
-            device=strategy.root_device,
-            facts=facts_of(trainer),
-            attack=strategy.attack if worker in acting else None,
-            pause=Pause(strategy.delays[worker] if strategy.delays else 0.0, strategy.delay_law),
-            digests=digests,
-        )
-        for worker in range(strategy.workers)
-    }
-
-
-def _apart(module: pl.LightningModule) -> pl.LightningModule:
-    """Return a copy of a module that can travel to another process, without what the strategy has hung on it."""
-    hung = {name: vars(module).pop(name) for name in ("no_sync", "_on_before_batch_transfer") if name in vars(module)}
-    try:
-        return deepcopy(module)
-    finally:
-        vars(module).update(hung)
-
-
-def _overridden(datamodule: Any, hook: str) -> bool:
-    own = None if datamodule is None else getattr(type(datamodule), hook, None)
-    return own is not None and own is not getattr(pl.LightningDataModule, hook)
-
-
-def _digests(module: pl.LightningModule) -> tuple[int, int]:
-    """Return digests of what module and libraries must have in common at all workers and the server."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    words = [f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in tensors]
-    return derive(0, type(module).__qualname__, *words), derive(0, torch.__version__, pl.__version__, str(TESTED))
 
 
 def _named(numbers: np.ndarray | None, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

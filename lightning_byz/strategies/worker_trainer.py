@@ -65,7 +65,7 @@ class WorkerTrainer:
             raise AttributeError(name)
         offered = ", ".join(sorted({*FACTS, *CONSTANT, *MOVING}))
         raise NotInAWorker(
-            f"The training step used self.trainer.{name}, which only the serving process of AsyncRobustStrategy has: a worker's trainer has {offered}."
+            f"The training step used self.trainer.{name}, which only the serving process of AsyncRobustStrategy has: a worker has {offered}."
             " Move what needs it to a hook or a callback, which run in the serving process, or use RobustStrategy."
         )
 
