@@ -122,7 +122,12 @@ class Line:
             if not self.silent and monotonic() - self._heard > self._common.deadline:
                 self.silent = True
                 self._common.say(self.worker, "silent", "")
-        header = receive_header(self.connection)
+        try:
+            header = receive_header(self.connection)
+        except OSError:
+            if not self.connection.readable:  # the frame was longer than a header
+                self._malformed()
+            raise
         self._heard = monotonic()
         if header is None or header.worker != self.worker:
             self._malformed()
@@ -144,7 +149,7 @@ class Line:
         count = len(sizes.layout.names)
         used = [bool(flag) for flag in tail[:count]]
         buffers = np.frombuffer(tail, np.float64, sizes.buffers, count).copy()
-        row = vector_of(vector, sizes.layout)
+        row = vector_of(vector, sizes.layout.dtype)
         return Message(self.worker, header.first, header.second, row, used, buffers, header.value, notes_of(notes))
 
     def _answered(self) -> bool:

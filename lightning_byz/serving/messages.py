@@ -50,8 +50,10 @@ class Sizes:
     @property
     def memory(self) -> int:
         """Bytes of what a worker remembers: a number of what it has adopted, its vectors, its point, its numbers."""
-        vectors, numbers = _kinds(self.blank())
-        return 8 + self.vector * (len(vectors) + (self.estimator.points > 1)) + 8 * len(numbers)
+        blank = self.blank()
+        vectors, numbers = _kinds(blank)
+        widths = [torch.as_tensor(blank[name]).nbytes for name in vectors]
+        return 8 + sum(widths) + self.vector * (self.estimator.points > 1) + 8 * len(numbers)
 
     def blank(self) -> Vectors:
         """Return what a worker remembers before its first turn."""
@@ -88,13 +90,15 @@ def packed_memory(remembered: Remembered, sizes: Sizes) -> bytes:
 
 def memory_of(data: bytes, sizes: Sizes) -> Remembered:
     """Return what a worker remembers from its bytes; numbers that are not finite make it an empty one."""
-    blank = sizes.blank()
+    blank, layout = sizes.blank(), sizes.layout
     vectors, numbers = _kinds(blank)
     adopted, place = int(np.frombuffer(data, np.int64, 1)[0]), 8
+    kinds = {name: torch.as_tensor(blank[name]).dtype for name in vectors}
+    kinds |= {POINT: layout.dtype} if sizes.estimator.points > 1 else {}
     read: dict[str, Any] = {}
-    for name in [*vectors, *([POINT] if sizes.estimator.points > 1 else [])]:
-        read[name] = vector_of(data[place : place + sizes.vector], sizes.layout)
-        place += sizes.vector
+    for name, dtype in kinds.items():
+        stop = place + layout.total * dtype.itemsize
+        read[name], place = vector_of(data[place:stop], dtype), stop
     told = np.frombuffer(data, np.float64, len(numbers), place).tolist()
     usable = all(bool(read[name].isfinite().all()) for name in vectors) and all(map(isfinite, told)) and adopted >= 0
     point = read.pop(POINT, None)
@@ -138,9 +142,9 @@ def raw(vector: Tensor) -> np.ndarray:
     return vector.detach().contiguous().view(torch.uint8).numpy()
 
 
-def vector_of(data: bytes, layout: Layout) -> Tensor:
+def vector_of(data: bytes, dtype: torch.dtype) -> Tensor:
     """Return the vector that these bytes are, in memory of its own."""
-    vector = torch.empty(layout.total, dtype=layout.dtype)
+    vector = torch.empty(len(data) // dtype.itemsize, dtype=dtype)
     raw(vector)[:] = np.frombuffer(data, np.uint8)
     return vector
 

@@ -117,7 +117,7 @@ class _Worker:
         self._send(connection, Kind.HELLO, first=self._job.digests[0], second=self._job.digests[1])
         header = self._expected(connection, Kind.POINT)
         while True:
-            point = vector_of(connection.recv_bytes(self._sizes.vector), self._sizes.layout)
+            point = vector_of(connection.recv_bytes(self._sizes.vector), self._sizes.layout.dtype)
             try:
                 if self.error is not None:
                     raise RuntimeError(self.error)
