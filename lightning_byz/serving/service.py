@@ -73,6 +73,7 @@ class Service:
         self._tell = tell
         self._held: dict[int, Line] = {}
         self._dead: set[int] = set()
+        self._starting = True
         self.words: dict[int, str] = {}
         """What has last happened to each worker."""
         self.events: list[tuple[float, Event]] = []
@@ -112,7 +113,7 @@ class Service:
         while waiting and monotonic() < until:
             sleep(STEP)
             for event in self._happened():
-                if event.word in _FATAL and self.words.get(event.worker) != "restarted":
+                if event.word in _FATAL and (event.word != "ended" or event.worker in self._dead):
                     raise RuntimeError(_refused(event))
                 if event.word in ("ready", "silent"):
                     waiting.discard(event.worker)
@@ -216,7 +217,8 @@ class Service:
         worker, word, text = event
         before = self.words.get(worker)
         self.events.append((monotonic(), event))
-        if word in _SAID and not (word == "ended" and before in ("error", "differs")):
+        refused = word in _FATAL and self._starting and self._left[worker] == 0
+        if word in _SAID and not refused and not (word == "ended" and before in ("error", "differs")):
             self._tell(f"Worker {worker} {_SAID[word].format(text, deadline=self._common.deadline)}")
         self.words[worker] = word if word not in ("ready", "lost") else before or word
         if word == "ended" and self._left[worker] > 0:

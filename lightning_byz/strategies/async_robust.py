@@ -27,8 +27,8 @@ from lightning_byz.serving.one_row import OneByOne
 from lightning_byz.serving.serving import AsTheyCome, Desk, ServingPlan
 from lightning_byz.strategies.async_checks import check_async_arguments, check_async_run, check_trained
 from lightning_byz.strategies.refusals import check_arguments, check_optimizers, check_rules
-from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.served_data import ServedData
+from lightning_byz.strategies.served_run import RunOfMany
 from lightning_byz.strategies.serving import ServingStrategy
 
 
@@ -174,6 +174,6 @@ class AsyncRobustStrategy(ServingStrategy):
         check_optimizers(module, self.optimizers, self.plan)
         check_trained(module, self.optimizers)
         buffers = WorkerBuffers(module, placement.local, rule=BUFFER_RULES[self.buffers])
-        self._run = Run(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
+        self._run = RunOfMany(module, exchange, placement, buffers=buffers, streams=streams, seed=self.seed)
         self._begin(self._defence)
         self.served = None

@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_byz.census import Arrival
+from lightning_byz.exchange import Local
 from lightning_byz.rounds import Report, Sent
 from lightning_byz.serving.common import Message
 from lightning_byz.serving.messages import Sizes, packed_memory
@@ -26,6 +27,15 @@ from lightning_byz.strategies.worker_log import WorkerLog
 
 PATIENCE = 20
 """Arrivals per worker, in a row without an update, after which that is worth a warning; the next at twice as many."""
+
+
+class RunOfMany(Run):
+    """A run whose messages come one at a time, and whose workers' buffers are compared all at once."""
+
+    def consensus(self) -> dict[str, Tensor]:
+        """Return what all workers' buffers have in common."""
+        aggregation = self.aggregation(0)
+        return self.buffers.consensus(Local(), self.placement, aggregation.round.worth(aggregation.memory))
 
 
 class ServedRun:
