@@ -20,7 +20,7 @@ class Kind(IntEnum):
     POINT = 2
     """To a worker: the number of updates (``first``), epoch and step of the Trainer, whether its message was accepted. Its parameters follow."""
     GRADIENT = 3
-    """From a worker: the number of updates at its point (``first``), its turn (``second``). Its message, tail and notes follow once it may go on."""
+    """From a worker: the number of updates at its point (``first``), its turn (``second``). Its message follows, in one frame, once it may go on."""
     ASK = 4
     """To a worker: what it remembers is asked for. Nothing follows."""
     MEMORY = 5

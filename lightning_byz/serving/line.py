@@ -139,18 +139,18 @@ class Line:
 
     def _message(self, header: Header) -> Message | None:
         sizes = self._common.sizes
-        vector, tail = receive(self.connection, sizes.vector), receive(self.connection, sizes.tail)
-        notes = self.connection.recv_bytes(TEXT)
+        data = memoryview(self.connection.recv_bytes(sizes.message + TEXT))
         current = self._common.published
         assert current is not None
-        if vector is None or tail is None or not 0 <= header.first <= current.version or header.second < 0:
+        if len(data) < sizes.message or not 0 <= header.first <= current.version or header.second < 0:
             self._malformed()
             return None
+        vector, tail, notes = data[: sizes.vector], data[sizes.vector : sizes.message], data[sizes.message :]
         count = len(sizes.layout.names)
         used = [bool(flag) for flag in tail[:count]]
         buffers = np.frombuffer(tail, np.float64, sizes.buffers, count).copy()
         row = vector_of(vector, sizes.layout.dtype)
-        return Message(self.worker, header.first, header.second, row, used, buffers, header.value, notes_of(notes))
+        return Message(self.worker, *header[3:5], row, used, buffers, header.value, notes_of(bytes(notes)))
 
     def _answered(self) -> bool:
         """Do as the server says until it has looked at the message; whether it accepted it."""

@@ -48,6 +48,11 @@ class Sizes:
         return len(self.layout.names) + 8 * self.buffers
 
     @property
+    def message(self) -> int:
+        """Bytes of a gradient with its tail; after them comes what was logged, of any length up to that of a text."""
+        return self.vector + self.tail
+
+    @property
     def memory(self) -> int:
         """Bytes of what a worker remembers: a number of what it has adopted, its vectors, its point, its numbers."""
         blank = self.blank()
@@ -142,7 +147,7 @@ def raw(vector: Tensor) -> np.ndarray:
     return vector.detach().contiguous().view(torch.uint8).numpy()
 
 
-def vector_of(data: bytes, dtype: torch.dtype) -> Tensor:
+def vector_of(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:
     """Return the vector that these bytes are, in memory of its own."""
     vector = torch.empty(len(data) // dtype.itemsize, dtype=dtype)
     raw(vector)[:] = np.frombuffer(data, np.uint8)

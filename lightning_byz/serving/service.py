@@ -18,6 +18,8 @@ from lightning_byz.serving.messages import Remembered, Sizes, memory_of, raw
 
 STEP = 0.01
 """Seconds between two looks at what has happened, at the start."""
+LOOK = 0.1
+"""Seconds between two looks at what has happened, later."""
 START = 120.0
 """Seconds in which workers must have made their first message, at least."""
 
@@ -74,6 +76,7 @@ class Service:
         self._held: dict[int, Line] = {}
         self._dead: set[int] = set()
         self._starting = True
+        self._looked = 0.0
         self.words: dict[int, str] = {}
         """What has last happened to each worker."""
         self.events: list[tuple[float, Event]] = []
@@ -129,7 +132,8 @@ class Service:
             TooManyFaults: If there is no worker left.
 
         """
-        self._happened()
+        if monotonic() - self._looked > LOOK:
+            self._happened()
         try:
             message = self._common.inbox.get(timeout=SLICE)
         except Empty:
@@ -203,6 +207,7 @@ class Service:
 
     def _happened(self) -> list[Event]:
         """Return what has happened since the last call; say it, and start again who may be."""
+        self._looked = monotonic()
         for worker, how in self._engine.ended().items():
             if worker not in self._dead:
                 self._dead.add(worker)

@@ -156,10 +156,9 @@ class _Worker:
         """Send a message; return the header of the next parameters."""
         self._send(connection, Kind.GRADIENT, first=fetched.first, second=turn, value=computed.loss)
         self._expected(connection, Kind.GO)
-        connection.send_bytes(raw(computed.gradients[0]).data)
-        used = np.array(computed.used, np.uint8)
-        connection.send_bytes(used.tobytes() + computed.buffers.astype(np.float64).tobytes())
-        connection.send_bytes(packed_notes(computed.logged))
+        message, used = raw(computed.gradients[0]), np.array(computed.used, np.uint8)
+        buffers, notes = computed.buffers.astype(np.float64), packed_notes(computed.logged)
+        connection.send_bytes(b"".join([message.data, used.data, buffers.data.cast("B"), notes]))
         return self._expected(connection, Kind.POINT)
 
     def _expected(self, connection: Connection, kind: Kind) -> Header:
