@@ -7,12 +7,17 @@ python benchmarks/async.py staleness   # against RandomArrivals(law="uniform")
 
 import json
 import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -106,7 +111,7 @@ def rates(unit: float = 0.01, pairs: int = 3, accuracy: float = 0.95) -> None:
     found: dict[str, list[Mapping[str, float]]] = {"async": [], "lock-step": []}
     for seed in range(pairs):
         for kind, steps in (("async", 4000), ("lock-step", 1500)):
-            given = [kind, f"--unit={unit}", f"--steps={steps}", f"--seed={seed}", f"--accuracy={accuracy}"]
+            given = [kind, *map(str, (unit, steps, seed, accuracy))]
             command = [sys.executable, __file__, "one", *given]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
@@ -121,7 +126,7 @@ def rates(unit: float = 0.01, pairs: int = 3, accuracy: float = 0.95) -> None:
     print("seconds, ratio:", [round(first["reached"] / second["reached"], 2) for first, second in pairs_of])
 
 
-def server(workers: int = 17, coordinates: int = 1_000_000, f: int = 8, arrivals: int = 60) -> None:
+def server(workers: int = 17, coordinates: int = 1_000_000, f: int = 6, arrivals: int = 60) -> None:
     """Print what the server does per arrival against rule, optimizer and two copies.
 
     Args:
@@ -219,10 +224,76 @@ def staleness(workers: int = 6, seconds: float = 0.1, updates: int = 1500, seeds
         print(f"{kind:>10}: {'  '.join(told)}  {_with_error(torch.tensor(accuracies))}")
 
 
+class Trouble(pl.Callback):
+    """Kills or stops a worker now and then, lets the stopped ones go on later, and notes what the serving process holds.
+
+    Args:
+        seconds: Between two deeds.
+        minutes: After which the run ends.
+    """
+
+    def __init__(self, seconds: float, minutes: float) -> None:
+        self.held: list[tuple[int, int, int, float]] = []
+        self.deeds = {"kill": 0, "stop": 0}
+        self._seconds, self._end, self._next = seconds, time.monotonic() + 60 * minutes, time.monotonic() + seconds
+        self._draws, self._stopped = random.Random(0), 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Do it if it is time."""
+        now = time.monotonic()
+        if now > self._end:
+            trainer.should_stop = True
+        if now < self._next:
+            return
+        self._next = now + self._seconds
+        pids = trainer.strategy.served.engine.pids  # type: ignore[attr-defined]
+        if self._stopped:
+            with suppress(ProcessLookupError):
+                os.kill(self._stopped, signal.SIGCONT)
+        self.held.append(_held())
+        deed, pid = self._draws.choice(list(self.deeds)), self._draws.choice(list(pids.values()))
+        self.deeds[deed] += 1
+        self._stopped = pid if deed == "stop" else 0
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if deed == "kill" else signal.SIGSTOP)
+
+
+def soak(minutes: float = 10.0, seconds: float = 10.0) -> None:
+    """Train for some minutes while workers are killed and stopped at random; print what the serving process holds.
+
+    Args:
+        minutes: Length of the run.
+        seconds: Between two deeds.
+    """
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    trouble = Trouble(seconds, minutes)
+    pause = {"delays": [0.02] * 6, "start_method": "fork", "deadline": 3.0, "restarts": 10_000}
+    strategy = AsyncRobustStrategy(workers=6, f=1, aggregator=CTMA(CoordinateMedian()), **pause)
+    about = {"max_epochs": -1, "limit_val_batches": 0, "callbacks": [trouble], **QUIET}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy=strategy, **about)
+    module, data = DigitsClassifier(learning_rate=0.02), DigitsData(batch_size=16)
+    trainer.fit(module, datamodule=data)
+    images, labels = data.validation.tensors
+    accuracy = float((module(images).argmax(1) == labels).float().mean())
+    print(
+        f"{trainer.global_step} updates, {trouble.deeds}, accuracy {accuracy:.3f}; processes, open files, threads, MiB every {seconds:g} s:"
+    )
+    for line in trouble.held:
+        print(*line)
+
+
+def _held() -> tuple[int, int, int, float]:
+    """Return this process's children, open files, threads and resident memory."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return len(children), len(os.listdir("/proc/self/fd")), threading.active_count(), round(pages * 4096 / 2**20, 1)
+
+
 def _with_error(blocks: Tensor) -> str:
     """Return a mean and its standard error from means of blocks."""
     return f"{blocks.mean():.3f} +- {blocks.std() / len(blocks) ** 0.5:.3f}"
 
 
 if __name__ == "__main__":
-    auto_cli([rates, server, staleness, one], as_positional=True)
+    auto_cli([rates, server, staleness, soak, one], as_positional=True)

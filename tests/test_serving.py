@@ -22,6 +22,7 @@ from lightning_byz.flat import Layout
 from lightning_byz.rounds import Aggregation, Attackers, Defence, Report, Sent
 from lightning_byz.serving import Engine, OneByOne, Seat, Service
 from lightning_byz.serving.door import connection_of, knock
+from lightning_byz.serving.events import refused
 from lightning_byz.serving.frames import SIZE, Header, Kind, header_of
 from lightning_byz.serving.messages import Remembered, Sizes, memory_of, notes_of, packed_memory, packed_notes
 from lightning_byz.serving.serving import AsTheyCome, Desk, ServingPlan
@@ -271,14 +272,16 @@ def test_payloads_of_another_size_or_of_the_future_are_refused(served) -> None:
 
 
 def test_a_worker_that_differs_is_not_used(served) -> None:
-    service, engine, said = served
+    service, engine, _ = served
     seat = engine.seats[0]
     connection = knock(seat.address, 0, seat.key, patience=5.0)
     connection.send_bytes(Header(Kind.HELLO, 0, first=1, second=3).packed())
     with pytest.raises((OSError, EOFError)):
         connection.recv_bytes(SIZE)
     awaited(service, 1.0)
-    assert "Worker 0 runs another library than the server" in said[0]
+    assert service.words[0] == "differs"
+    assert "Worker 0 has another library than the server" in refused(service.events[-1][1])
+    assert service._common.inbox.empty()
 
 
 def test_the_server_holds_few_messages_beside_its_table() -> None:

@@ -5,7 +5,6 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from threading import Lock
 from time import monotonic, sleep
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from lightning_byz.errors import TooManyFaults
 from lightning_byz.serving.common import SLICE, Common, Message, Published
 from lightning_byz.serving.door import Door, hang_up
 from lightning_byz.serving.engine import Engine, Seat
+from lightning_byz.serving.events import FATAL, SAID, Event, refused
 from lightning_byz.serving.line import Line
 from lightning_byz.serving.messages import Remembered, Sizes, memory_of, raw
 
@@ -22,21 +22,6 @@ LOOK = 0.1
 """Seconds between two looks at what has happened, later."""
 START = 120.0
 """Seconds in which workers must have made their first message, at least."""
-
-
-class Event(NamedTuple):
-    """What happened to a worker.
-
-    Args:
-        worker: The worker.
-        word: ``came``, ``ready``, ``silent``, ``back``, ``lost``, ``error``, ``differs`` or ``restarted``.
-        text: What else is known of it.
-
-    """
-
-    worker: int
-    word: str
-    text: str
 
 
 class Service:
@@ -116,8 +101,8 @@ class Service:
         while waiting and monotonic() < until:
             sleep(STEP)
             for event in self._happened():
-                if event.word in _FATAL and (event.word != "ended" or event.worker in self._dead):
-                    raise RuntimeError(_refused(event))
+                if event.word in FATAL and (event.word != "ended" or event.worker in self._dead):
+                    raise RuntimeError(refused(event))
                 if event.word in ("ready", "silent"):
                     waiting.discard(event.worker)
         if waiting:
@@ -162,6 +147,8 @@ class Service:
         """Return what each worker remembers that tells within the deadline."""
         asked = [line for line in self._lines.values() if not (line.gone or line.silent)]
         for line in asked:
+            while not line.memories.empty():  # what came too late for the last question
+                line.memories.get()
             line.orders.put(("ask", False))
         found, until = {}, monotonic() + self._common.deadline
         for line in asked:
@@ -222,35 +209,12 @@ class Service:
         worker, word, text = event
         before = self.words.get(worker)
         self.events.append((monotonic(), event))
-        refused = word in _FATAL and self._starting and self._left[worker] == 0
-        if word in _SAID and not refused and not (word == "ended" and before in ("error", "differs")):
-            self._tell(f"Worker {worker} {_SAID[word].format(text, deadline=self._common.deadline)}")
+        fatal = word in FATAL and self._starting and self._left[worker] == 0
+        if word in SAID and not fatal and not (word == "ended" and before in ("error", "differs")):
+            self._tell(f"Worker {worker} {SAID[word].format(text, deadline=self._common.deadline)}")
         self.words[worker] = word if word not in ("ready", "lost") else before or word
         if word == "ended" and self._left[worker] > 0:
             self._left[worker] -= 1
             self._dead.discard(worker)
             self._engine.start(self._seat(worker, None))
             self._events.put(Event(worker, "restarted", ""))
-
-
-_FATAL = ("error", "differs", "ended")
-_SAID = {
-    "ended": "is gone: its process {}. Its last message keeps the weight that it has earned.",
-    "restarted": "is started again, with an empty memory.",
-    "silent": "has sent nothing for {deadline:g} s and is left out: its last message keeps the weight that it has earned, and it may come back.",
-    "back": "is back.",
-    "error": "has ended with an error, and its last message keeps the weight that it has earned:\n{}",
-    "differs": "runs another {} than the server, and nothing of it is used.",
-}
-
-
-def _refused(event: Event) -> str:
-    """Say why a run cannot start."""
-    if event.word == "differs":
-        return (
-            f"Worker {event.worker} has another {event.text} than the server, whose parameters and messages would not be the same: start it from"
-            " the same code with the same versions."
-        )
-    if event.word == "ended":
-        return f"Worker {event.worker} took no turn, so that no update was made: its process {event.text}."
-    return f"Worker {event.worker} could not take its first turn, so that no update was made:\n{event.text}"

@@ -154,8 +154,8 @@ class ServedRun:
         """Have what workers remember in the memory for the length of the block, as far as they have told."""
         if not self._ended:
             self._remembered |= self.service.memories()
-        held = self._aggregation.memory
         self._aggregation.withdraw()
+        held = self._aggregation.memory
         self._aggregation.memory = handed_over(self._aggregation.memory, self._remembered)
         self.share_buffers()
         try:
