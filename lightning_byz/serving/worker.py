@@ -115,7 +115,11 @@ class _Worker:
         """Take turns for as long as the connection holds."""
         set_patience(connection, WEEK)
         self._send(connection, Kind.HELLO, first=self._job.digests[0], second=self._job.digests[1])
-        header = self._expected(connection, Kind.POINT)
+        try:
+            header = self._expected(connection, Kind.POINT)
+        except EOFError:
+            self.error = self.error or "The server has not taken it."
+            return
         while True:
             point = vector_of(connection.recv_bytes(self._sizes.vector), self._sizes.layout.dtype)
             try:
