@@ -384,3 +384,27 @@ def test_a_resume_finds_every_workers_memory(tmp_path, estimator) -> None:
     lock = RobustStrategy(workers=3, f=0, aggregator=Mean(), estimator=estimator)
     with pytest.raises(ValueError, match="The checkpoint"):
         fit(lock, updates=80, ckpt_path=path)
+
+
+def test_checkpoints_and_validation_while_workers_go_on(tmp_path) -> None:
+    """Files are whole in the middle of a run, also with more workers than the server has places for messages."""
+
+    class Validated(Line):
+        def validation_step(self, batch, batch_idx) -> None:
+            points, values = batch
+            self.log("val_loss", nn.functional.mse_loss(self.layers(points)[:, 0], values))
+
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(self.train_dataloader().dataset, batch_size=40)
+
+    files = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=20, save_top_k=-1)
+    used = strategy(7, delays=[0.002] * 6 + [0.1], estimator=WorkerMomentum(beta=0.9))
+    options = {"enable_checkpointing": True, "callbacks": [files], "gradient_clip_val": 1.0}
+    trainer = fit(used, Validated(norm=True), updates=60, **options)
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
+    names = sorted(path.name for path in tmp_path.glob("*.ckpt"))
+    assert len(names) == 3
+    for name in names:
+        saved = torch.load(tmp_path / name, weights_only=True)
+        assert sorted(saved["lightning_byz"]["optimizers"][0]["memories"]) == list(range(7))
+        assert saved["state_dict"]["layers.0.running_mean"].abs().sum() > 0

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from lightning_byz.flat import Layout
 from lightning_byz.random import derive
+from lightning_byz.strategies.inside_lightning import restore_before_transfer
 from lightning_byz.strategies.module_job import ModuleJob, Pause
 from lightning_byz.strategies.served_data import ServedData
 from lightning_byz.strategies.training_data import TRANSFER_HOOKS
@@ -53,11 +54,10 @@ def jobs_of(strategy: Any, data: ServedData, layout: Layout, digests: tuple[int,
 
 def _apart(module: pl.LightningModule) -> pl.LightningModule:
     """Return a copy of a module that can travel to another process, without what the strategy has hung on it."""
-    hung = {name: vars(module).pop(name) for name in ("no_sync", "_on_before_batch_transfer") if name in vars(module)}
-    try:
-        return deepcopy(module)
-    finally:
-        vars(module).update(hung)
+    copy = deepcopy(module)
+    vars(copy).pop("no_sync", None)
+    restore_before_transfer(copy)
+    return copy
 
 
 def _overridden(datamodule: Any, hook: str) -> bool:
