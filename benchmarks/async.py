@@ -118,6 +118,7 @@ def rates(unit: float = 0.01, pairs: int = 3, accuracy: float = 0.95) -> None:
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300
             )
             found[kind].append(json.loads(done.stdout.splitlines()[-1]))
+            print(kind, found[kind][-1], flush=True)
     for kind, runs in found.items():
         told = [f"{run['rate']:.0f}/s, {run['reached'] or float('nan'):.1f} s" for run in runs]
         print(f"{kind:>10}: gradients per second, seconds to {accuracy:g}: {'; '.join(told)}")

@@ -35,10 +35,10 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def running(path: Path, method: str) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+def running(path: Path, method: str, program: str = PROGRAM) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A run in a process group of its own, which is killed whole, and the ids of its workers."""
     file = path / "program.py"
-    file.write_text(PROGRAM)
+    file.write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     run = subprocess.Popen(
@@ -94,6 +94,20 @@ def test_workers_end_with_a_killed_server(tmp_path, method) -> None:
 def test_a_stopped_worker_ends_with_a_killed_server(tmp_path) -> None:
     with running(tmp_path, "fork") as (run, pids):
         os.kill(pids[0], signal.SIGSTOP)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        nobody(run.pid, 5.0)
+
+
+def test_the_lifeline_alone_ends_a_worker(tmp_path) -> None:
+    """Where the kernel does not tell of a parent's death."""
+    program = (
+        "import os, time, types\nfrom multiprocessing import Pipe\nimport lightning_byz.serving.lifeline as lifeline\n"
+        "lifeline.sys = types.SimpleNamespace(platform='other')\nread, write = Pipe(duplex=False)\nparent, pid = os.getpid(), os.fork()\n"
+        "if pid == 0:\n    lifeline.end_with_parent(read, write, parent)\nelse:\n    print([pid], flush=True)\ntime.sleep(60)\n"
+    )
+    with running(tmp_path, "", program) as (run, pids):
+        assert alive(pids) == pids
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
         nobody(run.pid, 5.0)
