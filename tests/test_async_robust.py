@@ -179,7 +179,7 @@ def test_an_attacker_poisons_its_batches_at_its_worker() -> None:
         (lambda module: module.trainer.datamodule, "datamodule"),
         (lambda module: module.optimizers(), "strategy"),
         (lambda module: module.lr_schedulers(), "lr_scheduler_configs"),
-        (lambda module: module.logger, "loggers"),
+        (lambda module: module.logger, "logger"),
         (lambda module: module.trainer.train_dataloader, "train_dataloader"),
         (lambda module: module.all_gather(torch.ones(1)), "strategy"),
     ],

@@ -105,6 +105,7 @@ class Service:
                     raise RuntimeError(refused(event))
                 if event.word in ("ready", "silent"):
                     waiting.discard(event.worker)
+        self._starting = False
         if waiting:
             self._tell(
                 f"Workers {sorted(waiting)} have sent nothing yet, and the run starts without them; they may still come."
