@@ -18,13 +18,27 @@ from lightning_byz.stack import Slice, Stack
 if typing.TYPE_CHECKING:
     from lightning_byz.callbacks import WorkerMonitor
     from lightning_byz.optimizers import RobustOptimizer
-    from lightning_byz.strategies import RobustStrategy
+    from lightning_byz.strategies import AsyncRobustStrategy, RobustStrategy
 
 __version__ = "0.1.0"
 
-__all__ = ["RobustOptimizer", "RobustStrategy", "Slice", "Stack", "ToleranceError", "TooManyFaults", "WorkerMonitor"]
+__all__ = [
+    "AsyncRobustStrategy",
+    "RobustOptimizer",
+    "RobustStrategy",
+    "Slice",
+    "Stack",
+    "ToleranceError",
+    "TooManyFaults",
+    "WorkerMonitor",
+]
 
-_LATER = {"RobustOptimizer": "optimizers", "RobustStrategy": "strategies", "WorkerMonitor": "callbacks"}
+_LATER = {
+    "AsyncRobustStrategy": "strategies",
+    "RobustOptimizer": "optimizers",
+    "RobustStrategy": "strategies",
+    "WorkerMonitor": "callbacks",
+}
 _ROOMS = (
     "aggregators",
     "arrivals",

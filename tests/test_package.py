@@ -48,7 +48,7 @@ FLOORS = {
     },
     1: {"aggregators", "preaggregators", "attacks", "compressors", "codes", "estimators", "links", "arrivals"},
     2: {"exchange"},
-    3: {"rounds", "optimizers", "testing"},
+    3: {"rounds", "optimizers", "serving", "testing"},
     4: {"strategies", "data", "metrics", "callbacks", "demos"},
     5: {"cli", "compare", "redteam", "kinds", "mistakes", "__main__", "__init__"},
 }
@@ -245,7 +245,7 @@ def test_the_name_robust_is_registered_where_lightning_is(after_metrics: Callabl
 
 def test_the_front_door_opens_every_room() -> None:
     """Each public package of the library is an attribute of ``lightning_byz``, imported or not; nothing else is made up."""
-    inner = {"kernels", "rounds", "compare", "redteam"}
+    inner = {"kernels", "rounds", "serving", "compare", "redteam"}
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - inner
     assert set(lightning_byz._ROOMS) == rooms
     assert all(inspect.ismodule(getattr(lightning_byz, room)) for room in rooms)

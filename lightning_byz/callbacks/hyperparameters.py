@@ -5,13 +5,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_byz.strategies import RobustStrategy
+from lightning_byz.strategies import AsyncRobustStrategy, RobustStrategy
 from lightning_byz.strategies.inside_lightning import logged_hyperparameters
 
 VERSIONS = ("lightning-byz", "lightning", "torch")
 
 
-def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
+def hyperparameters(strategy: RobustStrategy | AsyncRobustStrategy) -> dict[str, Any]:
     """Return rules or code, f, workers, attack, exchange, seed and versions of a fit that is set up, as numbers and text."""
     told = {
         "aggregator": _named(strategy.aggregator),
@@ -39,7 +39,7 @@ def hyperparameters(strategy: RobustStrategy) -> dict[str, Any]:
     return {f"lightning_byz/{name}": value for name, value in told.items()}
 
 
-def log_hyperparameters(trainer: pl.Trainer, strategy: RobustStrategy) -> None:
+def log_hyperparameters(trainer: pl.Trainer, strategy: RobustStrategy | AsyncRobustStrategy) -> None:
     """Give every logger the run's hyperparameters, with those that Lightning is about to log: TensorBoard shows the first it is given."""
     for logger in trainer.loggers:
         logger.log_hyperparams({**logged_hyperparameters(trainer), **hyperparameters(strategy)})

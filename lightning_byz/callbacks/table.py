@@ -1,6 +1,6 @@
 """The table of the workers that ends a fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -27,17 +27,18 @@ def table(totals: WorkerMeans, *, attackers: Sequence[int], weights: Sequence[fl
     return result
 
 
-def delivered_table(totals: Deliveries, *, attackers: Sequence[int]) -> Table:
-    """Return one line per stale worker: what was accepted of it, what part of the weight that has in the end, and how old it was."""
+def delivered_table(totals: Deliveries, *, attackers: Sequence[int], rates: Mapping[int, float] | None = None) -> Table:
+    """Return one line per stale worker: what was accepted of it, what part of all weight that has, how old it was, and its rate if known."""
     means = totals.means()
     caption = "weight: part of all weight at the last step\nage: steps since the message in use was computed"
     result = Table(title="What they delivered", caption=caption, title_justify="left")
     result.add_column("worker", no_wrap=True)
-    for column in ("delivered", "weight", "mean age", "oldest"):
+    for column in ("delivered", *(["per second"] if rates else []), "weight", "mean age", "oldest"):
         result.add_column(column, justify="right", no_wrap=True)
     for worker in range(totals.workers):
         delivered, weight, age, oldest = (float(means[one][worker]) for one in ("delivered", "weight", "age", "oldest"))
-        cells = _told(delivered, ".0f"), _told(weight, ".4f"), _told(age, ".2f"), _told(oldest, ".0f")
+        rate = [_told(rates[worker], ".4g")] if rates else []
+        cells = _told(delivered, ".0f"), *rate, _told(weight, ".4f"), _told(age, ".2f"), _told(oldest, ".0f")
         result.add_row(_name(worker, attackers), *cells)
     return result
 

@@ -14,7 +14,7 @@ from lightning_byz.callbacks import summary
 from lightning_byz.callbacks.hyperparameters import log_hyperparameters
 from lightning_byz.callbacks.table import delivered_table, table
 from lightning_byz.metrics import AggregationError, Deliveries, Exclusion, Traffic, WorkerMeans
-from lightning_byz.strategies import RobustStrategy
+from lightning_byz.strategies import AsyncRobustStrategy, RobustStrategy
 from lightning_byz.strategies.inside_lightning import logged_step
 
 _NAMES = {
@@ -60,7 +60,8 @@ class WorkerMonitor(Callback):
 
     What is not known is not logged. Loggers with tables (W&B, TensorBoard) get one of the workers as ``workers``. The table at the end counts every
     step, and shows weights where they are unequal, and how often a worker was broken or absent where that happened. A worker without a share in the
-    aggregate of a step is *left out* of it; that says nothing about why. Under arrivals a second table follows, of deliveries, weights and ages.
+    aggregate of a step is *left out* of it; that says nothing about why. Under arrivals a second table follows, of deliveries, weights and ages, and
+    of messages per second where workers go at their own pace (:class:`~lightning_byz.strategies.AsyncRobustStrategy`).
 
     Norms, distances and errors are measured at the logged steps, and at the first one. Cost: there, four readings of the n rows, :math:`O(n d)`;
     at other steps, none.
@@ -71,7 +72,8 @@ class WorkerMonitor(Callback):
             ``worker_delivered/i``, ``worker_age/i``, ``worker_oldest/i`` and ``worker_weight/i``.
 
     Raises:
-        MisconfigurationException: At the start of a fit whose strategy is no :class:`~lightning_byz.RobustStrategy`.
+        MisconfigurationException: At the start of a fit whose strategy is no :class:`~lightning_byz.RobustStrategy` and no
+            :class:`~lightning_byz.strategies.AsyncRobustStrategy`.
 
     Example::
 
@@ -136,7 +138,8 @@ class WorkerMonitor(Callback):
         attackers = _attacking(strategy)
         shown = [table(_totals(self._fit), attackers=attackers, weights=strategy.worker_weights)]
         stale = [metric for metric in self._fit.values() if isinstance(metric, Deliveries)]
-        shown += [delivered_table(deliveries, attackers=attackers) for deliveries in stale]
+        rates = strategy.rates if isinstance(strategy, AsyncRobustStrategy) else None
+        shown += [delivered_table(deliveries, attackers=attackers, rates=rates) for deliveries in stale]
         with console.capture() as text:
             for each in shown:
                 console.print(each)
@@ -166,8 +169,8 @@ class WorkerMonitor(Callback):
             summary.log_table(logger, means, attackers, step=step)
 
 
-def _robust(trainer: Trainer) -> RobustStrategy:
-    if not isinstance(trainer.strategy, RobustStrategy):
+def _robust(trainer: Trainer) -> RobustStrategy | AsyncRobustStrategy:
+    if not isinstance(trainer.strategy, RobustStrategy | AsyncRobustStrategy):
         raise MisconfigurationException(
             f"WorkerMonitor shows what RobustStrategy does with each worker, but the trainer's strategy is a {type(trainer.strategy).__name__}; "
             "give Trainer(strategy=RobustStrategy(...)) or leave the callback out."
@@ -175,7 +178,7 @@ def _robust(trainer: Trainer) -> RobustStrategy:
     return trainer.strategy
 
 
-def _attacking(strategy: RobustStrategy) -> Sequence[int]:
+def _attacking(strategy: RobustStrategy | AsyncRobustStrategy) -> Sequence[int]:
     """Return who attacks in this run."""
     return () if strategy.attack is None else strategy.attackers
 
@@ -186,7 +189,7 @@ def _due(trainer: Trainer) -> bool:
     return every > 0 and (logged_step(trainer) + 1) % every == 0
 
 
-def _collection(workers: int, strategy: RobustStrategy) -> MetricCollection:
+def _collection(workers: int, strategy: RobustStrategy | AsyncRobustStrategy) -> MetricCollection:
     """Return the metrics of one rank's steps; those that need to know who attacks where somebody does, and of stale workers where they are."""
     attackers = _attacking(strategy)
     alone: dict[str, Any] = {"sync_on_compute": False}

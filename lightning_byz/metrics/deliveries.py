@@ -51,7 +51,8 @@ class Deliveries(Metric):
         ages, weights = torch.tensor([census.ages, census.weights], dtype=torch.float64).to(self.ages)
         used = (weights > 0).to(self.ages)
         accepted = [word is Arrival.ARRIVED for word in census.arrival]
-        self.delivered += torch.tensor(accepted).to(self.delivered)
+        delivered = accepted if report.deliveries is None else report.deliveries
+        self.delivered += torch.tensor(delivered).to(self.delivered)
         self.ages += ages * used
         self.used += used
         self.oldest = torch.maximum(self.oldest, ages * used)

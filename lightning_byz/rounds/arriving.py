@@ -55,6 +55,10 @@ class Arriving(Robust):
         """What says how the rows of the table count."""
         return Judge(self.weighing, self.defence.f, self.attackers.workers)
 
+    def ledger(self, memory: Memory, usage: Usage) -> Ledger:
+        """Return what counts at a step."""
+        return Ledger(memory.step, self.workers, self.points, usage)
+
     # ------------------------------------------------------------------ turns
 
     @cached_property
@@ -148,13 +152,12 @@ class Arriving(Robust):
     ) -> Outcome:
         """The step; ``before`` are the rows of those that are due."""
         started, moved, due = perf_counter(), (wire.received, wire.sent), self.due(memory.step)
-        usage = Usage(parameters, self.workers)
-        ledger = Ledger(memory.step, self.workers, self.points, usage)
+        ledger = self.ledger(memory, Usage(parameters, self.workers))
         workers = self._waiting(memory, sent, scale)
         over = overflowing({worker: workers[worker][PENDING]["message"] for worker in sent}, scale)  # type: ignore[misc]
         workers |= {worker: memory.workers.get(worker, {}) for worker in over}
         hand_over(workers, due, wire)
-        used = usage.told({worker: own.used for worker, own in sent.items()})
+        used = ledger.usage.told({worker: own.used for worker, own in sent.items()})
         told_now = torch.cat([telling(sent, over, workers=self.workers), used])
         delivered = self.channel.deliver(memory, due, told_now, wire, apart=self.attackers.acting)
         arrived = perf_counter()

@@ -35,6 +35,7 @@ class Report:
         f: The weight that may be Byzantine, as the rules were told; NaN where they were not asked.
         reason: Why the step was not taken.
         kept: Whether what arrived is kept whether or not the step is taken, as under arrivals.
+        deliveries: How many messages of each worker were accepted since the last update, where these may be several; ``None`` for the census's.
         fault: Whether the step was not taken because more weight was broken than f allows; ``None`` where any broken message of it says so.
         bytes_received: What came to this rank from others, in bytes.
         bytes_sent: What this rank has sent to others, in bytes.
@@ -58,6 +59,7 @@ class Report:
     f: float = nan
     reason: str = ""
     kept: bool = False
+    deliveries: Sequence[int] | None = None
     fault: bool | None = None
     bytes_received: int = 0
     bytes_sent: int = 0

@@ -1,0 +1,53 @@
+"""What starts and ends the workers' processes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lightning_byz.serving.messages import Sizes
+
+
+class Seat(NamedTuple):
+    """Where a worker connects, and what it starts from.
+
+    Args:
+        worker: The worker.
+        address: Where the server listens.
+        key: What it shows there.
+        deadline: Seconds in which the server must have taken it.
+        sizes: Of all that travels.
+        digests: Of the server's module and libraries.
+        remembered: What it remembers of an earlier run, as bytes; ``None`` for nothing.
+        turn: How many turns it has taken.
+        held: Descriptors of the server that a forked process must close.
+
+    """
+
+    worker: int
+    address: tuple[str, int]
+    key: bytes
+    deadline: float
+    sizes: Sizes
+    digests: tuple[int, int]
+    remembered: bytes | None
+    turn: int
+    held: tuple[int, ...]
+
+
+class Engine(ABC):
+    """Starts and ends the workers' processes."""
+
+    workers: int
+    """Number of workers."""
+
+    @abstractmethod
+    def start(self, seat: Seat) -> None:
+        """Start a worker, or start it again."""
+
+    @abstractmethod
+    def ended(self) -> Mapping[int, str]:
+        """Return the workers whose processes have ended, with how."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers, whatever they do."""
