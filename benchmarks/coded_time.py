@@ -164,7 +164,7 @@ def steps_to(results: str, attack: str, data: str, target: float) -> dict[str, f
 
 
 def main(
-    coordinates: list[int] = [1_000_000, 10_000_000],  # noqa: B006
+    coordinates: list[int] = [1_000_000],  # noqa: B006
     *,
     rounds: int = 5,
     results: str | None = None,
