@@ -217,7 +217,7 @@ def test_arrivals(tmp_path: Path) -> None:
 def test_staleness(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install lightning-byz[plots]")
     names = [f"worker_{name}/{worker}" for name in ("age", "delivered", "weight") for worker in range(2)]
-    (tmp_path / "log.csv").write_text(f"{','.join(names)}\n0,3,1,0,0.5,0.5\n\n1,4,1,1,0.6,0.4\n")
+    (tmp_path / "log.csv").write_text(f"step,{','.join(names)}\n0,0,3,1,0,0.5,0.5\n\n2,1,4,1,1,0.6,0.4\n")
     done = run("staleness", "log.csv", "--attackers=[1]", folder=tmp_path)
     assert done.stdout == "2 workers: staleness.png\n", done.stderr
     assert (tmp_path / "staleness.png").stat().st_size > 5000
