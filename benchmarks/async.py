@@ -67,7 +67,9 @@ class Clock(pl.Callback):
         self.began = time.perf_counter()
         self._images, self._labels = trainer.datamodule.validation.tensors  # type: ignore[attr-defined]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Note the time, and every tenth step whether the accuracy is reached."""
         self.times.append(time.perf_counter())
         if self.reached is None and trainer.global_step % 10 == 0:
@@ -183,7 +185,9 @@ class Ages(pl.Callback):
     def __init__(self) -> None:
         self.ages: list[int] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Note the age of the message of this update."""
         census = trainer.strategy.report.census  # type: ignore[attr-defined]
         self.ages += [age for age, word in zip(census.ages, census.arrival, strict=True) if word.value == "arrived"]
@@ -239,7 +243,9 @@ class Trouble(pl.Callback):
         self._seconds, self._end, self._next = seconds, time.monotonic() + 60 * minutes, time.monotonic() + seconds
         self._draws, self._stopped = random.Random(0), 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Do it if it is time."""
         now = time.monotonic()
         if now > self._end:

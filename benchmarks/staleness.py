@@ -4,9 +4,10 @@
     python benchmarks/staleness.py runs/quickstart/version_0/metrics.csv
     python benchmarks/staleness.py runs/quickstart/version_0/metrics.csv --output=ages.svg --attackers='[6, 7]'
 
-The fit has arrivals, or is of AsyncRobustStrategy, with a CSVLogger and WorkerMonitor(per_worker=True); with log_every_n_steps=1 the ages are those of
-all steps, else means over the steps between two lines. For each worker the middle half of the ages, their median and their whole range, with its
-deliveries and its part of the weight at the end; on the right, how many it had delivered at each step. A line that goes flat is a worker that is gone.
+The fit has arrivals, or is of AsyncRobustStrategy, with a CSVLogger and WorkerMonitor(per_worker=True); with log_every_n_steps=1 the ages are those
+of all steps, else means over the steps between two lines. For each worker the middle half of the ages, their median and their whole range, with its
+deliveries and its part of the weight at the end; on the right, how many it had delivered at each step. A line that goes flat is a worker that is
+gone.
 """
 
 import csv

@@ -96,7 +96,8 @@ def times(code: Solon, workers: int, count: int, rounds: int) -> tuple[float, fl
     where, gradient, out = code.coordinates(count), torch.randn(count), torch.zeros_like(rows[0])
     encode: Callable[[], object] = lambda: code.encode(0, [gradient], where, workers=workers, out=out)  # noqa: E731
     decode: Callable[[], object] = lambda: decoded(code, rows, count)  # noqa: E731
-    encode(), decode()
+    encode()
+    decode()
     return tuple(1e3 * median(seconds(one) for _ in range(rounds)) for one in (encode, decode))  # type: ignore[return-value]
 
 
