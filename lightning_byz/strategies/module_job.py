@@ -19,7 +19,7 @@ from lightning_byz.flat import Layout
 from lightning_byz.random import Streams, generator
 from lightning_byz.rounds.earlier import copied
 from lightning_byz.rounds.unseen import Unseen
-from lightning_byz.serving.worker import Computed, Job
+from lightning_byz.serving.job import Computed, Job
 from lightning_byz.strategies.arriving_loaders import PacedLoader
 from lightning_byz.strategies.worker_trainer import Notes, WorkerTrainer
 
