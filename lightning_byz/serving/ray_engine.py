@@ -55,7 +55,7 @@ class Ray:
                 raise ValueError(f"{name}={amount!r}: give how much of it each worker asks for, a number of 0 or more.")
         if self.address is not None and self.address.startswith("ray://"):
             raise ValueError(
-                f"address={self.address!r} is of Ray's client, which is no member of the cluster: run the script on a node of it, with address='auto'."
+                f"address={self.address!r} is of Ray's client, which is outside the cluster: run the script on a node of it, with address='auto'."
             )
 
 

@@ -64,8 +64,8 @@ class RayLine(Line):
                 elif not self.gone:
                     self._gone("was ended")
                 return
-            except errors.ActorUnavailableError as error:
-                self._lost(error)
+            except errors.ActorUnavailableError:
+                self._unreachable()
             except errors.RayActorError as error:
                 self._gone(how_ended(error))
                 return
@@ -156,6 +156,13 @@ class RayLine(Line):
     def _lost(self, error: Exception) -> None:
         """Try again: what was under way is lost."""
         self._common.say(self.worker, "lost", str(error))
+        self._stopped.wait(SLICE)
+
+    def _unreachable(self) -> None:
+        """Try again: the worker may be gone, which Ray finds out later, or come back."""
+        if not self.silent:
+            self.silent = True
+            self._common.say(self.worker, "unreachable", "")
         self._stopped.wait(SLICE)
 
     def _failed(self, text: str) -> None:
