@@ -170,7 +170,7 @@ def test_killed_stopped_and_lost_workers(cluster) -> None:
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert fit(used, 900, At((60, stop), (300, lose))) > 0.9
+        assert fit(used, 750, At((60, stop), (200, lose))) > 0.9
     texts = " ".join(str(one.message) for one in said)
     killed, stopped, there = moments["killed"], moments["stopped"], moments["there"]
     assert len(there) == 2
@@ -205,31 +205,27 @@ def below(pid: int) -> list[int]:
     return found[1:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL])
-def test_nobody_is_left_of_a_killed_run(tmp_path, number) -> None:
-    """Neither the actors nor the Ray that the run has started."""
+def test_nobody_is_left_of_a_killed_run(tmp_path) -> None:
+    """Neither the actors nor the Ray that the run has started, but for two agents of Ray's, which look for it for a minute."""
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
     environment = {**os.environ, **OWN}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     run = subprocess.Popen([sys.executable, str(file)], start_new_session=True, cwd=tmp_path, env=environment, **pipes)
-    all_of_them = []
+    all_of_them: list[int] = []
     try:
         pids = json.loads(run.stdout.readline())
         all_of_them = below(run.pid)
         assert set(pids) <= set(all_of_them)
-        os.killpg(run.pid, number) if number == signal.SIGINT else os.kill(run.pid, number)
+        agents = [
+            pid
+            for pid in all_of_them
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::") and pid not in pids
+        ]
+        os.kill(run.pid, signal.SIGKILL)
         run.wait(30)
-        print(
-            number,
-            "code",
-            run.returncode,
-            "actors",
-            nobody(pids, 10.0),
-            "all",
-            nobody(all_of_them, 20.0),
-            len(all_of_them),
-        )
+        assert nobody(pids, 5.0) < 5.0
+        nobody([pid for pid in all_of_them if pid not in agents], 5.0)
     finally:
         for pid in living([*all_of_them, run.pid]):
             with suppress(ProcessLookupError):
