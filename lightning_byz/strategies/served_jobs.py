@@ -7,9 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_byz.flat import Layout
-from lightning_byz.random import derive
 from lightning_byz.serving.engine import Engine
-from lightning_byz.serving.libraries import libraries_digest
 from lightning_byz.serving.processes import Processes
 from lightning_byz.serving.ray_engine import Ray, RayEngine
 from lightning_byz.strategies.inside_lightning import restore_before_transfer
@@ -19,7 +17,7 @@ from lightning_byz.strategies.training_data import TRANSFER_HOOKS
 from lightning_byz.strategies.worker_trainer import facts_of
 
 
-def jobs_of(strategy: Any, data: ServedData, layout: Layout, digests: tuple[int, int]) -> Mapping[int, ModuleJob]:
+def jobs_of(strategy: Any, data: ServedData, layout: Layout) -> Mapping[int, ModuleJob]:
     """Return what each worker computes."""
     module, make = strategy.lightning_module, data.make
     forks = strategy.engine == "processes" and strategy.start_method == "fork"
@@ -45,7 +43,6 @@ def jobs_of(strategy: Any, data: ServedData, layout: Layout, digests: tuple[int,
             facts=facts_of(trainer),
             attack=strategy.attack if worker in acting else None,
             pause=Pause(strategy.delays[worker] if strategy.delays else 0.0, strategy.delay_law),
-            digests=digests,
         )
         for worker in range(strategy.workers)
     }
@@ -70,10 +67,3 @@ def _apart(module: pl.LightningModule) -> pl.LightningModule:
 def _overridden(datamodule: Any, hook: str) -> bool:
     own = None if datamodule is None else getattr(type(datamodule), hook, None)
     return own is not None and own is not getattr(pl.LightningDataModule, hook)
-
-
-def digests_of(module: pl.LightningModule) -> tuple[int, int]:
-    """Return digests of what module and libraries must have in common at all workers and the server."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    words = [f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in tensors]
-    return derive(0, type(module).__qualname__, *words), libraries_digest()
