@@ -134,8 +134,8 @@ def test_a_fit_with_a_slow_and_a_lying_worker_and_its_resume(cluster, tmp_path) 
     attack = {"attackers": [3], "attack": ReverseGradient(factor=10.0), "estimator": WorkerMomentum(beta=0.9)}
     pace = {"delays": [0.01, 0.01, 0.1, 0.01], "engine": Ray(num_cpus=0.5)}
     used = strategy(4, **attack, **pace)
-    keep = At((300, lambda used: used.lightning_module.trainer.save_checkpoint(path)))
-    assert fit(used, 400, keep) > 0.85
+    keep = At((200, lambda used: used.lightning_module.trainer.save_checkpoint(path)))
+    assert fit(used, 250, keep) > 0.8
     assert import_module("ray").is_initialized()  # who has started it ends it
     nobody(used.served.engine.pids.values(), 5.0)
     assert used.served.delivered[2] < used.served.delivered[0]
@@ -143,7 +143,7 @@ def test_a_fit_with_a_slow_and_a_lying_worker_and_its_resume(cluster, tmp_path) 
     assert sorted(memories) == [0, 1, 2, 3]
     assert all(float(own["estimator"]["momentum"].abs().sum()) > 0 for own in memories.values())
     again = strategy(4, **attack, **pace)
-    fit(again, 320, ckpt_path=path)
+    fit(again, 230, ckpt_path=path)
     assert all(again.served._remembered[one].adopted > memories[one]["adopted"]["count"] for one in (0, 1))
 
 
@@ -170,7 +170,7 @@ def test_killed_stopped_and_lost_workers(cluster) -> None:
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert fit(used, 750, At((60, stop), (200, lose))) > 0.9
+        assert fit(used, 650, At((60, stop), (200, lose))) > 0.9
     texts = " ".join(str(one.message) for one in said)
     killed, stopped, there = moments["killed"], moments["stopped"], moments["there"]
     assert len(there) == 2
