@@ -1,9 +1,11 @@
-"""What starts and ends the workers' processes."""
+"""What starts and ends the workers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+from lightning_byz.serving.common import Common
+from lightning_byz.serving.line import Line
 from lightning_byz.serving.messages import Sizes
 
 
@@ -12,7 +14,7 @@ class Seat(NamedTuple):
 
     Args:
         worker: The worker.
-        address: Where the server listens.
+        address: Where the server listens; ``None`` where it does not.
         key: What it shows there.
         deadline: Seconds in which the server must have taken it.
         sizes: Of all that travels.
@@ -24,7 +26,7 @@ class Seat(NamedTuple):
     """
 
     worker: int
-    address: tuple[str, int]
+    address: tuple[str, int] | None
     key: bytes
     deadline: float
     sizes: Sizes
@@ -35,14 +37,20 @@ class Seat(NamedTuple):
 
 
 class Engine(ABC):
-    """Starts and ends the workers' processes."""
+    """Starts and ends the workers."""
 
     workers: int
     """Number of workers."""
+    knocks: ClassVar[bool] = True
+    """Whether its workers come to the server's door."""
 
     @abstractmethod
     def start(self, seat: Seat) -> None:
         """Start a worker, or start it again."""
+
+    def line(self, seat: Seat, common: Common) -> Line | None:
+        """Return the server's end of a worker that has been started; ``None`` where the worker comes to the door."""
+        return None
 
     @abstractmethod
     def ended(self) -> Mapping[int, str]:

@@ -8,7 +8,7 @@ class Event(NamedTuple):
 
     Args:
         worker: The worker.
-        word: ``came``, ``ready``, ``silent``, ``back``, ``lost``, ``error``, ``differs`` or ``restarted``.
+        word: ``came``, ``ready``, ``silent``, ``unreachable``, ``back``, ``lost``, ``error``, ``differs`` or ``restarted``.
         text: What else is known of it.
 
     """
@@ -24,6 +24,7 @@ SAID = {
     "ended": "is gone: its process {}. Its last message keeps the weight that it has earned.",
     "restarted": "is started again, with an empty memory.",
     "silent": "has sent nothing for {deadline:g} s and is left out: its last message keeps the weight that it has earned, and it may come back.",
+    "unreachable": "cannot be reached and is left out: its last message keeps the weight that it has earned, and it may come back.",
     "back": "is back.",
     "error": "has ended with an error, and its last message keeps the weight that it has earned:\n{}",
     "differs": "runs another {} than the server, and nothing of it is used.",

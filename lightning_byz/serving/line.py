@@ -1,33 +1,30 @@
 """The server's end of one worker: a thread that receives its messages, one at a time, and sends it parameters."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 
 import numpy as np
 
-from lightning_byz.serving.common import SLICE, Common, Message
-from lightning_byz.serving.door import LOST, hang_up, set_patience
-from lightning_byz.serving.frames import TEXT, Header, Kind, receive, receive_header, text_of
+from lightning_byz.serving.common import SLICE, Common, Message, Published
+from lightning_byz.serving.door import LOST
 from lightning_byz.serving.messages import notes_of, vector_of
 
 
-class Line:
-    """One worker's connection, and the thread that serves it.
+class Line(ABC):
+    """One worker, and the thread that serves it.
 
     Args:
         worker: The worker.
-        connection: The connection, whose other end has shown the worker's key.
         common: What all lines share.
 
     """
 
-    def __init__(self, worker: int, connection: Connection, common: Common) -> None:
+    def __init__(self, worker: int, common: Common) -> None:
         self.worker = worker
-        self.connection = connection
         self.orders: SimpleQueue[tuple[str, bool]] = SimpleQueue()
         self.memories: SimpleQueue[bytes | None] = SimpleQueue()
         self.silent = self.gone = self.ready = False
@@ -37,72 +34,80 @@ class Line:
 
     def start(self) -> None:
         """Serve the worker."""
-        set_patience(self.connection, self._common.deadline)
         self._thread.start()
 
-    def close(self) -> None:
-        """End the connection, and wait for the thread."""
+    def end(self) -> None:
+        """Have the thread end."""
         self.gone = True
         self.orders.put(("stop", False))
-        hang_up(self.connection)
+        self.hang_up()
+
+    def close(self) -> None:
+        """End the line, and wait for the thread."""
+        self.end()
         if self._thread.is_alive():
             self._thread.join(self._common.deadline + 1.0)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Descriptors that a forked process must close."""
+        return ()
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """End what holds up the thread."""
+
+    @abstractmethod
+    def _serve(self) -> None:
+        """Serve the worker until it is gone; raise one of ``LOST`` where it is lost."""
+
+    @abstractmethod
+    def _ask(self) -> None:
+        """Ask the worker what it remembers."""
+
+    @abstractmethod
+    def _left(self) -> None:
+        """Clear up at the end."""
 
     def _run(self) -> None:
         why = "the connection ended"
         try:
-            if self._greeted():
-                self._send_point(accepted=False)
-                while self._turn():
-                    pass
+            self._serve()
         except LOST as error:
             why = str(error) or why
         finally:
-            with suppress(OSError):
-                self.connection.close()
+            self._left()
             if not (self.gone or self._common.closing):
                 self.gone = True
                 self._common.say(self.worker, "lost", why)
             self.memories.put(None)
 
-    def _greeted(self) -> bool:
-        """Whether the worker runs what the server runs."""
-        header = self._header()
-        if header is None or header.kind is not Kind.HELLO:
-            return False
-        mine = self._common.digests
-        for own, theirs, what in zip(mine, (header.first, header.second), ("module", "library"), strict=True):
-            if own != theirs:
-                self._common.say(self.worker, "differs", what)
-                return False
-        self._common.say(self.worker, "came", "")
-        return True
+    # ------------------------------------------------------------------ what all lines have in common
 
-    def _turn(self) -> bool:
-        """Receive one thing; whether to go on."""
-        header = self._header()
-        if header is None:
-            return not self.gone
-        if header.kind is Kind.ERROR:
-            self._common.say(self.worker, "error", text_of(self.connection.recv_bytes(TEXT)))
-            self.gone = True
-            return False
-        if header.kind is not Kind.GRADIENT:
-            self._malformed()
-            return True
+    def _same(self, what: str, own: int, theirs: int) -> bool:
+        """Whether the worker runs what the server runs."""
+        if own != theirs:
+            self._common.say(self.worker, "differs", what)
+        return own == theirs
+
+    def _quiet(self) -> None:
+        """Notice that nothing has come."""
+        if not self.silent and monotonic() - self._heard > self._common.deadline:
+            self.silent = True
+            self._common.say(self.worker, "silent", "")
+
+    def _spoke(self) -> None:
+        """Notice that something has come."""
+        self._heard = monotonic()
+        if self.silent:
+            self.silent = False
+            self._common.say(self.worker, "back", "")
+
+    def _announced(self) -> None:
+        """Notice that the worker has a message."""
         if not self.ready:
             self.ready = True
             self._common.say(self.worker, "ready", "")
-        with self._room():
-            self.connection.send_bytes(Header(Kind.GO, self.worker).packed())
-            message = self._message(header)
-            if message is None:
-                return True
-            self._common.inbox.put(message)
-            del message
-            accepted = self._answered()
-        self._send_point(accepted=accepted)
-        return True
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -114,35 +119,24 @@ class Line:
         finally:
             self._common.receiving.release()
 
-    def _header(self) -> Header | None:
-        """Return the next header, however long that takes; ``None`` for a frame that is none, or at the end."""
-        while not self.connection.poll(SLICE):
-            if self.gone:
-                return None
-            if not self.silent and monotonic() - self._heard > self._common.deadline:
-                self.silent = True
-                self._common.say(self.worker, "silent", "")
+    @contextmanager
+    def _point(self) -> Iterator[Published]:
+        """Hold the parameters as they are now, while they are sent."""
+        while not self._common.sending.acquire(timeout=SLICE):
+            self._do(("", False))
         try:
-            header = receive_header(self.connection)
-        except OSError:
-            if not self.connection.readable:  # the frame was longer than a header
-                self._malformed()
-            raise
+            point = self._common.published
+            assert point is not None
+            yield point
+        finally:
+            self._common.sending.release()
         self._heard = monotonic()
-        if header is None or header.worker != self.worker:
-            self._malformed()
-            return None
-        if self.silent:
-            self.silent = False
-            self._common.say(self.worker, "back", "")
-        return header
 
-    def _message(self, header: Header) -> Message | None:
-        sizes = self._common.sizes
-        data = memoryview(self.connection.recv_bytes(sizes.message + TEXT))
-        current = self._common.published
+    def _read(self, data: memoryview, *, version: int, turn: int, loss: float) -> Message | None:
+        """Return a message from its bytes; ``None``, and a count, for what is none."""
+        sizes, current = self._common.sizes, self._common.published
         assert current is not None
-        if len(data) < sizes.message or not 0 <= header.first <= current.version or header.second < 0:
+        if len(data) < sizes.message or not 0 <= version <= current.version or turn < 0:
             self._malformed()
             return None
         vector, tail, notes = data[: sizes.vector], data[sizes.vector : sizes.message], data[sizes.message :]
@@ -150,7 +144,7 @@ class Line:
         used = [bool(flag) for flag in tail[:count]]
         buffers = np.frombuffer(tail, np.float64, sizes.buffers, count).copy()
         row = vector_of(vector, sizes.layout.dtype)
-        return Message(self.worker, *header[3:5], row, used, buffers, header.value, notes_of(bytes(notes)))
+        return Message(self.worker, version, turn, row, used, buffers, loss, notes_of(bytes(notes)))
 
     def _answered(self) -> bool:
         """Do as the server says until it has looked at the message; whether it accepted it."""
@@ -166,27 +160,6 @@ class Line:
             raise EOFError("the run ended")
         if order[0] == "ask":
             self._ask()
-
-    def _ask(self) -> None:
-        """Ask the worker what it remembers."""
-        self.connection.send_bytes(Header(Kind.ASK, self.worker).packed())
-        header = receive_header(self.connection)
-        known = header is not None and header.kind is Kind.MEMORY
-        self.memories.put(receive(self.connection, self._common.sizes.memory) if known else None)
-
-    def _send_point(self, *, accepted: bool) -> None:
-        """Send the parameters as they are now."""
-        while not self._common.sending.acquire(timeout=SLICE):
-            self._do(("", False))
-        try:
-            point = self._common.published
-            assert point is not None
-            about = (point.version, point.epoch, point.step)
-            self.connection.send_bytes(Header(Kind.POINT, self.worker, accepted, *about).packed())
-            self.connection.send_bytes(point.data)
-        finally:
-            self._common.sending.release()
-        self._heard = monotonic()
 
     def _malformed(self) -> None:
         with self._common.lock:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lightning_byz.serving.engine import Engine, Seat
+from lightning_byz.serving.job import Job
 from lightning_byz.serving.lifeline import end_with_parent
-from lightning_byz.serving.worker import Job, work
+from lightning_byz.serving.worker import work
 
 
 class Processes(Engine):

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_byz.errors import TooManyFaults
 from lightning_byz.serving.common import SLICE, Common, Message, Published
-from lightning_byz.serving.door import Door, hang_up
+from lightning_byz.serving.door import Door
 from lightning_byz.serving.engine import Engine, Seat
 from lightning_byz.serving.events import FATAL, SAID, Event, refused
 from lightning_byz.serving.line import Line
 from lightning_byz.serving.messages import Remembered, Sizes, memory_of, raw
+from lightning_byz.serving.socket_line import SocketLine
 
 STEP = 0.01
 """Seconds between two looks at what has happened, at the start."""
@@ -52,7 +53,7 @@ class Service:
         self._sizes = sizes
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._common = Common(sizes, digests, deadline, lambda *told: self._events.put(Event(*told)))
-        self._door = Door(engine.workers, self._connected)
+        self._door = Door(engine.workers, self._connected) if engine.knocks else None
         self._lines: dict[int, Line] = {}
         self._lock = Lock()
         self._left = dict.fromkeys(range(engine.workers), restarts)
@@ -70,7 +71,7 @@ class Service:
     @property
     def strangers(self) -> int:
         """Connections that have shown no worker's key."""
-        return self._door.strangers
+        return 0 if self._door is None else self._door.strangers
 
     @property
     def malformed(self) -> int:
@@ -78,9 +79,9 @@ class Service:
         return self._common.malformed
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Where workers connect."""
-        return self._door.address
+    def address(self) -> tuple[str, int] | None:
+        """Where workers connect, if they do."""
+        return None if self._door is None else self._door.address
 
     def open(self, remembered: Mapping[int, bytes], turns: Callable[[int], int]) -> None:
         """Start all workers, and wait until each has made a first message, or is gone or silent.
@@ -94,9 +95,10 @@ class Service:
 
         """
         self._turns = turns
-        self._door.open()
+        if self._door is not None:
+            self._door.open()
         for worker in range(self.workers):
-            self._engine.start(self._seat(worker, remembered.get(worker)))
+            self._begin(worker, remembered.get(worker))
         waiting, until = set(range(self.workers)), monotonic() + max(START, self._common.deadline)
         while waiting and monotonic() < until:
             sleep(STEP)
@@ -167,30 +169,43 @@ class Service:
         self._engine.close()
         for line in list(self._lines.values()):
             line.close()
-        self._door.close()
+        if self._door is not None:
+            self._door.close()
 
     @property
     def away(self) -> list[int]:
         """The workers that are gone or silent."""
         return sorted({*self._dead, *(worker for worker, line in self._lines.items() if line.silent)})
 
+    def _begin(self, worker: int, remembered: bytes | None) -> None:
+        """Start a worker."""
+        seat = self._seat(worker, remembered)
+        self._engine.start(seat)
+        line = self._engine.line(seat, self._common)
+        if line is not None:
+            self._serve(line)
+
     def _seat(self, worker: int, remembered: bytes | None) -> Seat:
-        held = [self._door.fileno(), *(line.connection.fileno() for line in self._lines.values() if not line.gone)]
-        known = self._door.address, self._door.keys[worker], self._common.deadline
-        return Seat(worker, *known, self._sizes, self._common.digests, remembered, self._turns(worker), tuple(held))
+        limits = self._common.deadline, self._sizes, self._common.digests, remembered, self._turns(worker)
+        if self._door is None:
+            return Seat(worker, None, b"", *limits, ())
+        held = [self._door.fileno(), *(one for line in self._lines.values() for one in line.held)]
+        return Seat(worker, self._door.address, self._door.keys[worker], *limits, tuple(held))
 
     def _connected(self, connection: Connection, worker: int) -> None:
-        """Serve a worker on its new connection; an older one ends."""
+        """Serve a worker on its new connection."""
+        self._serve(SocketLine(worker, connection, self._common))
+
+    def _serve(self, line: Line) -> None:
+        """Serve a worker on its new line; an older one ends."""
         with self._lock:
-            before, line = self._lines.get(worker), Line(worker, connection, self._common)
+            before = self._lines.get(line.worker)
             if self._common.closing:
-                hang_up(connection)
+                line.hang_up()
                 return
-            self._lines[worker] = line
+            self._lines[line.worker] = line
         if before is not None:
-            before.gone = True
-            before.orders.put(("stop", False))
-            hang_up(before.connection)
+            before.end()
         line.start()
 
     def _happened(self) -> list[Event]:
@@ -217,5 +232,5 @@ class Service:
         if word == "ended" and self._left[worker] > 0:
             self._left[worker] -= 1
             self._dead.discard(worker)
-            self._engine.start(self._seat(worker, None))
+            self._begin(worker, None)
             self._events.put(Event(worker, "restarted", ""))

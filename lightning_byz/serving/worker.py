@@ -1,83 +1,27 @@
-"""A worker's life: fetch parameters, compute, send, and begin again, at its own pace."""
+"""The life of a worker that is a process of the server's machine: fetch parameters, compute, send, and begin again, at its own pace."""
 
 import traceback
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from time import monotonic, sleep
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from lightning_byz.rounds.checks import estimated
 from lightning_byz.serving.door import knock, set_patience
 from lightning_byz.serving.engine import Seat
 from lightning_byz.serving.frames import SIZE, Header, Kind, bytes_of, header_of
-from lightning_byz.serving.messages import Remembered, Sizes, memory_of, packed_memory, packed_notes, raw, vector_of
+from lightning_byz.serving.job import Computed, Job
+from lightning_byz.serving.messages import Sizes, vector_of
+from lightning_byz.serving.turns import Turns, message_bytes
 
 WEEK = 7 * 86400.0
 """Seconds that a worker waits for the server, which may be validating; it does not outlive it."""
-FRUITLESS = 1000
-"""Turns in a row without a loss after which a worker gives up."""
-
-
-class Computed(NamedTuple):
-    """What a turn has left.
-
-    Args:
-        gradients: Flat (d,), one per point that the estimator asks for, the visible one first.
-        used: For each parameter whether the turn used it.
-        buffers: The module's buffers after it.
-        loss: Of its batch.
-        logged: What the turn logged, by name: a number, and flags.
-
-    """
-
-    gradients: Sequence[Tensor]
-    used: Sequence[bool]
-    buffers: np.ndarray
-    loss: float
-    logged: Mapping[str, Sequence[Any]]
-
-
-class Job(ABC):
-    """What a worker computes. It travels to its process when that starts."""
-
-    digests: tuple[int, int]
-    """Of the module and the libraries that it runs."""
-
-    @abstractmethod
-    def begin(self, turn: int) -> None:
-        """Get ready, in the worker's process, to take this turn."""
-
-    @abstractmethod
-    def compute(
-        self, turn: int, point: Tensor, earlier: Tensor | None, *, epoch: int, step: int, points: int
-    ) -> Computed | None:
-        """Return what a turn leaves at a point (d,); ``None`` where it has no loss.
-
-        Args:
-            turn: The turn's number, which keys its draws.
-            point: The parameters.
-            earlier: Where the second gradient is asked for.
-            epoch: The Trainer's.
-            step: Likewise.
-            points: How many gradients are asked for.
-
-        """
-
-    @abstractmethod
-    def settle(self, *, accepted: bool) -> None:
-        """Keep what the turn has changed of the buffers, or forget it."""
 
 
 def work(job: Job, seat: Seat) -> int:
     """Be a worker until the server is gone; return an exit code."""
-    blank = Remembered(seat.sizes.blank())
-    worker = _Worker(job, seat, blank if seat.remembered is None else memory_of(seat.remembered, seat.sizes))
+    assert seat.address is not None
+    worker = _Worker(job, seat)
     try:
-        job.begin(seat.turn)
+        worker.turns.begin()
     except Exception:
         worker.error = traceback.format_exc()
     until = monotonic() + seat.deadline
@@ -100,11 +44,10 @@ def work(job: Job, seat: Seat) -> int:
 
 
 class _Worker:
-    def __init__(self, job: Job, seat: Seat, remembered: Remembered) -> None:
+    def __init__(self, job: Job, seat: Seat) -> None:
         self._job = job
         self._seat = seat
-        self._turn = seat.turn
-        self._remembered = remembered
+        self.turns = Turns(job, seat.worker, seat.sizes, seat.remembered, seat.turn)
         self.error: str | None = None
 
     @property
@@ -125,44 +68,24 @@ class _Worker:
             try:
                 if self.error is not None:
                     raise RuntimeError(self.error)
-                computed, proposed = self._computed(header, point)
+                turn, computed = self.turns.take(point, epoch=header.second, step=header.third)
             except Exception as error:
                 self.error = self.error or "".join(traceback.format_exception(error))
                 self._send(connection, Kind.ERROR)
                 connection.send_bytes(bytes_of(self.error))
                 return
-            turn, self._turn = self._turn, self._turn + 1
             accepted = False
             try:
                 header = self._deliver(connection, header, turn, computed)
                 accepted = header.flag
             finally:
-                self._job.settle(accepted=accepted)
-            self._remembered = proposed if accepted else self._remembered
-
-    def _computed(self, header: Header, point: Tensor) -> tuple[Computed, Remembered]:
-        """Take a turn; the message lies in the first gradient's place."""
-        memory, adopted, earlier = self._remembered
-        estimator = self._sizes.estimator
-        for _ in range(FRUITLESS):
-            about = {"epoch": header.second, "step": header.third, "points": estimator.points}
-            computed = self._job.compute(self._turn, point, earlier, **about)
-            if computed is not None:
-                message, left = estimated(estimator, memory, computed.gradients, count=adopted)
-                here = point if estimator.points > 1 else None
-                return computed._replace(gradients=[message]), Remembered(left, adopted + 1, here)
-            self._turn += 1
-        raise RuntimeError(
-            f"training_step returned no loss in {FRUITLESS} turns in a row of worker {self._seat.worker}."
-        )
+                self.turns.settle(accepted=accepted)
 
     def _deliver(self, connection: Connection, fetched: Header, turn: int, computed: Computed) -> Header:
         """Send a message; return the header of the next parameters."""
         self._send(connection, Kind.GRADIENT, first=fetched.first, second=turn, value=computed.loss)
         self._expected(connection, Kind.GO)
-        message, used = raw(computed.gradients[0]), np.array(computed.used, np.uint8)
-        buffers, notes = computed.buffers.astype(np.float64), packed_notes(computed.logged)
-        connection.send_bytes(b"".join([message.data, used.data, buffers.data.cast("B"), notes]))
+        connection.send_bytes(message_bytes(computed))
         return self._expected(connection, Kind.POINT)
 
     def _expected(self, connection: Connection, kind: Kind) -> Header:
@@ -173,7 +96,7 @@ class _Worker:
                 raise OSError("The server has sent something else than was expected.")
             if header.kind is kind:
                 return header
-            data = packed_memory(self._remembered, self._sizes)
+            data = self.turns.memory()
             self._send(connection, Kind.MEMORY)
             connection.send_bytes(data)
 

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from lightning_byz.arrivals.arrivals import check_share
 from lightning_byz.rounds import arguments
 from lightning_byz.rounds.trained import named, trained_by
+from lightning_byz.serving.ray_engine import Ray, refuse_without_ray
 
 NAME = "AsyncRobustStrategy"
 WORDS = {
-    "engine": ("processes",),
+    "engine": ("processes", "ray"),
     "start_method": ("spawn", "fork", "forkserver"),
     "delay_law": ("constant", "exponential"),
 }
@@ -57,7 +58,7 @@ def check_async_arguments(
     ):
         raise ValueError(f"delays={delays!r}: give the seconds, 0 or more, of each of the {workers} workers, or None.")
     for name, given in words.items():
-        if given not in WORDS[name]:
+        if given not in WORDS[name] and not (name == "engine" and isinstance(given, Ray)):
             raise ValueError(f"{name}={given!r}: give one of {list(WORDS[name])}.")
 
 
@@ -65,6 +66,8 @@ def check_async_run(strategy: Any, trainer: pl.Trainer, module: pl.LightningModu
     """Refuse a module and a Trainer that cannot do with such workers."""
     arguments.check_attackers(strategy.attackers, strategy.workers)
     arguments.refuse_sparse(module)
+    if strategy.engine != "processes":
+        refuse_without_ray()
     if strategy.world_size > 1:
         raise ValueError(
             f"{strategy.world_size} processes for {NAME}, whose Trainer runs in one: give devices=1 and num_nodes=1, and workers= for the processes"
@@ -92,7 +95,7 @@ def check_async_run(strategy: Any, trainer: pl.Trainer, module: pl.LightningModu
         raise ValueError(
             f"A gradient scaler needs to hear of each gradient at once, and workers of {NAME} do not wait: use precision='bf16-mixed' or '32-true'."
         )
-    if strategy.root_device.type != "cpu" and strategy.start_method == "fork":
+    if strategy.root_device.type != "cpu" and strategy.start_method == "fork" and strategy.engine == "processes":
         raise ValueError(
             f"start_method='fork' with {strategy.root_device}: a forked process cannot use it, so give start_method='spawn'."
         )

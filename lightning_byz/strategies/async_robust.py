@@ -24,6 +24,7 @@ from lightning_byz.rounds import Attackers, WorkerBuffers
 from lightning_byz.rounds.arguments import BUFFER_RULES, check_buffers
 from lightning_byz.rounds.checkpoint import refuse_other_run
 from lightning_byz.serving.one_row import OneByOne
+from lightning_byz.serving.ray_engine import Ray
 from lightning_byz.serving.serving import AsTheyCome, Desk, ServingPlan
 from lightning_byz.strategies.async_checks import check_async_arguments, check_async_run, check_trained
 from lightning_byz.strategies.refusals import check_arguments, check_optimizers, check_rules
@@ -61,8 +62,10 @@ class AsyncRobustStrategy(ServingStrategy):
         attack: What they do.
         buffers: What evaluation and checkpoints use of the workers' buffers: their coordinate-wise median, or their mean.
         seed: Keys every draw that depends on a worker's turn alone.
-        engine: What starts the workers: ``"processes"`` for children of this process, on this machine.
-        start_method: How processes start: ``"spawn"``, ``"forkserver"``, or ``"fork"`` for at once, on the CPU only.
+        engine: What starts the workers: ``"processes"`` for children of this process, on this machine; ``"ray"``, or a :class:`Ray` that says where,
+            for actors of Ray.
+        start_method: How processes start, with ``engine="processes"``: ``"spawn"``, ``"forkserver"``, or ``"fork"`` for at once,
+            on the CPU only.
         threads: torch's threads in each worker.
         accelerator: As for ``DDPStrategy``, as the next three.
         parallel_devices: Likewise.
@@ -98,7 +101,7 @@ class AsyncRobustStrategy(ServingStrategy):
         attack: Attack | None = None,
         buffers: Literal["median", "mean"] = "median",
         seed: int | None = None,
-        engine: Literal["processes"] = "processes",
+        engine: Literal["processes", "ray"] | Ray = "processes",
         start_method: Literal["spawn", "fork", "forkserver"] = "spawn",
         threads: int = 1,
         accelerator: Accelerator | None = None,

@@ -19,8 +19,9 @@ from lightning_byz.flat import Layout
 from lightning_byz.random import Streams, generator
 from lightning_byz.rounds.earlier import copied
 from lightning_byz.rounds.unseen import Unseen
-from lightning_byz.serving.worker import Computed, Job
+from lightning_byz.serving.job import Computed, Job
 from lightning_byz.strategies.arriving_loaders import PacedLoader
+from lightning_byz.strategies.digests import digests_of
 from lightning_byz.strategies.worker_trainer import Notes, WorkerTrainer
 
 Hooks = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
@@ -64,7 +65,6 @@ class ModuleJob(Job):
         facts: What the module may know of the Trainer.
         attack: What the worker does to its batches; ``None`` for nothing.
         pause: For how long it sleeps before each turn.
-        digests: Of the module and the libraries.
 
     """
 
@@ -80,8 +80,12 @@ class ModuleJob(Job):
     facts: Mapping[str, Any]
     attack: Attack | None
     pause: Pause
-    digests: tuple[int, int]  # pyright: ignore[reportIncompatibleVariableOverride]
     _held: list[Tensor] = field(default_factory=list)
+
+    @property
+    def digests(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the module and the libraries, as they are in the process that asks."""
+        return digests_of(self.module)
 
     def begin(self, turn: int) -> None:
         """Take the module apart from the server's, and give it what stands for the Trainer."""

@@ -2,28 +2,25 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from importlib.metadata import version
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_byz.flat import Layout
-from lightning_byz.random import derive
+from lightning_byz.serving.engine import Engine
+from lightning_byz.serving.processes import Processes
+from lightning_byz.serving.ray_engine import Ray, RayEngine
 from lightning_byz.strategies.inside_lightning import restore_before_transfer
 from lightning_byz.strategies.module_job import ModuleJob, Pause
 from lightning_byz.strategies.served_data import ServedData
 from lightning_byz.strategies.training_data import TRANSFER_HOOKS
 from lightning_byz.strategies.worker_trainer import facts_of
 
-FORMAT = 1
-"""Of what workers and server say to each other."""
-LIBRARIES = ("torch", "lightning")
-"""Those whose versions must be the same at both."""
 
-
-def jobs_of(strategy: Any, data: ServedData, layout: Layout, digests: tuple[int, int]) -> Mapping[int, ModuleJob]:
+def jobs_of(strategy: Any, data: ServedData, layout: Layout) -> Mapping[int, ModuleJob]:
     """Return what each worker computes."""
-    module, make, forks = strategy.lightning_module, data.make, strategy.start_method == "fork"
+    module, make = strategy.lightning_module, data.make
+    forks = strategy.engine == "processes" and strategy.start_method == "fork"
     assert make is not None
     trainer, datamodule = module.trainer, getattr(module.trainer, "datamodule", None)
     known = [_overridden(datamodule, hook) for hook in TRANSFER_HOOKS]
@@ -46,10 +43,17 @@ def jobs_of(strategy: Any, data: ServedData, layout: Layout, digests: tuple[int,
             facts=facts_of(trainer),
             attack=strategy.attack if worker in acting else None,
             pause=Pause(strategy.delays[worker] if strategy.delays else 0.0, strategy.delay_law),
-            digests=digests,
         )
         for worker in range(strategy.workers)
     }
+
+
+def engine_of(strategy: Any, jobs: Mapping[int, ModuleJob]) -> Engine:
+    """Return what starts the workers of a strategy."""
+    if strategy.engine == "processes":
+        return Processes(jobs, method=strategy.start_method, threads=strategy.threads)
+    options = strategy.engine if isinstance(strategy.engine, Ray) else Ray()
+    return RayEngine(jobs, options, threads=strategy.threads)
 
 
 def _apart(module: pl.LightningModule) -> pl.LightningModule:
@@ -63,10 +67,3 @@ def _apart(module: pl.LightningModule) -> pl.LightningModule:
 def _overridden(datamodule: Any, hook: str) -> bool:
     own = None if datamodule is None else getattr(type(datamodule), hook, None)
     return own is not None and own is not getattr(pl.LightningDataModule, hook)
-
-
-def digests_of(module: pl.LightningModule) -> tuple[int, int]:
-    """Return digests of what module and libraries must have in common at all workers and the server."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    words = [f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in tensors]
-    return derive(0, type(module).__qualname__, *words), derive(FORMAT, *map(version, LIBRARIES))

@@ -17,12 +17,12 @@ from lightning_byz.exchange import Local
 from lightning_byz.rounds import Report, Sent
 from lightning_byz.serving.common import Message
 from lightning_byz.serving.messages import Sizes, packed_memory
-from lightning_byz.serving.processes import Processes
 from lightning_byz.serving.service import Service
 from lightning_byz.serving.serving import UPDATES, Desk, handed_over, remembered_by
+from lightning_byz.strategies.digests import digests_of
 from lightning_byz.strategies.run import Run
 from lightning_byz.strategies.served_data import ServedData
-from lightning_byz.strategies.served_jobs import digests_of, jobs_of
+from lightning_byz.strategies.served_jobs import engine_of, jobs_of
 from lightning_byz.strategies.worker_log import WorkerLog
 
 PATIENCE = 20
@@ -70,8 +70,8 @@ class ServedRun:
         desk.updates = memory.counts[UPDATES][0] if UPDATES in memory.counts else 0
         self._sizes = Sizes(layout, sum(one.numel() for one in run.module.buffers()), strategy.estimator)
         self._digests = digests_of(run.module)
-        jobs = jobs_of(strategy, data, layout, self._digests)
-        self.engine = Processes(jobs, method=strategy.start_method, threads=strategy.threads)
+        jobs = jobs_of(strategy, data, layout)
+        self.engine = engine_of(strategy, jobs)
         limits = {"deadline": strategy.deadline, "restarts": strategy.restarts}
         self.service = Service(self.engine, self._sizes, self._digests, tell=rank_zero_warn, **limits)
 
