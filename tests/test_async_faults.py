@@ -121,6 +121,6 @@ def test_ctrl_c_ends_everybody(tmp_path, number) -> None:
             os.killpg(run.pid, number)
         else:
             os.kill(run.pid, number)
-        run.wait(15)
+        run.wait(60)
         nobody(run.pid, 5.0)
         assert (run.returncode != 0) == (number == signal.SIGINT)  # Lightning ends a run in order at the other

@@ -51,7 +51,7 @@ ARGUMENTS = [
     ({"preaggregators": "NNM"}, r"preaggregators='NNM': give a list, e\.g\. \[NNM\(\)\]"),
     ({"preaggregators": NNM}, r"preaggregators=.*NNM.*: give a list"),
     ({"weights": "sample"}, r"weights='sample': give one finite number.*or 'samples'"),
-    ({"aggregator": None}, r"aggregator=None: give an instance"),
+    ({"aggregator": None}, r"aggregator=None: give a robust rule, .* or a code"),
 ]
 
 

@@ -44,7 +44,7 @@ class Processes(Engine):
         if seat.worker in self._processes:
             self._processes[seat.worker].join()
         write = self._write if self._forks else None
-        given = (self._jobs[seat.worker], seat if self._forks else seat._replace(held=()), self._read, write)
+        given = (self._jobs[seat.worker], seat if self._forks else Seat(*seat[:-1], ()), self._read, write)
         process = self._context.Process(
             target=_begin, args=(*given, os.getpid(), self._threads), name=f"worker {seat.worker}", daemon=True
         )

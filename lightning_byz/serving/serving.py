@@ -150,7 +150,7 @@ class Serving(Arriving):
     def take(self, memory: Memory, sent: Mapping[int, Sent], wire: Any, **rest: Any) -> Outcome:
         """Take the message that is there; of workers nothing is remembered."""
         outcome = super().take(memory, sent, wire, **rest)
-        return outcome._replace(memory=replace(outcome.memory, workers={}))
+        return Outcome(outcome.vector, replace(outcome.memory, workers={}), outcome.report)
 
     def _waiting(
         self, memory: Memory, sent: Mapping[int, Sent], scale: float | None

@@ -53,7 +53,7 @@ class Turns:
             if computed is not None:
                 message, left = estimated(estimator, memory, computed.gradients, count=adopted)
                 self._proposed = Remembered(left, adopted + 1, point if estimator.points > 1 else None)
-                return turn, computed._replace(gradients=[message])
+                return turn, Computed([message], *computed[1:])
         raise RuntimeError(f"training_step returned no loss in {FRUITLESS} turns in a row of worker {self._worker}.")
 
     def settle(self, *, accepted: bool) -> None:

@@ -25,9 +25,10 @@ from lightning_byz.aggregators import (
     TrimmedMean,
 )
 from lightning_byz.attacks import IPM, Attack, SignFlip
+from lightning_byz.codes import Code, Cyclic, Repetition, Solon
 from lightning_byz.preaggregators import ARC, NNM, PreAggregator
 from lightning_byz.stack import Stack
-from lightning_byz.testing import check_aggregator, check_attack, check_preaggregator
+from lightning_byz.testing import check_aggregator, check_attack, check_code, check_preaggregator
 from tests.conftest import KERNELS
 from tests.contracts.wrong import WRONG, Correct
 
@@ -187,6 +188,15 @@ REPLACEMENTS = {
     "smallest_diameter": (lambda distances, count: list(range(count)), [MDA()]),
     "smallest_spread": (lambda gram, count: list(range(count)), [SMEA()]),
     "unusable": (lambda vectors: torch.zeros(len(vectors), dtype=torch.int64), [CoordinateMedian(), Krum()]),
+    "mixed_pieces": (
+        lambda rows, used, matrix, blocks, *, out, **pieces: out.fill_(1.0),
+        [Solon(1, 2), Cyclic(1), Repetition(1)],
+    ),
+    "projected_pieces": (
+        lambda rows, blocks, table, pieces: torch.ones(len(blocks), len(table), len(rows) * pieces).double(),
+        [Solon(1, 2), Cyclic(1)],
+    ),
+    "differing": (lambda rows, pairs, blocks: torch.zeros(len(pairs), dtype=torch.int64), [Repetition(1)]),
 }
 UNUSED = {"SLIVER", "Aside", "Comparator", "answered", "block_size", "minority", "moments", "network", "saturate"}
 
@@ -206,4 +216,4 @@ def test_a_kernel_that_averages_turns_rules_red(name: str, rule: Any, monkeypatc
             monkeypatch.setattr(module, name, replacement)
     check = check_preaggregator if isinstance(rule, PreAggregator) else check_aggregator
     with pytest.raises(AssertionError, match="breaks the law"):
-        check(rule, cases=60, workers=11)
+        check_code(rule, cases=60) if isinstance(rule, Code) else check(rule, cases=60, workers=11)
