@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
-import json, os, sys, warnings
+import json, os, signal, sys, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: a shell has it ignored by what it runs in the background
 import lightning.pytorch as pl
 from lightning_byz.aggregators import CTMA, CoordinateMedian
 from lightning_byz.demos import DigitsClassifier, DigitsData
@@ -121,6 +122,6 @@ def test_ctrl_c_ends_everybody(tmp_path, number) -> None:
             os.killpg(run.pid, number)
         else:
             os.kill(run.pid, number)
-        run.wait(60)
+        run.wait(30)
         nobody(run.pid, 5.0)
         assert (run.returncode != 0) == (number == signal.SIGINT)  # Lightning ends a run in order at the other
